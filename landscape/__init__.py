@@ -1,0 +1,1 @@
+"""The loss surface at one point: objectives, curvature operators, Krylov methods and estimators."""

@@ -1,0 +1,1 @@
+"""Hessian-vector product engines, all ``(n, k) -> (n, k)``."""

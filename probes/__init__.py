@@ -1,0 +1,1 @@
+"""Watching training over time: hooks, schedules, measurements, the run folder and its verdicts."""

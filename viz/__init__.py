@@ -1,0 +1,1 @@
+"""What people look at: figures, the report page and the command line."""
