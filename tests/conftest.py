@@ -1,0 +1,39 @@
+"""What every test runs under: one thread, fixed seeds, no display, no bare package names."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+# Before torch and matplotlib are imported, and inherited by the processes that tests start.
+os.environ["MPLBACKEND"] = "Agg"
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# The same examples on every run; HYPOTHESIS_PROFILE=explore looks for new ones.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start each test from the same random state, so that its outcome does not depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global state is what other code may draw from
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_bare_package_names() -> Iterator[None]:
+    """Fail the session if a package was imported by its folder's name, as a second copy of itself."""
+    yield
+    bare = {"landscape", "probes", "viz"} & set(sys.modules)
+    assert not bare, f"imported under a bare name instead of losscope.*: {bare}"
