@@ -1,1 +1,35 @@
 """The loss surface at one point: objectives, curvature operators, Krylov methods and estimators."""
+
+from .errors import (
+    DataError,
+    DoubleBackwardError,
+    LossError,
+    LosscopeError,
+    NonFiniteError,
+    ParameterError,
+    RunError,
+    SettingError,
+)
+from .estimate_trace import trace
+from .krylov import top_eigenpairs
+from .objective import Objective
+from .operators import Hessian, SymmetricOperator
+from .results import Eigenpairs, Estimate
+
+__all__ = [
+    "DataError",
+    "DoubleBackwardError",
+    "Eigenpairs",
+    "Estimate",
+    "Hessian",
+    "LossError",
+    "LosscopeError",
+    "NonFiniteError",
+    "Objective",
+    "ParameterError",
+    "RunError",
+    "SettingError",
+    "SymmetricOperator",
+    "top_eigenpairs",
+    "trace",
+]

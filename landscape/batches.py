@@ -1,0 +1,232 @@
+"""Data for one snapshot: read once, moved to the device, weighted, and cut into mini-batches."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import copy
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from .errors import DataError
+
+__all__ = ["Batch", "batch_length", "fix_batches", "take", "tensors_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch, on the parameters' device.
+
+    Attributes:
+        content: what the user's data yielded.
+        weight: the denominator of this batch's mean loss (1 for a summed loss).
+    """
+
+    content: Any
+    weight: float
+
+
+def fix_batches(
+    data: Any, weight: Callable[[Any], float], device: torch.device, *, limit: int | None = None
+) -> tuple[Batch, ...]:
+    """Read ``data`` once and hold its batches, so that an augmenting loader is one fixed sample.
+
+    Args:
+        data: an iterable of batches (a DataLoader, a list ...), or one batch: a tuple or mapping of
+            tensors.
+        weight: denominator of a batch's mean loss.
+        device: where the parameters live.
+        limit: read at most this many batches.
+
+    Returns:
+        The batches, at least one.
+
+    Raises:
+        DataError: if there is none, or the data is not batched.
+    """
+    batches = []
+    with _untouched_loader(data), contextlib.closing(_read(data)) as contents:
+        for content in contents:
+            moved = to_device(content, device)
+            batches.append(Batch(moved, _checked_weight(weight(moved))))
+            if limit is not None and len(batches) >= limit:
+                break
+    if not batches:
+        hint = "it is a one-shot iterator that is used up; pass a list or a DataLoader" if is_one_shot(data) else ""
+        raise DataError(f"the data yielded no batch ({type(data).__name__}{': ' + hint if hint else ''})")
+    return tuple(batches)
+
+
+def is_one_shot(data: Any) -> bool:
+    """Whether ``data`` is an iterator, which can be read once only."""
+    return isinstance(data, collections.abc.Iterator)
+
+
+def _read(data: Any) -> Iterator[Any]:
+    if _is_one_batch(data):
+        yield data
+        return
+    if isinstance(data, Tensor):
+        raise DataError(
+            f"data must be an iterable of batches or one (inputs, targets) batch, got a tensor of shape "
+            f"{tuple(data.shape)}; write data=[(inputs, targets)], or data=[batch] with a loss_fn"
+        )
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise DataError(
+            f"data is a {type(data).__name__}, which yields single samples; wrap it: DataLoader(data, batch_size=...)"
+        )
+    if not isinstance(data, Iterable):
+        raise DataError(f"data must be an iterable of batches, got {type(data).__name__}")
+    yield from data
+
+
+def _is_one_batch(data: Any) -> bool:
+    if isinstance(data, Mapping):
+        return bool(data)
+    return isinstance(data, tuple) and len(data) > 0 and isinstance(data[0], Tensor)
+
+
+def _checked_weight(weight: Any) -> float:
+    value = float(weight)
+    if not value >= 0 or value == float("inf"):
+        raise DataError(f"the weight of a batch must be a finite number >= 0, got {value}")
+    return value
+
+
+# --------------------------------------------------------------------------- reading without a trace
+
+
+@contextlib.contextmanager
+def _untouched_loader(data: Any) -> Iterator[None]:
+    """Put back the private random generators of a loader, and its live worker iterator.
+
+    The training loop may be iterating the very same loader: its order, its augmentations and its
+    persistent workers must not notice.
+    """
+    generators = list(_generators(data))
+    states = [_get_state(g) for g in generators]
+    iterator = data.__dict__.get("_iterator") if isinstance(data, DataLoader) else None
+    if iterator is not None:
+        data.__dict__["_iterator"] = None  # else persistent workers would restart the loop's own epoch
+    try:
+        yield
+    finally:
+        if isinstance(data, DataLoader) and data.__dict__.get("_iterator") is not iterator:
+            data.__dict__["_iterator"] = iterator
+        for generator, state in zip(generators, states, strict=True):
+            _set_state(generator, state)
+
+
+def _generators(root: Any) -> Iterator[Any]:
+    """Every random generator within reach of a loader: its own, its samplers', its data set's."""
+    pending, seen = [(root, 0)], set()
+    while pending:
+        item, depth = pending.pop()
+        if id(item) in seen or depth > 6 or len(seen) > 10_000:
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
+            yield item
+        elif isinstance(item, list | tuple) and len(item) <= 64:
+            pending += [(value, depth + 1) for value in item]
+        elif isinstance(item, dict) and len(item) <= 64:
+            pending += [(value, depth + 1) for value in item.values()]
+        elif hasattr(item, "__dict__") and not isinstance(item, type | Tensor | torch.nn.Module):
+            pending += [(value, depth + 1) for value in vars(item).values()]
+
+
+def _get_state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator | np.random.RandomState):
+        return generator.get_state()
+    return copy.deepcopy(generator.bit_generator.state) if hasattr(generator, "bit_generator") else generator.getstate()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator | np.random.RandomState):
+        generator.set_state(state)
+    elif hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    else:
+        generator.setstate(state)
+
+
+# --------------------------------------------------------------------------- structure of a batch
+
+
+def _map_tensors(content: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``function`` to every tensor of a batch, keeping its structure; the batch is not changed."""
+    if isinstance(content, Tensor):
+        return function(content)
+    if isinstance(content, dict):
+        return type(content)((k, _map_tensors(v, function)) for k, v in content.items())
+    if isinstance(content, collections.abc.MutableMapping):  # e.g. a BatchEncoding
+        copied = copy.copy(content)
+        for key, value in content.items():
+            copied[key] = _map_tensors(value, function)
+        return copied
+    if isinstance(content, tuple) and hasattr(content, "_fields"):
+        return type(content)(*(_map_tensors(v, function) for v in content))
+    if isinstance(content, list | tuple):
+        return type(content)(_map_tensors(v, function) for v in content)
+    return content
+
+
+def to_device(content: Any, device: torch.device) -> Any:
+    """A batch with every tensor on ``device``; objects with a ``.to`` of their own use it on a copy."""
+    known = Tensor | dict | collections.abc.MutableMapping | list | tuple
+    if not isinstance(content, known) and hasattr(content, "to"):
+        return copy.copy(content).to(device)
+    return _map_tensors(content, lambda t: t.to(device, non_blocking=True))
+
+
+def tensors_of(content: Any) -> list[Tensor]:
+    """All tensors of a batch, in order."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _map_tensors(content, keep)
+    return found
+
+
+def batch_length(content: Any) -> int:
+    """Number of samples in a batch: the first dimension its tensors share.
+
+    Raises:
+        DataError: if the batch has no such dimension.
+    """
+    lengths = {t.shape[0] if t.ndim else None for t in tensors_of(content)}
+    if len(lengths) == 1 and None not in lengths:
+        return int(next(iter(lengths)))  # type: ignore[arg-type]
+    described = describe(content)
+    raise DataError(
+        f"cannot tell how many samples a batch holds ({described}); pass weight=, a function batch -> the "
+        "denominator of its mean loss (samples, or tokens that are not ignored)"
+    )
+
+
+def take(content: Any, index: Tensor) -> Any:
+    """The samples ``index`` of a batch, in every tensor with the batch's first dimension."""
+    length = batch_length(content)
+    return _map_tensors(content, lambda t: t[index.to(t.device)] if t.ndim and t.shape[0] == length else t)
+
+
+def describe(content: Any) -> str:
+    """A batch in words, for error messages."""
+    if isinstance(content, Tensor):
+        return f"tensor {tuple(content.shape)}"
+    if isinstance(content, Mapping):
+        return "{" + ", ".join(f"{k}: {describe(v)}" for k, v in content.items()) + "}"
+    if isinstance(content, list | tuple):
+        inner = ", ".join(describe(v) for v in content[:4])
+        return f"{type(content).__name__}({inner}{', ...' if len(content) > 4 else ''})"
+    return type(content).__name__

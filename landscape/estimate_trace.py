@@ -1,0 +1,96 @@
+"""The trace of a symmetric operator, with an interval."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from scipy.special import stdtrit
+
+from .errors import SettingError
+from .operators import Observed, as_operator
+from .results import Estimate
+from .space import generator_for
+
+__all__ = ["trace"]
+
+
+def trace(
+    A: Any,
+    *,
+    rtol: float = 0.05,
+    method: str = "auto",
+    min_matvecs: int = 20,
+    max_matvecs: int = 1000,
+    confidence: float = 0.95,
+    seed: int | torch.Generator | None = None,
+) -> Estimate:
+    r"""The trace by Hutchinson's estimator, until its interval is narrow enough.
+
+    .. math:: \hat t = \frac1m \sum_j z_j^T A z_j, \qquad z_j \in \{-1, 1\}^n
+
+    is unbiased with variance :math:`\frac2m (\|A\|_F^2 - \sum_i a_{ii}^2)` (Hutchinson 1989). The interval
+    is Student's with m - 1 degrees of freedom. Stopping when it is narrow makes it cover less than
+    it says, the more so the fewer products it may stop at; hence the minimum, and looks that are
+    rare. Where n is no larger than that minimum the trace is computed exactly, from n products.
+
+    Args:
+        A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
+        rtol: stop when the half-width of the interval is below ``rtol * |value|``.
+        method: ``"hutchinson"`` or ``"auto"`` (the same).
+        min_matvecs: products spent before the first look.
+        max_matvecs: most products to spend; the result says ``converged=False`` when they ran out.
+        confidence: nominal coverage of the interval.
+        seed: int, generator, or None for fresh entropy; the global stream is never used.
+
+    Raises:
+        SettingError: if an argument means nothing.
+        NonFiniteError: if a product is NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from losscope.landscape import trace
+        >>> trace(torch.eye(100), seed=0).value
+        100.0
+    """
+    if method not in ("auto", "hutchinson"):
+        raise SettingError(f'method must be "auto" or "hutchinson", got {method!r}')
+    if not rtol > 0 or not 0 < confidence < 1:
+        raise SettingError(f"rtol must be > 0 and confidence in (0, 1), got {rtol!r} and {confidence!r}")
+    if not 2 <= min_matvecs <= max_matvecs:
+        raise SettingError(f"need 2 <= min_matvecs <= max_matvecs, got {min_matvecs!r} and {max_matvecs!r}")
+    operator = Observed(as_operator(A))
+    if operator.space.size <= min_matvecs:
+        return _exact(operator, confidence)
+    generator = generator_for(seed, operator.space.device)
+    samples: list[float] = []
+    block = min_matvecs
+    while True:
+        samples += _quadratic_forms(operator, block, generator)
+        estimate = _student(samples, operator, rtol, confidence)
+        if estimate.converged or len(samples) >= max_matvecs:
+            return estimate
+        block = min(max(4, len(samples) // 4), max_matvecs - len(samples))
+
+
+def _quadratic_forms(operator: Observed, count: int, generator: torch.Generator) -> list[float]:
+    Z = operator.space.random(count, generator, "rademacher")
+    return (Z * (operator @ Z)).to(torch.float64).sum(dim=0).tolist()
+
+
+def _student(samples: list[float], operator: Observed, rtol: float, confidence: float) -> Estimate:
+    m = len(samples)
+    mean = math.fsum(samples) / m
+    variance = math.fsum((s - mean) ** 2 for s in samples) / (m - 1)
+    stderr = math.sqrt(variance / m)
+    half = stderr * float(stdtrit(m - 1, (1 + confidence) / 2))
+    reached = half <= rtol * abs(mean)
+    return Estimate(mean, stderr, mean - half, mean + half, confidence, m, "hutchinson", reached, operator.kernel)
+
+
+def _exact(operator: Observed, confidence: float) -> Estimate:
+    n = operator.space.size
+    identity = torch.eye(n, dtype=operator.space.dtype, device=operator.space.device)
+    value = float((operator @ identity).diagonal().to(torch.float64).sum())
+    return Estimate(value, 0.0, value, value, confidence, n, "exact", True, operator.kernel)

@@ -1,0 +1,159 @@
+"""What is minimised: from a batch to outputs, targets, a scalar, and the denominator of its mean."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batches import batch_length, describe, tensors_of
+from .errors import DataError, LossError, SettingError
+
+__all__ = ["Loss"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How a batch becomes a scalar; exactly one of ``criterion`` and ``loss_fn`` is given.
+
+    Attributes:
+        criterion: ``criterion(outputs, targets) -> scalar``.
+        loss_fn: ``loss_fn(model, batch) -> scalar``, for losses that need more than outputs.
+        forward: ``forward(model, batch) -> outputs``; default: call the model on the inputs.
+        targets: ``targets(batch) -> targets``; default: the second item of the batch.
+        weight: ``weight(batch)``, the denominator of that batch's mean; inferred by default.
+    """
+
+    criterion: Callable[..., Tensor] | None = None
+    loss_fn: Callable[..., Tensor] | None = None
+    forward: Callable[..., Any] | None = None
+    targets: Callable[..., Any] | None = None
+    weight: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that mean nothing."""
+        if (self.criterion is None) == (self.loss_fn is None):
+            raise SettingError(
+                "pass exactly one of criterion=, a function (outputs, targets) -> scalar, and loss_fn=, a function "
+                f"(model, batch) -> scalar; got {'neither' if self.criterion is None else 'both'}"
+            )
+        if self.loss_fn is not None and (self.forward is not None or self.targets is not None):
+            raise SettingError("forward= and targets= go with criterion=; with loss_fn= they are not used")
+        for name in ("criterion", "loss_fn", "forward", "targets", "weight"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise SettingError(f"{name} must be callable, got {type(value).__name__}")
+
+    @property
+    def functions(self) -> list[Any]:
+        """The user's callables, to be searched for modules they close over."""
+        return [f for f in (self.criterion, self.loss_fn, self.forward, self.targets) if f is not None]
+
+    @property
+    def summed(self) -> bool:
+        """Whether the criterion says that it sums over samples instead of averaging."""
+        keywords = self.criterion.keywords if isinstance(self.criterion, functools.partial) else {}
+        return (getattr(self.criterion, "reduction", None) or keywords.get("reduction")) == "sum"
+
+    def outputs(self, model: nn.Module, batch: Any) -> Any:
+        """The model's outputs for a batch.
+
+        Raises:
+            LossError: if only a ``loss_fn`` was given, which hides them.
+            DataError: if the batch is not an (inputs, targets) pair and no ``forward`` was given.
+        """
+        if self.criterion is None:
+            raise LossError("this needs the model's outputs: pass criterion= (and forward=, targets=), not loss_fn=")
+        if self.forward is not None:
+            return self.forward(model, batch)
+        return model(_pair(batch)[0])
+
+    def targets_of(self, batch: Any) -> Any:
+        """The targets of a batch.
+
+        Raises:
+            DataError: if the batch is not a pair and no ``targets`` function was given.
+        """
+        return self.targets(batch) if self.targets is not None else _pair(batch)[1]
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of one batch, a scalar tensor.
+
+        Raises:
+            LossError: if it is not a real scalar tensor.
+        """
+        if self.loss_fn is not None:
+            value = self.loss_fn(model, batch)
+        else:
+            assert self.criterion is not None
+            value = self.criterion(self.outputs(model, batch), self.targets_of(batch))
+        return _checked_scalar(value, "loss_fn" if self.loss_fn is not None else "criterion")
+
+    def weight_of(self, batch: Any) -> float:
+        """The denominator of this batch's mean: what makes a mean over uneven batches exact.
+
+        Inferred for torch's classification losses as they define it (targets that are not ignored,
+        weighted by class weights), else the number of samples; 1 for a summed loss.
+
+        Raises:
+            DataError: if it cannot be inferred.
+        """
+        if self.weight is not None:
+            return float(self.weight(batch))
+        if self.summed:
+            return 1.0
+        if self.criterion is None:
+            return float(batch_length(batch))
+        targets = self.targets_of(batch)
+        known = _classification_weight(self.criterion, targets)
+        if known is not None:
+            return known
+        return float(batch_length(targets if tensors_of(targets) else batch))
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, Mapping) or not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise DataError(
+            f"a batch must be an (inputs, targets) pair, got {describe(batch)}; for other batches pass "
+            "forward=(model, batch) -> outputs and targets=batch -> targets, or loss_fn=(model, batch) -> scalar"
+        )
+    return batch[0], batch[1]
+
+
+def _checked_scalar(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise LossError(f"{name} must return a scalar tensor, got {type(value).__name__}")
+    if value.numel() != 1:
+        raise LossError(
+            f"{name} must return a scalar, got a tensor of shape {tuple(value.shape)}; reduce it to its mean over samples"
+        )
+    if not value.is_floating_point():
+        raise LossError(f"{name} must return a real floating-point scalar, got {value.dtype}")
+    return value.reshape(())
+
+
+def _classification_weight(criterion: Any, targets: Any) -> float | None:
+    """torch's own denominator for class-index targets, else None.
+
+    ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` divide by the sum of the class weights of the targets
+    that are not ``ignore_index``.
+    """
+    if isinstance(criterion, functools.partial):
+        function, options = criterion.func, criterion.keywords
+    else:
+        function, options = criterion, {}
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:
+        return None
+    if isinstance(function, nn.CrossEntropyLoss | nn.NLLLoss):
+        ignored, class_weights = function.ignore_index, function.weight
+    elif function in (F.cross_entropy, F.nll_loss):
+        ignored, class_weights = options.get("ignore_index", -100), options.get("weight")
+    else:
+        return None
+    kept = targets[targets != ignored]
+    return float(kept.numel() if class_weights is None else class_weights.to(kept.device)[kept].sum())

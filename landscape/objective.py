@@ -1,0 +1,301 @@
+"""The objective: model, data and loss bound into one scalar function of the chosen parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .batches import Batch, fix_batches
+from .errors import LossError, ParameterError, SettingError
+from .isolation import MODES, closed_over_modules, isolated, reseed
+from .loss import Loss
+from .space import ParameterSpace
+
+__all__ = ["Objective"]
+
+
+class Objective:
+    r"""The loss as a function of the chosen parameters, on data that is fixed once.
+
+    .. math:: L(\theta) = \sum_b \frac{w_b}{W} \ell_b(\theta), \qquad W = \sum_b w_b
+
+    with :math:`\ell_b` the mean loss of batch b and :math:`w_b` its denominator, so that uneven batches
+    give exactly the loss (and gradient, and Hessian) of the data taken as one batch. With a criterion
+    of ``reduction="sum"`` the objective is the plain sum over batches.
+
+    Evaluating it changes nothing: not the model, its buffers or flags, nor any random stream
+    (`losscope.landscape.isolation`). Every evaluation sees the same dropout mask.
+
+    Args:
+        model: the module whose parameters are the variables.
+        data: an iterable of batches, or one batch (a tuple or mapping of tensors). Read once, on
+            first use, and moved to the parameters' device.
+        criterion: short form, ``criterion(outputs, targets) -> scalar``, for (inputs, targets) batches.
+        forward: ``forward(model, batch) -> outputs``, for other batches; goes with ``criterion``.
+        targets: ``targets(batch)``; goes with ``criterion``.
+        loss_fn: general form, ``loss_fn(model, batch) -> scalar``. What needs the model's outputs
+            says so when it meets this form.
+        weight: ``weight(batch)``, the denominator of that batch's mean. By default samples; for torch's
+            classification losses the targets that are not ignored. For language models with a
+            ``loss_fn`` pass the number of tokens that count.
+        params: which parameters: a name pattern (``"layers.*.weight"``), a module, a parameter, a
+            predicate ``(name, parameter) -> bool``, or a list of these. Default: all that require
+            gradients; those that do not are never selected.
+        mode: ``"eval"``; ``"train"``: as the training loop runs the model, with batch statistics and
+            one fixed dropout mask; ``"train_frozen"``: that, with normalisation statistics frozen.
+        also: modules that the loss uses besides the model; those found in the closures of the given
+            functions are added.
+        seed: fixes shuffling, augmentation and dropout masks.
+
+    Raises:
+        SettingError: for options that mean nothing.
+        ParameterError: if no parameter is selected, or they are on several devices, complex or integer.
+
+    Example:
+        >>> import torch
+        >>> from losscope.landscape import Hessian, Objective
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> data = (torch.eye(2), torch.zeros(2, 1))
+        >>> objective = Objective(model, data, criterion=torch.nn.MSELoss())
+        >>> Hessian(objective) @ torch.eye(2)  # (2 / n) X'X = identity
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        criterion: Callable[..., Tensor] | None = None,
+        forward: Callable[..., Any] | None = None,
+        targets: Callable[..., Any] | None = None,
+        loss_fn: Callable[..., Tensor] | None = None,
+        weight: Callable[..., Any] | None = None,
+        params: Any = None,
+        mode: str = "eval",
+        also: Iterable[nn.Module] = (),
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise SettingError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if mode not in MODES:
+            raise SettingError(f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
+        self.model = model
+        self.data = data
+        self.loss = Loss(criterion, loss_fn, forward, targets, weight)
+        self.mode = mode
+        self.seed = seed
+        self.parameters = select_parameters(model, params)
+        self.space = ParameterSpace(self.parameters)
+        reached = (m for function in self.loss.functions for m in closed_over_modules(function))
+        self.also = tuple({id(m): m for m in [*_checked_modules(also), *reached] if m is not model}.values())
+        self._batches: tuple[Batch, ...] | None = None
+        self._depth = 0
+
+    def __repr__(self) -> str:
+        """Model, number of parameters, mode."""
+        batches = "data unread" if self._batches is None else f"{len(self._batches)} batches"
+        return f"Objective({type(self.model).__name__}, {self.space.size} parameters, {batches}, mode={self.mode!r})"
+
+    # ------------------------------------------------------------------ data
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """The fixed batches; read on first use."""
+        if self._batches is None:
+            with self.isolated():
+                reseed(self.seed)
+                self._batches = fix_batches(self.data, self.loss.weight_of, self.space.device)
+                if not self.loss.summed and sum(b.weight for b in self._batches) <= 0:
+                    raise LossError("the weights of all batches are zero, so their mean is not defined; check weight=")
+        return self._batches
+
+    @property
+    def shares(self) -> list[float]:
+        """The factor of each batch's loss in the objective: ``w_b / W``, or 1 for a summed loss."""
+        if self.loss.summed:
+            return [1.0] * len(self.batches)
+        total = sum(b.weight for b in self.batches)
+        return [b.weight / total for b in self.batches]
+
+    def snapshot(self, seed: int) -> Objective:
+        """The same objective with its data unread, to be fixed again, with masks drawn from ``seed``.
+
+        Shuffling and augmentation keep this objective's own seed, so that snapshots over time are
+        comparable; dropout masks follow the new one.
+        """
+        fresh = copy.copy(self)
+        fresh._batches, fresh._depth, fresh._mask_seed = None, 0, seed
+        return fresh
+
+    _mask_seed = 0
+
+    # ------------------------------------------------------------------ evaluation
+
+    @contextlib.contextmanager
+    def isolated(self, at: Mapping[nn.Parameter, Tensor] | None = None) -> Iterator[None]:
+        """Hold the isolation over several evaluations (re-entrant; see `isolation.isolated`).
+
+        Args:
+            at: parameter values to evaluate at instead of the live ones.
+        """
+        if self._depth:
+            yield
+            return
+        with isolated(self.model, also=self.also, mode=self.mode, at=at):
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+
+    def batch_loss(self, index: int, content: Any = None) -> Tensor:
+        """The loss of one batch, a scalar with its graph; the same random numbers at every call.
+
+        Args:
+            index: which batch.
+            content: evaluate this instead of the batch's content (a part of it), with its masks.
+
+        Raises:
+            LossError: if the loss is not a scalar.
+        """
+        reseed(self.seed + 7_919 * (self._mask_seed + 1) + index)
+        return self.loss(self.model, self.batches[index].content if content is None else content)
+
+    def outputs(self, index: int) -> Any:
+        """The model's outputs for one batch.
+
+        Raises:
+            LossError: if only a ``loss_fn`` was given.
+        """
+        reseed(self.seed + 7_919 * (self._mask_seed + 1) + index)
+        return self.loss.outputs(self.model, self.batches[index].content)
+
+    def gradients(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor]:
+        """Gradient of a scalar with respect to the chosen parameters; zeros where one is not used.
+
+        Raises:
+            LossError: if the scalar depends on none of them.
+        """
+        parameters = list(self.parameters.values())
+        if not loss.requires_grad:
+            raise LossError(
+                "the loss is not connected to the selected parameters: it has no gradient (was it detached, computed "
+                "under torch.no_grad(), or with another model than the one given?)"
+            )
+        found = torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
+        if all(g is None for g in found):
+            raise LossError(
+                f"the loss does not depend on any of the {len(parameters)} selected parameters "
+                f"({', '.join(self.space.names[:3])}{', ...' if len(parameters) > 3 else ''})"
+            )
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+    def value(self) -> float:
+        """The objective's value; NaN or infinite where the loss is."""
+        with self.isolated(), torch.no_grad():
+            return float(sum(s * self.batch_loss(i).double() for i, s in enumerate(self.shares)))
+
+    def gradient(self) -> Tensor:
+        """The objective's gradient, (n,)."""
+        return self.value_and_gradient()[1]
+
+    def value_and_gradient(self) -> tuple[float, Tensor]:
+        """Value and gradient (n,) in one pass over the data."""
+        total = torch.zeros(self.space.size, dtype=self.space.dtype, device=self.space.device)
+        value = torch.zeros((), dtype=torch.float64, device=self.space.device)
+        with self.isolated():
+            for i, share in enumerate(self.shares):
+                loss = share * self.batch_loss(i)
+                total += self.space.flatten(self.gradients(loss))
+                value += loss.detach()
+        return float(value), total
+
+    def check(self) -> None:
+        """Evaluate the first batch once, so that bad input is refused before anything is measured.
+
+        Raises:
+            DataError: if there is no data, or a batch has no weight.
+            LossError: if the loss is not a scalar or does not depend on the parameters.
+        """
+        probe = self.snapshot(0)
+        with probe.isolated():
+            reseed(probe.seed)
+            probe._batches = fix_batches(probe.data, probe.loss.weight_of, probe.space.device, limit=1)
+            probe.gradients(probe.batch_loss(0))
+
+
+# --------------------------------------------------------------------------- parameters
+
+
+def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Parameter]:
+    """The chosen parameters that require gradients, by name; a tied one appears once.
+
+    Raises:
+        SettingError: if ``params`` is not a selection.
+        ParameterError: if nothing is selected, or the selection cannot be measured.
+    """
+    named = dict(model.named_parameters())
+    if params is None:
+        chosen = {n: p for n, p in named.items() if p.requires_grad}
+    else:
+        accepts = _selector(params)
+        chosen = {n: p for n, p in named.items() if accepts(n, p)}
+        unfit = [n for n, p in chosen.items() if p.is_complex() or not p.is_floating_point()]
+        if unfit:
+            raise ParameterError(f"parameters must be real floating-point, {unfit[0]} is {chosen[unfit[0]].dtype}")
+        chosen = {n: p for n, p in chosen.items() if p.requires_grad}
+    if not chosen:
+        what = "that requires gradients" if params is None else f"that requires gradients and matches params={params!r}"
+        raise ParameterError(
+            f"no parameter {what}; the model has {len(named)}: {', '.join(list(named)[:4])}{', ...' if len(named) > 4 else ''}"
+        )
+    for name, p in chosen.items():
+        if is_lazy(p):
+            raise ParameterError(f"parameter {name} is not initialised yet; run one forward pass first")
+        if p.is_complex() or not p.is_floating_point():
+            raise ParameterError(
+                f"parameters must be real floating-point, {name} is {p.dtype}; exclude it with params="
+            )
+    devices = {str(p.device) for p in chosen.values()}
+    if len(devices) > 1:
+        raise ParameterError(
+            f"the selected parameters are on several devices ({', '.join(sorted(devices))}); select those of one "
+            "device with params=, or move the model"
+        )
+    return chosen
+
+
+def _selector(params: Any) -> Callable[[str, nn.Parameter], bool]:
+    if isinstance(params, str):
+        return lambda name, _: fnmatch.fnmatchcase(name, params)
+    if isinstance(params, nn.Module):
+        inside = {id(p) for p in params.parameters()}
+        return lambda _, p: id(p) in inside
+    if isinstance(params, nn.Parameter):
+        return lambda _, p: p is params
+    if callable(params):
+        return lambda name, p: bool(params(name, p))
+    if isinstance(params, Iterable):
+        selectors = [_selector(item) for item in params]
+        return lambda name, p: any(accepts(name, p) for accepts in selectors)
+    raise SettingError(
+        "params must be a name pattern, a module, a parameter, a predicate (name, parameter) -> bool, or a list of "
+        f"these; got {type(params).__name__}"
+    )
+
+
+def _checked_modules(also: Any) -> list[nn.Module]:
+    modules = [also] if isinstance(also, nn.Module) else list(also)
+    for module in modules:
+        if not isinstance(module, nn.Module):
+            raise SettingError(f"also= takes modules, got {type(module).__name__}")
+    return modules
