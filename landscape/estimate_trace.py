@@ -33,7 +33,7 @@ def trace(
     is unbiased with variance :math:`\frac2m (\|A\|_F^2 - \sum_i a_{ii}^2)` (Hutchinson 1989). The interval
     is Student's with m - 1 degrees of freedom. Stopping when it is narrow makes it cover less than
     it says, the more so the fewer products it may stop at; hence the minimum, and looks that are
-    rare. Where n is no larger than that minimum the trace is computed exactly, from n products.
+    rare. Where n products are fewer than the estimate would need, the trace is computed exactly.
 
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
@@ -61,7 +61,8 @@ def trace(
     if not 2 <= min_matvecs <= max_matvecs:
         raise SettingError(f"need 2 <= min_matvecs <= max_matvecs, got {min_matvecs!r} and {max_matvecs!r}")
     operator = Observed(as_operator(A))
-    if operator.space.size <= min_matvecs:
+    n = operator.space.size
+    if n <= min_matvecs:
         return _exact(operator, confidence)
     generator = generator_for(seed, operator.space.device)
     samples: list[float] = []
@@ -71,6 +72,8 @@ def trace(
         estimate = _student(samples, operator, rtol, confidence)
         if estimate.converged or len(samples) >= max_matvecs:
             return estimate
+        if n <= min(_still_needed(estimate, rtol), max_matvecs - len(samples)):
+            return _exact(operator, confidence)
         block = min(max(4, len(samples) // 4), max_matvecs - len(samples))
 
 
@@ -89,8 +92,19 @@ def _student(samples: list[float], operator: Observed, rtol: float, confidence: 
     return Estimate(mean, stderr, mean - half, mean + half, confidence, m, "hutchinson", reached, operator.kernel)
 
 
-def _exact(operator: Observed, confidence: float) -> Estimate:
-    n = operator.space.size
-    identity = torch.eye(n, dtype=operator.space.dtype, device=operator.space.device)
-    value = float((operator @ identity).diagonal().to(torch.float64).sum())
-    return Estimate(value, 0.0, value, value, confidence, n, "exact", True, operator.kernel)
+def _still_needed(estimate: Estimate, rtol: float) -> float:
+    """Products that an interval of the requested width is expected to take from here."""
+    wanted = rtol * abs(estimate.value)
+    half = estimate.high - estimate.value
+    return estimate.matvecs * ((half / wanted) ** 2 - 1) if wanted > 0 else math.inf
+
+
+def _exact(operator: Observed, confidence: float, block: int = 64) -> Estimate:
+    """The sum of the diagonal, from one product per coordinate."""
+    n, value = operator.space.size, 0.0
+    for first in range(0, n, block):
+        width = min(block, n - first)
+        units = torch.zeros(width, n, dtype=operator.space.dtype, device=operator.space.device)
+        units[torch.arange(width), torch.arange(first, first + width)] = 1.0
+        value += float((units.T * (operator @ units.T)).to(torch.float64).sum())
+    return Estimate(value, 0.0, value, value, confidence, operator.matvecs, "exact", True, operator.kernel)
