@@ -157,18 +157,23 @@ class Objective:
             finally:
                 self._depth -= 1
 
-    def batch_loss(self, index: int, content: Any = None) -> Tensor:
+    def batch_loss(self, index: int, content: Any = None, mask: int = 0) -> Tensor:
         """The loss of one batch, a scalar with its graph; the same random numbers at every call.
 
         Args:
             index: which batch.
-            content: evaluate this instead of the batch's content (a part of it), with its masks.
+            content: evaluate this instead of the batch's content (a part of it).
+            mask: which draw of the random numbers; 0 is the one that defines the objective.
 
         Raises:
             LossError: if the loss is not a scalar.
         """
-        reseed(self.seed + 7_919 * (self._mask_seed + 1) + index)
+        self._reseed(index, mask)
         return self.loss(self.model, self.batches[index].content if content is None else content)
+
+    def _reseed(self, index: int, mask: int = 0) -> None:
+        """Fix dropout masks and the like, by the position of the batch and the snapshot."""
+        reseed(hash((self.seed, self._mask_seed, index, mask)) % 2**63)
 
     def outputs(self, index: int) -> Any:
         """The model's outputs for one batch.
@@ -176,7 +181,7 @@ class Objective:
         Raises:
             LossError: if only a ``loss_fn`` was given.
         """
-        reseed(self.seed + 7_919 * (self._mask_seed + 1) + index)
+        self._reseed(index)
         return self.loss.outputs(self.model, self.batches[index].content)
 
     def gradients(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor]:

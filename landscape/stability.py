@@ -1,0 +1,298 @@
+"""Stability thresholds of optimizers, the mini-batch criterion S_mu, and what a ratio lets one say.
+
+All thresholds concern the linearised dynamics: a mode of curvature ``s`` under the frozen optimizer
+is stable if and only if every root of its companion polynomial lies in the unit disk. For gradient
+descent with or without momentum the binding root is z = -1 (derived, and checked against
+``torch.optim`` at 0.99 and 1.01 of each row, in the tests).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from .batches import batch_length, take
+from .errors import SettingError
+from .objective import Objective
+from .results import Estimate
+from .space import generator_for
+
+__all__ = ["Threshold", "judge", "loss_family", "minibatch_index", "outputs_per_sample", "stability_threshold"]
+
+
+# --------------------------------------------------------------------------- deterministic thresholds
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The largest curvature at which an optimizer's linearised dynamics is stable.
+
+    Attributes:
+        per_group: one threshold per parameter group, in units of curvature; empty when none is known.
+        formula: the rule, in words of the optimizer's settings.
+        reason: why there is none, where there is none.
+    """
+
+    per_group: tuple[float, ...]
+    formula: str
+    reason: str = ""
+
+    @property
+    def value(self) -> float | None:
+        """The strictest group's threshold; None where no rule applies."""
+        return min(self.per_group, default=None)
+
+    @property
+    def largest(self) -> float | None:
+        """The most permissive group's. Where groups differ, the truth for the whole lies between."""
+        return max(self.per_group, default=None)
+
+
+def stability_threshold(optimizer: Optimizer) -> Threshold:
+    r"""The curvature :math:`\lambda_{\max}(H)` above which the optimizer's linearised step is unstable.
+
+    For SGD with rate :math:`\eta`, momentum :math:`b`, dampening :math:`d` and weight decay :math:`w`:
+
+    ================  =========================================
+    plain             :math:`2/\eta - w`
+    heavy ball        :math:`(2+2b)/(\eta(1-d)) - w`
+    Nesterov          :math:`(2+2b)/(\eta(1+2b)) - w`
+    ================  =========================================
+
+    Args:
+        optimizer: a torch optimizer, in whatever state.
+
+    Returns:
+        The threshold; without a value, and with a reason, where no rule is known.
+
+    Example:
+        >>> import torch
+        >>> from losscope.landscape.stability import stability_threshold
+        >>> weights = [torch.nn.Parameter(torch.zeros(2))]
+        >>> stability_threshold(torch.optim.SGD(weights, lr=0.1)).value
+        20.0
+        >>> stability_threshold(torch.optim.SGD(weights, lr=0.1, momentum=0.9)).value
+        38.0
+    """
+    rule = _rule_for(optimizer)
+    if rule is None:
+        name = type(optimizer).__name__
+        return Threshold((), "", f"no stability rule for {name} yet; there is one for torch.optim.SGD")
+    values, formulas = [], []
+    for group in optimizer.param_groups:
+        value, formula = rule(group)
+        if value is None:
+            return Threshold((), "", formula)
+        values.append(value)
+        formulas.append(formula)
+    dynamics = {(g.get("momentum"), g.get("dampening"), g.get("nesterov")) for g in optimizer.param_groups}
+    if len(dynamics) > 1:
+        return Threshold((), "", "parameter groups differ in momentum, dampening or Nesterov: no common threshold")
+    return Threshold(tuple(values), formulas[0])
+
+
+def _sgd(group: dict[str, Any]) -> tuple[float | None, str]:
+    rate, b, d = float(group["lr"]), float(group["momentum"]), float(group["dampening"])
+    decay = float(group["weight_decay"])
+    if group["maximize"]:
+        return None, "the optimizer maximises: its stability concerns -H"
+    if not rate > 0 or not math.isfinite(rate):
+        return None, f"the learning rate is {rate:g}: nothing moves"
+    if b == 0:
+        value, formula = 2 / rate, "2/lr"
+    elif group["nesterov"]:
+        value, formula = (2 + 2 * b) / (rate * (1 + 2 * b)), "(2+2b)/(lr(1+2b))"
+    elif d == 0:
+        value, formula = (2 + 2 * b) / rate, "(2+2b)/lr"
+    elif d < 1:
+        value, formula = (2 + 2 * b) / (rate * (1 - d)), "(2+2b)/(lr(1-d))"
+    else:
+        return None, f"dampening {d:g} leaves no gradient in the step"
+    return value - decay, formula + (" - weight_decay" if decay else "")
+
+
+_RULES: dict[type[Optimizer], Callable[[dict[str, Any]], tuple[float | None, str]]] = {SGD: _sgd}
+
+
+def _rule_for(optimizer: Optimizer) -> Callable[[dict[str, Any]], tuple[float | None, str]] | None:
+    """The rule of the class whose ``step`` the optimizer runs: a subclass that overrides it has none."""
+    step = inspect.unwrap(type(optimizer).step)
+    for cls, rule in _RULES.items():
+        if isinstance(optimizer, cls) and step is inspect.unwrap(cls.step):
+            return rule
+    return None
+
+
+# --------------------------------------------------------------------------- the mini-batch criterion
+
+
+def minibatch_index(
+    objective: Objective,
+    batch_size: int,
+    *,
+    loss: float | None = None,
+    rtol: float = 0.1,
+    min_draws: int = 20,
+    max_draws: int = 200,
+    confidence: float = 0.95,
+    seed: int | torch.Generator | None = None,
+) -> Estimate:
+    r"""The mini-batch stability index :math:`S_\mu = E\|g_B\|^2 / (2L)`, to be compared with 2/lr.
+
+    In the linear model with squared loss and interpolation, :math:`E\|\theta-\theta^*\|^2` of SGD
+    decreases if and only if :math:`\eta\,E\|g_B\|^2 \le 4L`. At batch size 1 this is the alignment
+    :math:`\mu` times :math:`\mathrm{tr} H`, so it is the form of Wu and Su's :math:`\mathrm{tr} H \le 2/\eta`
+    that holds for any number of outputs.
+
+    Args:
+        objective: the objective; mini-batches are drawn from its data without replacement.
+        batch_size: the size B of training's mini-batches.
+        loss: the objective's value, if it is known already.
+        rtol: stop when the half-width of the interval is below ``rtol * value``.
+        min_draws: mini-batch gradients before the first look.
+        max_draws: most mini-batch gradients.
+        confidence: nominal coverage of the Student interval.
+        seed: int, generator, or None.
+
+    Returns:
+        S_mu in units of curvature, with its interval; ``matvecs`` counts mini-batch gradients.
+
+    Raises:
+        SettingError: if ``batch_size`` is not below the number of samples.
+        DataError: if the batches cannot be cut into samples.
+    """
+    lengths = [batch_length(b.content) for b in objective.batches]
+    samples = sum(lengths)
+    if not 1 <= batch_size < samples:
+        raise SettingError(f"S_mu needs mini-batches smaller than the data ({samples} samples), got {batch_size!r}")
+    generator = generator_for(seed, torch.device("cpu"))
+    loss = objective.value() if loss is None else loss
+    norms: list[float] = []
+    with objective.isolated():
+        while True:
+            block = min_draws if not norms else min(max(10, len(norms) // 2), max_draws - len(norms))
+            for _ in range(block):
+                chosen = torch.randperm(samples, generator=generator)[:batch_size].sort().values
+                norms.append(_squared_gradient_norm(objective, chosen, lengths, len(norms)))
+            estimate = _mean_over_loss(norms, loss, confidence, rtol)
+            if estimate.converged or len(norms) >= max_draws:
+                return estimate
+
+
+def _squared_gradient_norm(objective: Objective, chosen: Tensor, lengths: list[int], draw: int) -> float:
+    """||g_B||^2 of the mini-batch made of the samples ``chosen`` of all batches laid end to end."""
+    parts, first = [], 0
+    for index, length in enumerate(lengths):
+        inside = chosen[(chosen >= first) & (chosen < first + length)] - first
+        first += length
+        if len(inside):
+            content = take(objective.batches[index].content, inside)
+            parts.append((index, content, objective.loss.weight_of(content)))
+    total = 1.0 if objective.loss.summed else sum(weight for _, _, weight in parts)
+    if total <= 0:  # e.g. a language-model mini-batch in which every token is ignored
+        return 0.0
+    gradient = torch.zeros(objective.space.size, dtype=objective.space.dtype, device=objective.space.device)
+    for index, content, weight in parts:
+        loss = objective.batch_loss(index, content, mask=draw) * (weight / total)
+        gradient += objective.space.flatten(objective.gradients(loss))
+    return float(torch.sum(gradient * gradient, dtype=torch.float64))
+
+
+def _mean_over_loss(norms: list[float], loss: float, confidence: float, rtol: float) -> Estimate:
+    m = len(norms)
+    mean = math.fsum(norms) / m
+    stderr = math.sqrt(math.fsum((x - mean) ** 2 for x in norms) / (m - 1) / m)
+    half = stderr * float(stdtrit(m - 1, (1 + confidence) / 2))
+    scale = 1 / (2 * loss) if loss > 0 else math.nan
+    return Estimate(
+        mean * scale, stderr * scale, (mean - half) * scale, (mean + half) * scale, confidence, m,
+        "minibatch gradients", half <= rtol * mean, "gradient",
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- what the theory assumes
+
+
+def outputs_per_sample(objective: Objective) -> int | None:
+    """Number of scalar outputs per sample of the first batch; None if the outputs are hidden."""
+    if objective.loss.criterion is None:
+        return None
+    with objective.isolated(), torch.no_grad():
+        outputs = objective.outputs(0)
+    if not isinstance(outputs, Tensor) or outputs.ndim == 0 or outputs.shape[0] == 0:
+        return None
+    return outputs.numel() // outputs.shape[0]
+
+
+def loss_family(objective: Objective) -> str:
+    """``"squared"``, ``"cross-entropy"``, ``"other"`` or ``"unknown"`` (outputs hidden, or not a tensor).
+
+    A criterion that torch does not name is tried: the squared loss, in whatever scaling, is the one whose
+    third difference along a line in output space vanishes while its second does not.
+    """
+    criterion = objective.loss.criterion
+    if criterion is None:
+        return "unknown"
+    if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss | nn.BCEWithLogitsLoss | nn.BCELoss):
+        return "cross-entropy"
+    if criterion in (nn.functional.cross_entropy, nn.functional.nll_loss):
+        return "cross-entropy"
+    with objective.isolated(), torch.no_grad():
+        outputs = objective.outputs(0)
+        if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+            return "unknown"
+        targets = objective.loss.targets_of(objective.batches[0].content)
+        if isinstance(targets, Tensor) and targets.is_floating_point():
+            targets = targets.double()
+        base = outputs.double()
+        noise = torch.randn(base.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        step = noise.to(base.device) * (1 + base.abs().mean())
+        try:
+            at = [float(criterion(base + t * step, targets)) for t in range(4)]
+        except Exception:
+            return "unknown"  # a criterion that insists on its own dtype
+    scale = max(map(abs, at))
+    third = at[3] - 3 * at[2] + 3 * at[1] - at[0]
+    second = at[2] - 2 * at[1] + at[0]
+    return "squared" if abs(third) <= 1e-9 * scale and second > 1e-6 * scale else "other"
+
+
+# --------------------------------------------------------------------------- verdicts
+
+
+def judge(
+    ratio: float | None, low: float | None, high: float | None, *, necessary: bool, oscillates: bool | None
+) -> str:
+    """What a ratio measured/threshold with its interval lets one say; never that a run is "safe".
+
+    Args:
+        ratio: the measured ratio.
+        low: its lower bound; None where there is none.
+        high: its upper bound; None where there is none.
+        necessary: whether the criterion is only necessary: then to hold excludes nothing.
+        oscillates: whether oscillation was observed; None where nobody looked.
+
+    Returns:
+        ``BELOW_EDGE`` (``NOT_EXCLUDED`` for a necessary criterion) when the whole interval is below
+        0.9, ``ABOVE_EDGE`` when it is above 1.1, ``AT_EDGE`` when the ratio is between them and
+        oscillation was seen, ``NEAR_EDGE_NO_OSCILLATION`` when not, else ``INCONCLUSIVE``.
+    """
+    if ratio is None or not math.isfinite(ratio):
+        return "INCONCLUSIVE"
+    low = -math.inf if low is None else low
+    high = math.inf if high is None else high
+    if low > 1.1:
+        return "ABOVE_EDGE"
+    if high < 0.9:
+        return "NOT_EXCLUDED" if necessary else "BELOW_EDGE"
+    if 0.9 <= ratio <= 1.1 and low >= 0.8 and high <= 1.2:
+        return "AT_EDGE" if oscillates else "NEAR_EDGE_NO_OSCILLATION"
+    return "INCONCLUSIVE"
