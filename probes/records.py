@@ -1,0 +1,124 @@
+"""The record: one line of a run, its schema and its strict JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from losscope.landscape import RunError
+
+__all__ = ["SCHEMA_VERSION", "Record"]
+
+SCHEMA_VERSION = 1
+
+STATUSES = ("ok", "nonfinite", "error")
+"""``ok``; ``nonfinite``: the loss or its curvature was NaN or infinite; ``error``: the probe raised."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement of one probe at one step, or one call of ``run.log``.
+
+    Attributes:
+        step: t: the measured weights are those *before* update t.
+        player: which model, for runs that watch several.
+        probe: name of the probe; ``"log"`` for logged values.
+        status: one of ``ok``, ``nonfinite``, ``error``.
+        reason: why it is not ok.
+        lr: the learning rate that update t used; None where parameter groups differ.
+        value: the main number.
+        low: lower end of its interval, None where nothing is known.
+        high: upper end of its interval, None where nothing is known.
+        unit: unit of value, low and high.
+        kernel: engine that computed the curvature products.
+        matvecs: curvature-vector products this record paid for (shared ones are paid once).
+        seconds: wall-clock time this record paid for.
+        values: further numbers by name.
+        arrays: further arrays by name: paths relative to the run folder.
+        time: wall clock, seconds since the epoch.
+        v: version of the schema.
+    """
+
+    step: int
+    player: str
+    probe: str
+    status: str = "ok"
+    reason: str | None = None
+    lr: float | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    kernel: str = ""
+    matvecs: int = 0
+    seconds: float = 0.0
+    values: dict[str, float | None] = field(default_factory=dict)
+    arrays: dict[str, str] = field(default_factory=dict)
+    time: float = 0.0
+    v: int = SCHEMA_VERSION
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What identifies a measurement; of two with the same key the later one counts."""
+        return (self.player, self.probe, self.step)
+
+    def to_json(self) -> str:
+        """One line of strict JSON, without the newline.
+
+        JSON has no NaN and no infinity, and diverging runs are what people log: such numbers are written
+        as null and named in ``nonfinite``, e.g. ``["value=nan", "values.loss=inf"]``.
+        """
+        content: dict[str, Any] = {name: getattr(self, name) for name in _ORDER}
+        nonfinite: list[str] = []
+        for name in ("lr", "value", "low", "high", "seconds", "time"):
+            content[name] = _finite(name, content[name], nonfinite)
+        content["values"] = {k: _finite(f"values.{k}", v, nonfinite) for k, v in self.values.items()}
+        content["nonfinite"] = nonfinite
+        return json.dumps(content, allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Record:
+        """Read a line back.
+
+        Raises:
+            RunError: if it is of a newer schema.
+            ValueError: if it is not a record.
+        """
+        content = json.loads(line)
+        if not isinstance(content, dict) or not isinstance(content.get("v"), int):
+            raise ValueError("not a record")
+        if content["v"] > SCHEMA_VERSION:
+            raise RunError(
+                f"the run was written with record schema {content['v']}, this losscope reads up to {SCHEMA_VERSION}; "
+                "update losscope"
+            )
+        for entry in content.pop("nonfinite", []):
+            path, _, number = entry.rpartition("=")
+            if path.startswith("values."):
+                content["values"][path.removeprefix("values.")] = float(number)
+            else:
+                content[path] = float(number)
+        known = {f.name for f in dataclasses.fields(cls)}
+        try:
+            record = cls(**{k: v for k, v in content.items() if k in known})
+        except TypeError as error:
+            raise ValueError(f"not a record: {error}") from error
+        if not isinstance(record.step, int) or not isinstance(record.values, dict):
+            raise ValueError("not a record: step or values of the wrong type")
+        return record
+
+
+_ORDER = (
+    "v", "step", "time", "player", "probe", "status", "reason", "lr", "value", "low", "high", "unit", "kernel",
+    "matvecs", "seconds", "values", "arrays",
+)  # fmt: skip
+
+
+def _finite(name: str, number: float | None, nonfinite: list[str]) -> float | None:
+    if number is None or math.isfinite(number):
+        return number
+    nonfinite.append(f"{name}={float(number)}")
+    return None
