@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..errors import DoubleBackwardError
 from ..objective import Objective
@@ -18,11 +19,14 @@ __all__ = ["RetainedGraph"]
 
 _NO_SECOND_ORDER = ("derivative for", "double backward", "not implemented", "not differentiable", "checkpoint")
 
+_ONCE = once_differentiable(lambda ctx: None).__code__
+
 
 class RetainedGraph:
     """The map ``V -> H V``, (n, k) -> (n, k), of an objective at the parameters' present values.
 
-    The graph is rebuilt when the parameters have been changed since.
+    The graph is rebuilt when a parameter has been changed since, chosen or not. A write through ``.data``
+    leaves no mark on a tensor, so the chosen parameters are compared by value.
 
     Args:
         objective: what is differentiated.
@@ -33,7 +37,9 @@ class RetainedGraph:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self._graph: tuple[Tensor, list[Tensor]] | None = None
-        self._point: list[tuple[int, int]] = []
+        self._marks: list[tuple[int, int]] = []
+        self._values: list[Tensor] = []
+        self._checked = False
 
     def __call__(self, V: Tensor) -> Tensor:
         """H V for a block of vectors V (n, k).
@@ -62,14 +68,20 @@ class RetainedGraph:
             for i, share in enumerate(shares):
                 yield self._build(i, share)
             return
-        point = [(p.data_ptr(), p._version) for p in self.objective.parameters.values()]
-        if self._graph is None or point != self._point:
-            self._graph, self._point = None, point  # free the old one before building the new one
+        modules = (self.objective.model, *self.objective.also)
+        marks = [(p.data_ptr(), p._version) for module in modules for p in module.parameters()]
+        chosen = [p.detach() for p in self.objective.parameters.values()]
+        if self._graph is None or marks != self._marks or not all(map(torch.equal, chosen, self._values)):
+            self._graph = None  # free the old one before building the new one
+            self._marks, self._values = marks, [p.clone() for p in chosen]
             self._graph = self._build(0, shares[0])
         yield self._graph
 
     def _build(self, index: int, share: float) -> tuple[Tensor, list[Tensor]]:
         loss = self.objective.batch_loss(index)
+        if not self._checked:
+            _refuse_once_differentiable(loss)
+            self._checked = True
         loss = loss if share == 1.0 else share * loss
         return loss, self.objective.gradients(loss, create_graph=True)
 
@@ -92,6 +104,31 @@ class RetainedGraph:
                 materialize_grads=True,
             )
             result += self.objective.space.flatten(products)
+
+
+def _refuse_once_differentiable(loss: Tensor) -> None:
+    """Refuse custom functions that say they can be differentiated once only.
+
+    Torch's own error for them hangs on a branch of the graph that leads to no parameter, so that
+    ``torch.autograd.grad`` does not visit it and returns a second derivative that lacks their part.
+
+    Raises:
+        DoubleBackwardError: if the graph of ``loss`` has one.
+    """
+    pending, seen = [loss.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = getattr(node, "_forward_cls", None)
+        backward = getattr(function, "backward", None)
+        if backward is not None and getattr(backward, "__code__", None) is _ONCE:
+            raise DoubleBackwardError(
+                f"torch cannot differentiate twice through {function.__qualname__}: its backward is marked "
+                "@once_differentiable; put plain operations in its place"
+            )
+        pending += [parent for parent, _ in node.next_functions]
 
 
 class _second_order_errors:
