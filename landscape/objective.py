@@ -206,8 +206,8 @@ class Objective:
 
     def value(self) -> float:
         """The objective's value; NaN or infinite where the loss is."""
-        with self.isolated(), torch.no_grad():
-            return float(sum(s * self.batch_loss(i).double() for i, s in enumerate(self.shares)))
+        with self.isolated():  # with gradients on: the loss may have a gradient inside it
+            return float(sum(s * self.batch_loss(i).detach().double() for i, s in enumerate(self.shares)))
 
     def gradient(self) -> Tensor:
         """The objective's gradient, (n,)."""
@@ -253,7 +253,8 @@ def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Para
         chosen = {n: p for n, p in named.items() if p.requires_grad}
     else:
         accepts = _selector(params)
-        chosen = {n: p for n, p in named.items() if accepts(n, p)}
+        accepted = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if accepts(n, p)}
+        chosen = {n: p for n, p in named.items() if id(p) in accepted}
         unfit = [n for n, p in chosen.items() if p.is_complex() or not p.is_floating_point()]
         if unfit:
             raise ParameterError(f"parameters must be real floating-point, {unfit[0]} is {chosen[unfit[0]].dtype}")
