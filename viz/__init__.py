@@ -1,1 +1,7 @@
 """What people look at: figures, the report page and the command line."""
+
+from .figure import figure
+from .sharpness import plot_sharpness
+from .stability import plot_stability
+
+__all__ = ["figure", "plot_sharpness", "plot_stability"]

@@ -1,0 +1,48 @@
+"""Figures of a run by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from losscope.landscape import SettingError
+from losscope.probes import Run
+
+from .sharpness import plot_sharpness
+from .stability import plot_stability
+
+__all__ = ["FIGURES", "figure"]
+
+FIGURES: dict[str, Callable[..., Any]] = {"sharpness": plot_sharpness, "stability": plot_stability}
+
+
+def figure(run: Run, name: str, *, player: str | None = None, size: tuple[float, float] | None = None) -> Figure:
+    """Make one of the figures of a run.
+
+    It belongs to nobody: ``figure(run, "sharpness").savefig("sharpness.pdf")`` needs no pyplot and leaves none.
+
+    Args:
+        run: the run.
+        name: ``"sharpness"`` or ``"stability"``.
+        player: which player; default: the first.
+        size: width and height in inches.
+
+    Raises:
+        SettingError: if there is no figure of that name.
+        RunError: if the run has no such player.
+
+    Example:
+        >>> from losscope.probes import Run
+        >>> from losscope.viz import figure
+        >>> figure(Run.from_records({"players": {}}, []), "stability")
+        <Figure size 640x420 with 1 Axes>
+    """
+    if name not in FIGURES:
+        raise SettingError(f"there is no figure {name!r}; there are {', '.join(map(repr, FIGURES))}")
+    axes = FIGURES[name](run, player=player, **({} if size is None else {"size": size}))
+    made = np.ravel(np.asarray(axes, dtype=object))[0].get_figure()
+    assert isinstance(made, Figure)
+    return made

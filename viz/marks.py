@@ -1,0 +1,144 @@
+"""What the figures share: the threshold's line with its label, and marks where nothing was measured."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from . import style
+from .series import Series, Unmeasured
+from .style import INK, VERMILLION
+from .words import number
+
+__all__ = ["Threshold", "mark_unmeasured", "spread"]
+
+MOST_PLATEAUS = 4
+
+
+class Threshold:
+    """The threshold of each measurement as one line, labelled where it runs.
+
+    Args:
+        data: the series it belongs to.
+        formula: its rule, e.g. ``"2/lr"``.
+
+    Attributes:
+        levels: the finite values it takes, over all parameter groups.
+    """
+
+    def __init__(self, data: Series, formula: str) -> None:
+        self.data = data
+        self.formula = formula
+        both = np.concatenate([data.threshold, data.threshold_largest])
+        self.levels = both[np.isfinite(both)]
+
+    def draw(self, ax: Axes, *, own: bool) -> None:
+        """Draw it step-wise, with its formula and value on it."""
+        data = self.data
+        if not np.isfinite(data.threshold).any():
+            return
+        steps, least = self._stepwise(data.threshold)
+        ax.plot(
+            steps, least, color=VERMILLION, linewidth=1.2, linestyle=(0, (5, 2)), drawstyle="steps-post", zorder=3.5,
+            gid="threshold",
+        )  # fmt: skip
+        wide = np.isfinite(data.threshold_largest) & (data.threshold_largest > data.threshold * (1 + 1e-9))
+        if wide.any():
+            largest = self._stepwise(data.threshold_largest)[1]
+            ax.plot(steps, largest, color=VERMILLION, linewidth=0.8, linestyle=":", drawstyle="steps-post", zorder=2.5)
+            ax.fill_between(
+                steps, least, largest, step="post", color=VERMILLION, alpha=0.1, linewidth=0,
+                label="thresholds of the parameter groups",
+            )  # fmt: skip
+        self._label(ax, own=own)
+
+    def _stepwise(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A lone measurement still gets a line to read."""
+        steps = self.data.steps
+        if len(steps) == 1:
+            return np.array([steps[0] - 1, steps[0] + 1]), np.repeat(values, 2)
+        return steps, values
+
+    def _label(self, ax: Axes, *, own: bool) -> None:
+        steps, values = self.data.steps, self.data.threshold
+        finite = np.isfinite(values)
+        same = finite & np.concatenate([[False], np.isclose(values[1:], values[:-1], rtol=1e-9)])
+        starts = np.flatnonzero(finite & ~same)
+        ends = np.append(starts[1:], len(values))
+        span = max(int(steps[-1] - steps[0]), 1)
+        if len(starts) <= MOST_PLATEAUS:
+            for first, end in zip(starts, ends, strict=True):
+                last = end if end < len(steps) else end - 1
+                if len(starts) == 1 or (steps[last] - steps[first]) / span > 0.1:
+                    self._write(ax, int(first), int(last), f"{self.formula} = {number(float(values[first]))}")
+            return
+        for index, side, word in ((starts[0], "left", "first"), (starts[-1], "right", "last")):
+            text = f"{self.formula}, {word} {number(float(values[index]))}"
+            self._text(ax, float(steps[0] if side == "left" else steps[-1]), float(values[index]), text, side)
+
+    def _write(self, ax: Axes, first: int, last: int, text: str) -> None:
+        """Put a plateau's label at the end where the curve is farther from the line."""
+        steps, value = self.data.steps, self.data.value
+        level = float(self.data.threshold[first])
+        length = max((last - first) // 4, 1)
+
+        def room(part: slice) -> float:
+            distance = np.abs(value[part] - level)
+            distance = distance[np.isfinite(distance)]
+            return float(distance.min()) if len(distance) else np.inf
+
+        left, right = room(slice(first, first + length + 1)), room(slice(max(last - length, first), last + 1))
+        if left >= right:
+            self._text(ax, float(steps[first]), level, text, "left")
+        else:
+            self._text(ax, float(steps[last]), level, text, "right")
+
+    def _text(self, ax: Axes, x: float, y: float, text: str, side: str) -> None:
+        if len(self.data.steps) == 1:
+            x -= 1
+        ax.annotate(
+            text, (x, y), xytext=(4 if side == "left" else -4, 3), textcoords="offset points", ha=side, va="bottom",
+            color=VERMILLION, fontsize=style.FONT, path_effects=style.halo(ax), zorder=5, gid="threshold-label",
+        )  # fmt: skip
+
+
+def mark_unmeasured(ax: Axes, missing: Unmeasured, what: str) -> None:
+    """Cross on the x-axis the steps at which nothing could be measured, explained in the legend."""
+    kinds = (
+        (missing.nonfinite, "x", INK, f"{what} not finite"),
+        (missing.errors, "+", VERMILLION, f"{what}: error recorded"),
+    )
+    for steps, marker, colour, words in kinds:
+        if steps:
+            shown = np.array(steps)
+            if len(shown) > 60:
+                shown = shown[np.unique(np.linspace(0, len(shown) - 1, 60).astype(int))]
+            ax.plot(
+                shown, np.full(len(shown), 0.025), transform=ax.get_xaxis_transform(), linestyle="none", marker=marker,
+                markersize=5, markeredgewidth=1.1, color=colour, clip_on=False, zorder=6,
+                label=f"{words} ({len(steps)})", gid="unmeasured",
+            )  # fmt: skip
+
+
+def spread(positions: list[float], gap: float) -> list[float]:
+    """Move positions apart until neighbours are ``gap`` from each other, each as little as that takes.
+
+    Example:
+        >>> from losscope.viz.marks import spread
+        >>> spread([0.0, 0.1, 5.0], 1.0)
+        [-0.45, 0.55, 5.0]
+    """
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    groups: list[tuple[list[int], float]] = []
+    for index in order:
+        members, centre = [index], positions[index]
+        while groups and centre - (len(members) - 1) / 2 * gap < groups[-1][1] + (len(groups[-1][0]) + 1) / 2 * gap:
+            above, middle = groups.pop()
+            centre = (middle * len(above) + centre * len(members)) / (len(above) + len(members))
+            members = above + members
+        groups.append((members, centre))
+    moved = [0.0] * len(positions)
+    for members, centre in groups:
+        for place, index in enumerate(members):
+            moved[index] = round(centre + (place - (len(members) - 1) / 2) * gap, 9)
+    return moved

@@ -1,0 +1,175 @@
+"""The sharpness of a run over its steps, against the threshold of its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from losscope.landscape import SettingError
+from losscope.probes import Run
+
+from . import series, style
+from .marks import Threshold, mark_unmeasured
+from .style import BLUE, GREEN, INK, MUTED
+
+__all__ = ["plot_sharpness"]
+
+LABEL = r"sharpness $\lambda_{\max}(H)$"
+MOST_MARKERS = 40
+
+
+def plot_sharpness(
+    run: Run,
+    ax: Axes | Sequence[Axes] | np.ndarray | None = None,
+    *,
+    player: str | None = None,
+    size: tuple[float, float] = (6.4, 4.8),
+) -> Axes | np.ndarray:
+    r"""Draw the sharpness with its bounds, the stability threshold, and the loss below.
+
+    The sharpness :math:`\lambda_{\max}(H)` is in units of loss per squared unit of parameter. The drawn
+    value (a Ritz value) is a rigorous lower bound. Where an upper bound is known it is drawn as a band or a
+    bar; other points carry an open triangle, since the true value may lie above them. The threshold is that
+    of each measurement's own learning rate.
+
+    Args:
+        run: a run with probe ``sharpness`` or ``stability``.
+        ax: one Axes draws the sharpness only, two draw the loss on the second; None makes a figure.
+        player: which player; default: the first.
+        size: width and height in inches of the figure made.
+
+    Returns:
+        The Axes drawn on: an array of two, or the one that was given.
+
+    Raises:
+        SettingError: if ``ax`` is a number of Axes other than one or two.
+        RunError: if the run has no such player.
+
+    Example:
+        >>> from losscope.probes import Record, Run
+        >>> from losscope.viz import plot_sharpness
+        >>> records = [
+        ...     Record(step, "model", "sharpness", value=10.0 + step, values={"threshold": 20.0}) for step in range(9)
+        ... ]
+        >>> top, bottom = plot_sharpness(Run.from_records({"players": {"model": {}}}, records))
+        >>> bottom.get_xlabel()
+        'optimizer step'
+    """
+    if isinstance(ax, Axes):
+        _draw_sharpness(run, ax, player, own=False)
+        style.step_axis(ax, series.sharpness(run, player).steps)
+        return ax
+    own = ax is None
+    if ax is None:
+        figure, axes = style.new_figure((2.2, 1.0), size)
+        style.title(figure, _title(run, player))
+    else:
+        axes = np.asarray(ax, dtype=object).ravel()
+        if len(axes) != 2:
+            raise SettingError(f"plot_sharpness draws on one Axes, or on two (sharpness, loss); got {len(axes)}")
+    _draw_sharpness(run, axes[0], player, own=own)
+    _draw_loss(run, axes[1], player, own=own)
+    style.step_axis(axes[1], series.sharpness(run, player).steps)
+    return axes
+
+
+def _title(run: Run, player: str | None) -> str:
+    name = player if player is not None else next(iter(run.players), None)
+    return f"{run.name}: {name}" if len(run.players) > 1 else run.name
+
+
+def _draw_sharpness(run: Run, ax: Axes, player: str | None, *, own: bool) -> None:
+    data = series.sharpness(run, player)
+    probe = "sharpness" if run.select("sharpness", player, ok=False) else "stability"
+    ax.set_ylabel(LABEL + "\n" + r"[loss / parameter$^2$]")
+    missing = series.unmeasured(run, probe, player, value=None if probe == "sharpness" else "sharpness")
+    drawn = np.isfinite(data.value)
+    if not drawn.any():
+        said = "no sharpness recorded" if not len(data) else "no finite sharpness recorded"
+        style.say(ax, said)
+        mark_unmeasured(ax, missing, "sharpness")
+        style.legend(ax, outside=own)
+        return
+    _draw_value(ax, data)
+    threshold = Threshold(data, str(series.facts(run, player).get("threshold_formula") or "2/lr"))
+    style.log_if_wide(ax, np.concatenate([data.value, threshold.levels]), wide=30)
+    _limit(ax, data, threshold.levels)
+    threshold.draw(ax, own=own)
+    if not len(threshold.levels):
+        reason = series.facts(run, player).get("threshold_reason") or "no threshold known for this optimizer"
+        ax.text(
+            0.99, 0.97, str(reason), transform=ax.transAxes, ha="right", va="top", color=MUTED, fontsize=style.FONT - 1
+        )
+    mark_unmeasured(ax, missing, "sharpness")
+    style.legend(ax, outside=own)
+
+
+def _draw_value(ax: Axes, data: series.Series) -> None:
+    """The values, the bounds above them, and a sign on those that have none."""
+    few = len(data) <= MOST_MARKERS
+    ax.plot(
+        data.steps, data.value, color=BLUE, linewidth=1.3, marker="o" if few else None, markersize=3, label=LABEL,
+        zorder=3, gid="sharpness",
+    )  # fmt: skip
+    low = np.where(np.isfinite(data.low), data.low, data.value)
+    label: str | None = "bounded on both sides"
+    for first, end in series.runs_of(data.bounded & np.isfinite(low)):
+        part = slice(first, end)
+        if end - first > 1:
+            ax.fill_between(
+                data.steps[part], low[part], data.high[part], color=BLUE, alpha=0.2, linewidth=0, label=label
+            )
+        else:
+            ax.errorbar(
+                data.steps[part], data.value[part], color=BLUE, linewidth=1, capsize=2.5, fmt="none", label=label,
+                yerr=[np.maximum(data.value[part] - low[part], 0), np.maximum(data.high[part] - data.value[part], 0)],
+            )  # fmt: skip
+        label = None
+    below = np.flatnonzero(~data.bounded & np.isfinite(data.value))
+    if len(below):
+        some = below[np.unique(np.linspace(0, len(below) - 1, min(len(below), MOST_MARKERS)).astype(int))]
+        ax.plot(
+            data.steps[some], data.value[some], linestyle="none", marker="^", markersize=4, markerfacecolor="none",
+            markeredgecolor=BLUE, markeredgewidth=0.8, zorder=4, label="bounded from below only", gid="from-below",
+        )  # fmt: skip
+
+
+def _limit(ax: Axes, data: series.Series, levels: np.ndarray) -> None:
+    """Keep a loose upper bound from squeezing the curve; its bar then runs out of the frame."""
+    seen = np.concatenate([data.value[np.isfinite(data.value)], levels])
+    highs = data.high[data.bounded]
+    least = min(float(seen.min()), 0.0)
+    if ax.get_yscale() == "log":
+        top = max(float(seen.max()) * 1.6, min(float(highs.max(initial=0)) * 1.1, float(seen.max()) * 4))
+        ax.set_ylim(float(seen.min()) / 1.6, top)
+    else:
+        height = float(seen.max()) - least or 1.0
+        top = max(float(seen.max()) + 0.16 * height, min(float(highs.max(initial=0)), float(seen.max()) + 0.5 * height))
+        ax.set_ylim(least - (0.05 * height if least < 0 else 0), top)
+
+
+def _draw_loss(run: Run, ax: Axes, player: str | None, *, own: bool) -> None:
+    steps, values, what = series.loss(run, player)
+    ax.set_ylabel(what)
+    finite = np.isfinite(values)
+    if not finite.any():
+        said = "no loss recorded" if not len(values) else "no finite loss recorded"
+        style.say(ax, said)
+        return
+    shown_steps, shown = series.decimate(steps, np.where(finite, values, np.nan))
+    few = len(shown) <= MOST_MARKERS
+    ax.plot(
+        shown_steps, shown, color=GREEN, linewidth=0.9, marker="." if few else None, label=what, gid="loss"
+    )  # fmt: skip
+    style.log_if_wide(ax, shown, wide=10, dense=30)
+    missing = series.Unmeasured(tuple(int(s) for s in steps[~finite]), ())
+    mark_unmeasured(ax, missing, "loss")
+    if not finite.all():
+        first = int(steps[~finite][0])
+        ax.annotate(
+            f"not finite from step {first:,}" if not finite[steps >= first].any() else f"not finite at step {first:,}",
+            (first, 0.04), xycoords=("data", "axes fraction"), xytext=(-6, 5), textcoords="offset points", ha="right",
+            fontsize=style.FONT - 1, color=INK, path_effects=style.halo(ax),
+        )  # fmt: skip

@@ -1,0 +1,106 @@
+"""How our own figures look. Nothing global is touched: everything is set on the artists themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+__all__ = [
+    "BLUE", "GREEN", "GRID", "INK", "MUTED", "ORANGE", "PAPER", "PURPLE", "SKY", "VERMILLION", "YELLOW",
+    "halo", "legend", "say", "log_if_wide", "new_figure", "step_axis", "title",
+]  # fmt: skip
+
+# Okabe and Ito's palette: distinguishable with every kind of colour vision.
+BLUE, VERMILLION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
+PURPLE, SKY, YELLOW = "#cc79a7", "#56b4e9", "#f0e442"
+INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
+FONT = 9.0
+WIDE = 20.0
+"""Positive numbers that spread by more than this factor are drawn on a logarithmic axis."""
+
+
+def new_figure(heights: Sequence[float], size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure of panels above each other that share their x-axis; pyplot knows nothing of it.
+
+    Args:
+        heights: relative heights of the panels.
+        size: width and height in inches.
+    """
+    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))[:, 0]
+    for ax in axes:
+        ax.set_facecolor(PAPER)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(INK)
+        ax.tick_params(colors=INK, labelsize=FONT - 1, which="both")
+        ax.grid(axis="y", color=GRID, linewidth=0.6)
+        ax.set_axisbelow(True)
+        for label in (ax.xaxis.label, ax.yaxis.label):
+            label.set(color=INK, fontsize=FONT)
+    return figure, axes
+
+
+def step_axis(ax: Axes, steps: np.ndarray) -> None:
+    """Label the x-axis and keep its ticks at whole steps."""
+    ax.set_xlabel("optimizer step")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 0 else ""))
+    if len(steps) and steps.min() == steps.max():
+        ax.set_xlim(steps.min() - 1, steps.max() + 1)
+
+
+def log_if_wide(ax: Axes, values: np.ndarray, wide: float = WIDE, *, dense: float = 500) -> bool:
+    """Make the y-axis logarithmic when the finite values are positive and spread by more than ``wide``.
+
+    Up to a spread of ``dense`` there are ticks at 1, 2 and 5, beyond it at powers of ten only.
+    """
+    finite = values[np.isfinite(values)]
+    if len(finite) == 0 or finite.min() <= 0 or finite.max() / finite.min() <= wide:
+        return False
+    ax.set_yscale("log")
+    if finite.max() / finite.min() < 1e4:
+        subs = (1.0, 2.0, 5.0) if finite.max() / finite.min() < dense else (1.0,)
+        ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    return True
+
+
+def halo(ax: Axes) -> list[Any]:
+    """A rim in the colour of the background, which keeps text legible where it meets lines."""
+    colour = ax.get_facecolor()
+    return [withStroke(linewidth=2.5, foreground=colour if colour[3] else PAPER)]
+
+
+def say(ax: Axes, text: str) -> None:
+    """Write in the middle of axes that have nothing to draw."""
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED, gid="nothing")
+    ax.set_yticks([])
+
+
+def title(figure: Figure, text: str) -> None:
+    """A title above all panels, at the left."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=FONT + 1, fontweight="bold", color=INK)
+
+
+def legend(ax: Axes, *, outside: bool, columns: int = 2) -> None:
+    """The legend of one panel: above it in our own figures, where matplotlib finds room in a user's."""
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return
+    where: dict[str, Any] = {"loc": "best"}
+    if outside:
+        where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.3, "ncols": columns}
+    made = ax.legend(
+        handles, labels, frameon=not outside, fontsize=FONT - 1, handlelength=2.4, columnspacing=1.6,
+        borderpad=0.2, **where,
+    )  # fmt: skip
+    if outside:
+        for text in made.get_texts():
+            text.set_color(INK)
