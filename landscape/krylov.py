@@ -69,7 +69,8 @@ def top_eigenpairs(
         seed: int, generator, or None for fresh entropy; the global stream is never used.
 
     Returns:
-        The pairs; ``converged`` says whether ``tol`` was reached.
+        The pairs; ``converged`` says whether ``tol`` was reached. It stops without where rounding, in the
+        dtype of the operator and at the size of its norm, leaves nothing to gain.
 
     Raises:
         SettingError: if an argument means nothing, or ``tol`` is below what the dtype can reach.
@@ -95,7 +96,7 @@ def top_eigenpairs(
         last = basis.size >= n or operator.matvecs + block > budget
         if last or basis.broke_down or step >= next_check:
             ritz = basis.ritz(k, which)
-            if last or ritz.converged(tol):
+            if last or ritz.converged(tol) or ritz.stalled():
                 return ritz.result(operator, tol, confidence)
             next_check = step + max(1, step // 5)
 
@@ -144,9 +145,11 @@ class _Basis:
             # The share of a fixed unit vector in a random b-dimensional subspace.
             self.share = math.sqrt(betaincinv(b / 2, (n - b) / 2, risk)) if b < n else 1.0
             return
-        start = start[:, None] if start.ndim == 1 else start
-        if start.shape[0] != n or not 1 <= start.shape[1]:
+        if not isinstance(start, Tensor):
+            raise SettingError(f"start must be a tensor of shape ({n},) or ({n}, j), got {type(start).__name__}")
+        if start.ndim not in (1, 2) or start.shape[0] != n or start.numel() == 0:
             raise SettingError(f"start must have shape ({n},) or ({n}, j), got {tuple(start.shape)}")
+        start = start[:, None] if start.ndim == 1 else start
         warm = start[:, :b].to(fresh)
         norms = warm.norm(dim=0)
         mixed = fresh / math.sqrt(n)
@@ -270,6 +273,10 @@ class _Ritz:
     def converged(self, tol: float) -> bool:
         # The residuals carry their rounding, so this is never true by underflow of a recurrence.
         return bool((self.residuals <= tol * self.scale).all())
+
+    def stalled(self) -> bool:
+        """Whether more products cannot bring the residuals down, rounding being most of them."""
+        return bool((self.residuals <= 2 * self.rounding).all())
 
     def result(self, operator: Observed, tol: float, confidence: float) -> Eigenpairs:
         rows = self.basis.rows[: self.basis.size]
