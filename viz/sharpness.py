@@ -163,7 +163,7 @@ def _draw_loss(run: Run, ax: Axes, player: str | None, *, own: bool) -> None:
     ax.plot(
         shown_steps, shown, color=GREEN, linewidth=0.9, marker="." if few else None, label=what, gid="loss"
     )  # fmt: skip
-    style.log_if_wide(ax, shown, wide=10, dense=30)
+    style.log_if_wide(ax, shown, wide=10, dense=100)
     missing = series.Unmeasured(tuple(int(s) for s in steps[~finite]), ())
     mark_unmeasured(ax, missing, "loss")
     if not finite.all():

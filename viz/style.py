@@ -12,8 +12,25 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 __all__ = [
-    "BLUE", "GREEN", "GRID", "INK", "MUTED", "ORANGE", "PAPER", "PURPLE", "SKY", "VERMILLION", "YELLOW",
-    "halo", "legend", "say", "log_if_wide", "new_figure", "step_axis", "title",
+    "BLUE",
+    "GREEN",
+    "GRID",
+    "INK",
+    "MUTED",
+    "ORANGE",
+    "PAPER",
+    "PURPLE",
+    "SKY",
+    "VERMILLION",
+    "YELLOW",
+    "halo",
+    "legend",
+    "log_if_wide",
+    "new_figure",
+    "say",
+    "step_axis",
+    "title",
+    "width_of",
 ]  # fmt: skip
 
 # Okabe and Ito's palette: distinguishable with every kind of colour vision.
@@ -49,7 +66,8 @@ def new_figure(heights: Sequence[float], size: tuple[float, float]) -> tuple[Fig
 def step_axis(ax: Axes, steps: np.ndarray) -> None:
     """Label the x-axis and keep its ticks at whole steps."""
     ax.set_xlabel("optimizer step")
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
+    nbins = 7 if width_of(ax) > 5 else 4
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=nbins, integer=True, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 0 else ""))
     if len(steps) and steps.min() == steps.max():
         ax.set_xlim(steps.min() - 1, steps.max() + 1)
@@ -70,6 +88,12 @@ def log_if_wide(ax: Axes, values: np.ndarray, wide: float = WIDE, *, dense: floa
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
     return True
+
+
+def width_of(ax: Axes) -> float:
+    """Width in inches of the figure that the axes are in."""
+    figure = ax.get_figure(root=True)
+    return float(figure.get_figwidth()) if isinstance(figure, Figure) else 6.4
 
 
 def halo(ax: Axes) -> list[Any]:
@@ -96,7 +120,12 @@ def legend(ax: Axes, *, outside: bool, columns: int = 2) -> None:
         return
     where: dict[str, Any] = {"loc": "best"}
     if outside:
-        where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.3, "ncols": columns}
+        where = {
+            "loc": "lower left",
+            "bbox_to_anchor": (0.0, 1.0),
+            "borderaxespad": 0.3,
+            "ncols": columns if width_of(ax) > 5 else 1,
+        }
     made = ax.legend(
         handles, labels, frameon=not outside, fontsize=FONT - 1, handlelength=2.4, columnspacing=1.6,
         borderpad=0.2, **where,

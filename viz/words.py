@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from losscope.probes import Audit, Criterion
 
-__all__ = ["VERDICTS", "Verdict", "compared", "headline", "interval", "number", "seconds", "verdict"]
+__all__ = [
+    "VERDICTS",
+    "Headline",
+    "Verdict",
+    "compared",
+    "headline",
+    "interval",
+    "number",
+    "seconds",
+    "times",
+    "verdict",
+]
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ VERDICTS = {
     "NEAR_EDGE_NO_OSCILLATION": Verdict("near the edge, no oscillation seen", "◇", "edge", "~"),
     "INCONCLUSIVE": Verdict("inconclusive", "?", "open", "?"),
     "BELOW_EDGE": Verdict("below the edge", "▼", "good", "<"),
-    "NOT_EXCLUDED": Verdict("not excluded", "○", "good", "o"),
+    "NOT_EXCLUDED": Verdict("not excluded", "○", "open", "o"),
     "NOT_APPLICABLE": Verdict("does not apply", "–", "none", "-"),
 }
 """In the order in which they ask for attention."""
@@ -80,6 +91,17 @@ def interval(low: float | None, high: float | None, digits: int = 4) -> str:
     return f"{number(low, digits)} to {number(high, digits)}"
 
 
+def times(ratio: float) -> str:
+    """A ratio for a sentence.
+
+    Example:
+        >>> from losscope.viz.words import times
+        >>> times(1.0022), times(0.0859), times(14.56)
+        ('1.00', '0.0859', '14.6')
+    """
+    return f"{ratio:.2f}" if 0.1 <= ratio < 10 else number(ratio, 3)
+
+
 def seconds(duration: float | None) -> str:
     """A duration as a person says it.
 
@@ -108,8 +130,17 @@ def compared(criterion: Criterion) -> str:
 NAMES = {"sharpness": "the sharpness", "trace": "the trace", "s_mu": "the mini-batch index S_mu"}
 
 
-def headline(audit: Audit) -> tuple[str, str]:
-    """The verdict of an audit as a short title and a sentence.
+@dataclass(frozen=True)
+class Headline:
+    """The verdict of an audit: its short title, a sentence, and how it is shown."""
+
+    title: str
+    sentence: str
+    shown: Verdict
+
+
+def headline(audit: Audit) -> Headline:
+    """What an audit says in one sentence.
 
     A criterion that is exceeded or at its edge speaks first; else the mini-batch index where it applies,
     because with mini-batches it carries the verdict; else what remains.
@@ -118,19 +149,20 @@ def headline(audit: Audit) -> tuple[str, str]:
     applies = [c for c in audit.criteria if c.verdict != "NOT_APPLICABLE"]
     if not applies:
         reason = next((c.reason for c in audit.criteria), "nothing was measured")
-        return "No verdict", f"No criterion applies: {reason}."
+        return Headline("No verdict", f"No criterion applies: {reason}.", verdict("NOT_APPLICABLE"))
     speaks = min(applies, key=lambda c: order.index(c.verdict) if c.verdict in order else order.index("INCONCLUSIVE"))
     if speaks.verdict in ("INCONCLUSIVE", "BELOW_EDGE", "NOT_EXCLUDED"):
-        carrier = [c for c in applies if c.name == "s_mu" and c.verdict != "INCONCLUSIVE"]
-        speaks = carrier[0] if carrier else speaks
-    words = verdict(speaks.verdict).words
-    name = NAMES.get(speaks.name, speaks.name)
-    measured = f"{name} is {number(speaks.ratio, 3)} of its threshold {compared(speaks)}"
+        speaks = next((c for c in applies if c.name == "s_mu" and c.verdict != "INCONCLUSIVE"), speaks)
+    shown = verdict(speaks.verdict)
     end = {
-        "NOT_EXCLUDED": "The necessary condition holds, which excludes nothing and proves nothing",
+        "NOT_EXCLUDED": "A necessary condition of stability holds; that alone proves nothing",
         "BELOW_EDGE": "The whole interval lies below the edge",
     }.get(speaks.verdict, _sentence(speaks.reason))
-    return _sentence(words), f"{_sentence(measured)}. {end}." if speaks.ratio is not None else f"{end}."
+    measured = ""
+    if speaks.ratio is not None:
+        name = NAMES.get(speaks.name, speaks.name)
+        measured = f"{_sentence(name)} is {times(speaks.ratio)} times its threshold {compared(speaks)}. "
+    return Headline(_sentence(shown.words), f"{measured}{end}.", shown)
 
 
 def _sentence(text: str) -> str:

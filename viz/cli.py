@@ -1,0 +1,133 @@
+"""The command line: ``losscope demo | report RUN | audit RUN``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app", "main"]
+
+EXIT_ABOVE, EXIT_BAD = 1, 2
+
+app = typer.Typer(
+    name="losscope",
+    help="Watch the loss surface of a PyTorch training loop: sharpness, trace and stability.\n\n"
+    "Runs are recorded from Python, with losscope.probes.watch; these commands read them.",
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as written by watch(..., out=RUN).")]
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What the user can mend is said in one line, without a traceback."""
+    from losscope.landscape import LosscopeError
+
+    try:
+        yield
+    except (LosscopeError, OSError) as error:
+        print(f"losscope: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(EXIT_BAD) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"losscope {version('losscope')}")
+        except PackageNotFoundError:
+            print("losscope (not installed)")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the two runs; default: runs/demo, or runs/demo-2 ... if taken.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each run.")] = 3000,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds data order, initialisation and mini-batches.")] = 0,
+) -> None:
+    """Train a small network twice under watch, and write figures and pages.
+
+    A tanh network on scikit-learn's digits, by full-batch gradient descent and by mini-batch SGD, both at
+    learning rate 2/20. Gradient descent sharpens until the top Hessian eigenvalue reaches 2/lr = 20 and
+    hovers there. Takes under a minute or two.
+
+    Example:  losscope demo --out runs/first --seed 1
+    """
+    with _one_line_errors():
+        from .demo import run_demo
+
+        run_demo(out, steps, seed)
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="The file to write; default: RUN/report.html.")] = None,
+) -> None:
+    """Write one self-contained HTML page on a run, and print where it is.
+
+    Figures, verdicts and facts of every player; it loads nothing from elsewhere and can be mailed.
+
+    Example:  losscope report runs/a --out a.html
+    """
+    with _one_line_errors():
+        from .report import report as write
+
+        print(write(run, out))
+
+
+@app.command()
+def audit(
+    run: RunArgument,
+    player: Annotated[str | None, typer.Option(help="Audit this player only; default: all of the run.")] = None,
+) -> None:
+    """Say where a run stands against its stability thresholds.
+
+    Sharpness, trace and the mini-batch index S_mu over the last quarter of the run, each with its interval,
+    threshold, verdict and reason. Exit code 0; 1 when a criterion that applies is ABOVE_EDGE; 2 for bad
+    usage or a run that cannot be read.
+
+    Example:  losscope audit runs/a && echo "no criterion exceeded"
+    """
+    with _one_line_errors():
+        from losscope.probes import Run
+
+        from .audit_table import print_audit
+
+        read = Run(run)
+        names: list[str | None] = [player] if player is not None else list(read.players) or [None]
+        audits = [read.audit(name) for name in names]
+        for each in audits:
+            several = len(read.players) > 1
+            print_audit(each, title=f"{read.name}: {each.player}" if several else read.name)
+    if any(each.above_edge for each in audits):
+        raise typer.Exit(EXIT_ABOVE)
+
+
+def main() -> None:
+    """Run the command line; the entry point ``losscope``."""
+    app(prog_name="losscope")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The report: one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from losscope.landscape import RunError
+from losscope.probes import Audit, Run
+
+from . import series, words
+from .facts import player_facts, run_facts
+from .figure import figure
+from .svg import COLOURS, inline_svg
+
+__all__ = ["report"]
+
+MOST_LOGGED = 20_000
+MOST_ERRORS = 20
+WIDE = {"sharpness": (8.6, 5.2), "stability": (8.6, 4.4)}
+NARROW = {"sharpness": (3.9, 4.8), "stability": (3.9, 4.8)}
+CAPTIONS = {
+    "sharpness": (
+        "Sharpness, the largest eigenvalue of the Hessian, at the weights before each step. Dashed: the threshold "
+        "above which the optimizer's linearised step grows. Below: the loss."
+    ),
+    "stability": (
+        "Each criterion as a ratio to its threshold. At 1 the threshold is met; from 0.9 to 1.1 the audit speaks of "
+        "the edge. Grey and dotted: does not apply to this run."
+    ),
+}
+SYMBOLS = {
+    "sharpness": Markup("λ<sub>max</sub>(H)"),
+    "trace": Markup("tr(H)"),
+    "s_mu": Markup("S<sub>μ</sub> = E‖g<sub>B</sub>‖²/2L"),
+}
+
+
+def report(run: Run | str | Path, out: str | Path | None = None) -> Path:
+    """Write one self-contained HTML page on a run.
+
+    It holds the figures as inline SVG, the run's facts, the audit and the recorded errors of every player, and
+    the data as JSON in an inert ``<script id="data">``. It loads nothing, runs no script, follows the reader's
+    light or dark scheme, and prints.
+
+    Args:
+        run: the run, or its folder.
+        out: the file to write; default: ``report.html`` in the run's folder.
+
+    Returns:
+        Where it was written; replaced in one step if it was there.
+
+    Raises:
+        RunError: if the run cannot be read, or is in memory and ``out`` is not given, or ``out`` cannot be
+            written.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    if out is None:
+        if run.path is None:
+            raise RunError("this run is in memory: say where the report goes, report(run, out=...)")
+        out = run.path / "report.html"
+    out = Path(out)
+    if out.is_dir():
+        raise RunError(f"{str(out)!r} is a folder; name a file, e.g. {str(out / 'report.html')!r}")
+    page = render(run)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"the report cannot be written to {str(out)!r}: {error.strerror or error}") from error
+    return out
+
+
+def render(run: Run) -> str:
+    """The page's HTML."""
+    environment = Environment(
+        loader=PackageLoader("losscope.viz"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": words.number, "interval": words.interval}
+    names: list[str | None] = list(run.players) or [None]
+    players = [_player(run, name, index) for index, name in enumerate(names)]
+    return environment.get_template("report.html.j2").render(
+        run=run, players=players, facts=run_facts(run), verdict=words.verdict, verdicts=words.VERDICTS,
+        symbols=SYMBOLS, colours=COLOURS, data=Markup(_data(run, [p["audit"] for p in players])),
+    )  # fmt: skip
+
+
+def _player(run: Run, name: str | None, index: int) -> dict[str, Any]:
+    audit = run.audit(name)
+    said = words.headline(audit)
+    figures = []
+    for kind, caption in CAPTIONS.items():
+        drawn = {
+            width: Markup(
+                inline_svg(
+                    _untitled(figure(run, kind, player=name, size=size)),
+                    prefix=f"fig-{index}-{kind}-{width}",
+                    title=f"{kind.capitalize()} of {name or run.name}",
+                    description=f"{caption} {said.title}: {said.sentence}",
+                )
+            )
+            for width, size in (("wide", WIDE[kind]), ("narrow", NARROW[kind]))
+        }
+        figures.append({"kind": kind, "caption": caption} | drawn)
+    return {
+        "name": name, "audit": audit, "headline": said, "figures": figures, "facts": player_facts(run, name),
+        "problems": _problems(run, name), "happened": happened(run, name),
+    }  # fmt: skip
+
+
+def _untitled(made: Figure) -> Figure:
+    """The page says whose figure it is."""
+    made.suptitle("")
+    return made
+
+
+def happened(run: Run, name: str | None) -> list[str]:
+    """What a reader must know before any verdict: a failed run, numbers that ceased to be finite."""
+    said = []
+    steps, values, _ = series.loss(run, name)
+    broken = steps[~np.isfinite(values)]
+    if len(broken):
+        said.append(f"The loss was not finite at {len(broken)} steps, first at step {broken[0]:,}.")
+    records = [r for r in run.records if r.status == "nonfinite" and (name is None or r.player == name)]
+    if records and not len(broken):
+        said.append(f"Measurements were not finite, first at step {records[0].step:,}.")
+    return said
+
+
+def _problems(run: Run, name: str | None) -> dict[str, Any]:
+    """Recorded errors, those with the same words gathered."""
+    gathered: dict[tuple[str, str, str], list[int]] = {}
+    for record in run.records:
+        if record.status != "ok" and (name is None or record.player == name):
+            key = (record.probe, record.status, record.reason or "")
+            gathered.setdefault(key, []).append(record.step)
+    rows = [
+        {"probe": probe, "status": status, "reason": reason, "count": len(steps), "first": steps[0], "last": steps[-1]}
+        for (probe, status, reason), steps in gathered.items()
+    ]
+    return {"rows": rows[:MOST_ERRORS], "more": max(len(rows) - MOST_ERRORS, 0)}
+
+
+def _data(run: Run, audits: list[Audit]) -> str:
+    """The run as strict JSON that no HTML parser can mistake for markup."""
+    logged = {}
+    for name in list(run.players) or [None]:
+        keys = dict.fromkeys(key for r in run.select("log", name) for key in r.values)
+        logged[name or "model"] = {key: _curve(*run.logged(key, name)) for key in keys}
+    content = {
+        "meta": run.meta,
+        "audits": [asdict(audit) for audit in audits],
+        "records": [json.loads(r.to_json()) for r in run.records if r.probe != "log"],
+        "logged": logged,
+    }
+    text = json.dumps(_strict(content), allow_nan=False, separators=(",", ":"), default=str)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _curve(steps: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    kept_steps, kept = series.decimate(steps, values, MOST_LOGGED)
+    return {"steps": kept_steps.tolist(), "values": kept.tolist(), "decimated": len(kept) < len(values)}
+
+
+def _strict(value: Any) -> Any:
+    """Non-finite numbers as null; records name theirs in ``nonfinite``."""
+    if isinstance(value, dict):
+        return {str(k): _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
