@@ -21,7 +21,7 @@ def trace(
     *,
     rtol: float = 0.05,
     method: str = "auto",
-    min_matvecs: int = 20,
+    min_matvecs: int = 30,
     max_matvecs: int = 1000,
     confidence: float = 0.95,
     seed: int | torch.Generator | None = None,
@@ -31,9 +31,11 @@ def trace(
     .. math:: \hat t = \frac1m \sum_j z_j^T A z_j, \qquad z_j \in \{-1, 1\}^n
 
     is unbiased with variance :math:`\frac2m (\|A\|_F^2 - \sum_i a_{ii}^2)` (Hutchinson 1989). The interval
-    is Student's with m - 1 degrees of freedom. Stopping when it is narrow makes it cover less than
-    it says, the more so the fewer products it may stop at; hence the minimum, and looks that are
-    rare. Where n products are fewer than the estimate would need, the trace is computed exactly.
+    is Student's with m - 1 degrees of freedom, after Hall's cubic transformation (J. R. Stat. Soc. B 54,
+    221, 1992): a few large eigenvalues make the samples skewed like a chi-square, and the plain interval
+    then covers 0.91 to 0.93 at 20 products where it says 0.95. Stopping when it is narrow makes it cover
+    less than it says too, the more so the fewer products it may stop at; hence the minimum, and looks
+    that are rare. Where n products are fewer than the estimate would need, the trace is computed exactly.
 
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
@@ -85,17 +87,28 @@ def _quadratic_forms(operator: Observed, count: int, generator: torch.Generator)
 def _student(samples: list[float], operator: Observed, rtol: float, confidence: float) -> Estimate:
     m = len(samples)
     mean = math.fsum(samples) / m
-    variance = math.fsum((s - mean) ** 2 for s in samples) / (m - 1)
-    stderr = math.sqrt(variance / m)
-    half = stderr * float(stdtrit(m - 1, (1 + confidence) / 2))
-    reached = half <= rtol * abs(mean)
-    return Estimate(mean, stderr, mean - half, mean + half, confidence, m, "hutchinson", reached, operator.kernel)
+    deviations = [s - mean for s in samples]
+    spread = math.sqrt(math.fsum(d**2 for d in deviations) / (m - 1))
+    skewness = math.fsum((d / spread) ** 3 for d in deviations) / m if spread > 0 else 0.0
+    quantile = float(stdtrit(m - 1, (1 + confidence) / 2))
+    stderr = spread / math.sqrt(m)
+    low = mean - stderr * _without_skewness(quantile, skewness, m)
+    high = mean - stderr * _without_skewness(-quantile, skewness, m)
+    reached = (high - low) / 2 <= rtol * abs(mean)
+    return Estimate(mean, stderr, low, high, confidence, m, "hutchinson", reached, operator.kernel)
+
+
+def _without_skewness(quantile: float, skewness: float, m: int) -> float:
+    """The quantile of the t statistic of skewed samples: Hall's cubic, solved."""
+    a = skewness / (3 * math.sqrt(m))
+    y = quantile - skewness / (6 * math.sqrt(m))
+    return y if abs(a) < 1e-8 else (math.cbrt(1 + 3 * a * y) - 1) / a
 
 
 def _still_needed(estimate: Estimate, rtol: float) -> float:
     """Products that an interval of the requested width is expected to take from here."""
     wanted = rtol * abs(estimate.value)
-    half = estimate.high - estimate.value
+    half = (estimate.high - estimate.low) / 2
     return estimate.matvecs * ((half / wanted) ** 2 - 1) if wanted > 0 else math.inf
 
 
