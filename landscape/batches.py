@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .errors import DataError
 
-__all__ = ["Batch", "batch_length", "fix_batches", "take", "tensors_of"]
+__all__ = ["Batch", "batch_length", "copied", "fix_batches", "take", "tensors_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,8 @@ def fix_batches(
     with _untouched_loader(data), contextlib.closing(_read(data)) as contents:
         for content in contents:
             moved = to_device(content, device)
+            if not isinstance(data, list | tuple | Mapping):
+                moved = copied(moved)  # a loader may fill the same tensors again
             batches.append(Batch(moved, _checked_weight(weight(moved))))
             if limit is not None and len(batches) >= limit:
                 break
@@ -164,13 +166,11 @@ def _map_tensors(content: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply ``function`` to every tensor of a batch, keeping its structure; the batch is not changed."""
     if isinstance(content, Tensor):
         return function(content)
-    if isinstance(content, dict):
-        return type(content)((k, _map_tensors(v, function)) for k, v in content.items())
-    if isinstance(content, collections.abc.MutableMapping):  # e.g. a BatchEncoding
-        copied = copy.copy(content)
+    if isinstance(content, collections.abc.MutableMapping):  # a dict of any kind, a BatchEncoding
+        mapped = copy.copy(content)
         for key, value in content.items():
-            copied[key] = _map_tensors(value, function)
-        return copied
+            mapped[key] = _map_tensors(value, function)
+        return mapped
     if isinstance(content, tuple) and hasattr(content, "_fields"):
         return type(content)(*(_map_tensors(v, function) for v in content))
     if isinstance(content, list | tuple):
@@ -180,10 +180,15 @@ def _map_tensors(content: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 def to_device(content: Any, device: torch.device) -> Any:
     """A batch with every tensor on ``device``; objects with a ``.to`` of their own use it on a copy."""
-    known = Tensor | dict | collections.abc.MutableMapping | list | tuple
+    known = Tensor | collections.abc.MutableMapping | list | tuple
     if not isinstance(content, known) and hasattr(content, "to"):
         return copy.copy(content).to(device)
     return _map_tensors(content, lambda t: t.to(device, non_blocking=True))
+
+
+def copied(content: Any) -> Any:
+    """A batch with every tensor copied, for a model that may write on its input."""
+    return _map_tensors(content, torch.clone)
 
 
 def tensors_of(content: Any) -> list[Tensor]:

@@ -17,10 +17,12 @@ import collections
 import contextlib
 import dis
 import functools
+import inspect
+import itertools
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FunctionType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,13 +33,17 @@ from torch.nn.parameter import is_lazy
 
 from .errors import SettingError
 
-__all__ = ["MODES", "closed_over_modules", "isolated", "preserved_rng", "reseed"]
+__all__ = ["MODES", "closed_over_modules", "isolated", "preserved_rng", "reseed", "unchanged"]
 
 MODES = ("eval", "train", "train_frozen")
 """The modes an objective can be evaluated in; see `set_mode`."""
 
+LIVE = "live"
+"""Not a mode one asks for: every flag as the model has it, to compare a mode with."""
+
 _NORMALISATION = (nn.modules.batchnorm._NormBase,)
 _HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOK_TABLES = tuple(f"_global{name}" for name in _HOOK_TABLES)
 _MODULE_INTERNALS = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 _CONTAINERS = (
     list,
@@ -104,6 +110,8 @@ def set_mode(model: nn.Module, others: Iterable[nn.Module], mode: str) -> None:
     The flags are written directly: `nn.Module.train` is overridden by layers that merge weights or
     refuse to leave eval mode, and those side effects belong to the user.
     """
+    if mode == LIVE:
+        return
     if mode == "eval":
         for module in _all_modules([model, *others]):
             module.training = False
@@ -124,26 +132,37 @@ def closed_over_modules(function: Any) -> list[nn.Module]:
     it uses must be isolated too, also when nobody said so.
     """
     found: list[nn.Module] = []
-    pending: list[Any] = [function]
+    pending: list[tuple[Any, int]] = [(function, 0)]
     seen: set[int] = set()
     while pending:
-        item = pending.pop()
+        item, depth = pending.pop()
         if id(item) in seen:
             continue
         seen.add(id(item))
         if isinstance(item, nn.Module):
             found.append(item)
-        elif isinstance(item, functools.partial):
-            pending += [item.func, *item.args, *item.keywords.values()]
-        elif hasattr(item, "__self__") and hasattr(item, "__func__"):
-            pending += [item.__self__, item.__func__]
-        elif isinstance(item, FunctionType):
-            pending += _referenced(item)
-        elif isinstance(item, list | tuple):
-            pending += item[:32]
-        elif isinstance(item, dict):
-            pending += list(item.values())[:32]
+        else:
+            further = depth + (not isinstance(item, list | tuple | dict))
+            pending += [(value, further) for value in _within_reach(item, depth)]
     return found
+
+
+def _within_reach(item: Any, depth: int) -> list[Any]:
+    """What a function, a container or an object leads to, a few objects deep."""
+    if isinstance(item, functools.partial):
+        return [item.func, *item.args, *item.keywords.values()]
+    if isinstance(item, MethodType):
+        return [item.__self__, item.__func__]
+    if isinstance(item, FunctionType):
+        return _referenced(item)
+    if isinstance(item, list | tuple):
+        return list(item[:32])
+    if isinstance(item, dict):
+        return list(itertools.islice(item.values(), 32))
+    if depth > 3 or isinstance(item, type | ModuleType | Tensor) or not hasattr(item, "__dict__"):
+        return []
+    own_call = getattr(type(item), "__call__", None)  # noqa: B004 - its code is wanted, not whether there is one
+    return [*vars(item).values(), *([own_call] if isinstance(own_call, FunctionType) else [])]
 
 
 def _referenced(function: FunctionType) -> list[Any]:
@@ -152,15 +171,32 @@ def _referenced(function: FunctionType) -> list[Any]:
         with contextlib.suppress(ValueError):  # a cell that is not filled yet
             values.append(cell.cell_contents)
     for value in (function.__globals__.get(name) for name in function.__code__.co_names):
-        own_helper = isinstance(value, FunctionType) and value.__module__ == function.__module__
-        if own_helper or isinstance(value, nn.Module | list | tuple | dict | functools.partial):
+        own = (value if isinstance(value, FunctionType) else type(value)).__module__ == function.__module__
+        if own or isinstance(value, nn.Module | list | tuple | dict | functools.partial):
             values.append(value)
     return values
 
 
 def _all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
-    unique = {id(m): m for root in roots for m in root.modules()}
-    return list(unique.values())
+    """The modules below ``roots``, also those kept from registration in plain attributes, lists or dicts."""
+    found: dict[int, nn.Module] = {}
+    pending = list(roots)
+    while pending:
+        for module in pending.pop().modules():
+            if id(module) not in found:
+                found[id(module)] = module
+                hidden = [value for name, value in vars(module).items() if name not in _MODULE_INTERNALS]
+                pending += _modules_in(hidden)
+    return list(found.values())
+
+
+def _modules_in(values: Iterable[Any], depth: int = 2) -> Iterator[nn.Module]:
+    for value in values:
+        if isinstance(value, nn.Module):
+            yield value
+        elif depth and isinstance(value, list | tuple | dict):
+            items = value.values() if isinstance(value, dict) else value
+            yield from _modules_in(itertools.islice(items, 64), depth - 1)
 
 
 @contextlib.contextmanager
@@ -168,11 +204,11 @@ def _untouched_modules(modules: list[nn.Module]) -> Iterator[None]:
     """Swap stand-ins for all state a forward pass may write, and put the originals back."""
     modules = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
     saved = [(module, dict(module.__dict__)) for module in modules]
-    clones: dict[int, Tensor] = {}  # one stand-in per tensor, so that sharing survives
+    known: dict[int, Any] = {}
     try:
         for module, state in saved:
             for name, value in state.items():
-                module.__dict__[name] = _stand_in(name, value, clones)
+                module.__dict__[name] = _stand_in(name, value, known)
         yield
     finally:
         for module, state in saved:
@@ -181,31 +217,56 @@ def _untouched_modules(modules: list[nn.Module]) -> Iterator[None]:
             module.__dict__.update(state)
 
 
-def _stand_in(name: str, value: Any, clones: dict[int, Tensor]) -> Any:
+def _stand_in(name: str, value: Any, known: dict[int, Any]) -> Any:
     if name == "_buffers":
-        return {key: _clone(buffer, clones) for key, buffer in value.items()}
+        return {key: _copied(buffer, known) for key, buffer in value.items()}
     if name in _HOOK_TABLES:
-        return collections.OrderedDict((k, hook) for k, hook in value.items() if _is_part_of_the_function(hook))
-    if name in _MODULE_INTERNALS:
+        return _without_watchers(value)
+    return value if name in _MODULE_INTERNALS else _copied(value, known)
+
+
+def _copied(value: Any, known: dict[int, Any]) -> Any:
+    """A stand-in for a constant tensor, or for a container and what is in it; anything else stays as it is.
+
+    Parameters and tensors with a graph are not copied either. ``known`` maps what was copied already, so that
+    what two modules share is shared by their stand-ins.
+    """
+    if id(value) in known:
+        return known[id(value)]
+    if isinstance(value, Tensor):
+        if isinstance(value, nn.Parameter) or value.requires_grad or is_lazy(value):
+            return value
+        known[id(value)] = value.detach().clone()
+    elif type(value) is tuple:
+        return tuple(_copied(item, known) for item in value)
+    elif type(value) not in _CONTAINERS:
         return value
-    if type(value) in _CONTAINERS:
-        copied = value.copy()
+    else:
+        copied = known[id(value)] = value.copy()
         if isinstance(copied, dict):
             for key, item in value.items():
-                copied[key] = _clone(item, clones)
-        elif isinstance(copied, list):
-            copied[:] = [_clone(item, clones) for item in value]
-        return copied
-    return _clone(value, clones)
+                copied[key] = _copied(item, known)
+        elif not isinstance(copied, set):
+            copied.clear()
+            copied.extend(_copied(item, known) for item in value)
+    return known[id(value)]
 
 
-def _clone(value: Any, clones: dict[int, Tensor]) -> Any:
-    """A stand-in for a constant tensor; parameters and tensors with a graph stay as they are."""
-    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.requires_grad or is_lazy(value):
-        return value
-    if id(value) not in clones:
-        clones[id(value)] = value.detach().clone()
-    return clones[id(value)]
+@contextlib.contextmanager
+def _no_watchers_of_all_modules() -> Iterator[None]:
+    """Hide the hooks that are called for every module there is, as `_stand_in` does those of one module."""
+    saved = {name: getattr(nn.modules.module, name) for name in _GLOBAL_HOOK_TABLES}
+    try:
+        for name, table in saved.items():
+            setattr(nn.modules.module, name, _without_watchers(table))
+        yield
+    finally:
+        for name, table in saved.items():
+            setattr(nn.modules.module, name, table)
+
+
+def _without_watchers(table: Mapping[int, Callable[..., Any]]) -> dict[int, Callable[..., Any]]:
+    return collections.OrderedDict((key, hook) for key, hook in table.items() if _is_part_of_the_function(hook))
 
 
 def _is_part_of_the_function(hook: Callable[..., Any]) -> bool:
@@ -217,12 +278,12 @@ def _is_part_of_the_function(hook: Callable[..., Any]) -> bool:
     """
     if isinstance(hook, functools.partial):
         hook = hook.func
-    function = getattr(hook, "__func__", hook)
+    function = inspect.unwrap(getattr(hook, "__func__", hook))
     owner = getattr(function, "__module__", None) or type(hook).__module__
     if owner == "torch" or owner.startswith("torch."):
         return True
     if not isinstance(function, FunctionType):
-        function = getattr(type(hook), "__call__", None)
+        function = getattr(type(hook), "__call__", None)  # noqa: B004 - its code is wanted
     if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
         return False
     return _returns_a_value(function)
@@ -296,6 +357,15 @@ def _twice_differentiable(modules: list[nn.Module], device: torch.device) -> Ite
         yield
 
 
+def unchanged(model: nn.Module, also: Iterable[nn.Module] = ()) -> contextlib.AbstractContextManager[None]:
+    """Inside `isolated`: one evaluation after which the modules' state is as before it.
+
+    So that the next evaluation is of the same function. A layer in train mode may move on at each
+    pass (spectral norm iterates, a schedule counts).
+    """
+    return _untouched_modules(_all_modules([model, *also]))
+
+
 @contextlib.contextmanager
 def isolated(
     model: nn.Module,
@@ -315,16 +385,17 @@ def isolated(
     Raises:
         SettingError: if ``mode`` is not one of `MODES`.
     """
-    if mode not in MODES:
+    if mode not in (*MODES, LIVE):
         raise SettingError(f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
     others = [m for m in also if m is not model]
     modules = _all_modules([model, *others])
     device = next((p.device for m in modules for p in m._parameters.values() if p is not None), torch.device("cpu"))
     with (
         preserved_rng(),
+        _twice_differentiable(modules, device),  # first, so that no stand-in is an inference tensor
         _untouched_parameters(modules, at),
         _untouched_modules(modules),
-        _twice_differentiable(modules, device),
+        _no_watchers_of_all_modules(),
     ):
         set_mode(model, others, mode)
         yield

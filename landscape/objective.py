@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .batches import Batch, fix_batches
+from .batches import Batch, copied, fix_batches
 from .errors import LossError, ParameterError, SettingError
-from .isolation import MODES, closed_over_modules, isolated, reseed
+from .isolation import MODES, closed_over_modules, isolated, reseed, unchanged
 from .loss import Loss
 from .space import ParameterSpace
 
@@ -168,12 +168,19 @@ class Objective:
         Raises:
             LossError: if the loss is not a scalar.
         """
-        self._reseed(index, mask)
-        return self.loss(self.model, self.batches[index].content if content is None else content)
+        with self._evaluation(index, content, mask) as batch:
+            return self.loss(self.model, batch)
 
-    def _reseed(self, index: int, mask: int = 0) -> None:
-        """Fix dropout masks and the like, by the position of the batch and the snapshot."""
-        reseed(hash((self.seed, self._mask_seed, index, mask)) % 2**63)
+    @contextlib.contextmanager
+    def _evaluation(self, index: int, content: Any = None, mask: int = 0) -> Iterator[Any]:
+        """One pass over a copy of a batch, from the same module state and random numbers each time.
+
+        Dropout masks and the like are fixed by the position of the batch and the snapshot.
+        """
+        content = self.batches[index].content if content is None else content
+        with unchanged(self.model, self.also):
+            reseed(hash((self.seed, self._mask_seed, index, mask)) % 2**63)
+            yield copied(content)
 
     def outputs(self, index: int) -> Any:
         """The model's outputs for one batch.
@@ -181,8 +188,8 @@ class Objective:
         Raises:
             LossError: if only a ``loss_fn`` was given.
         """
-        self._reseed(index)
-        return self.loss.outputs(self.model, self.batches[index].content)
+        with self._evaluation(index) as batch:
+            return self.loss.outputs(self.model, batch)
 
     def gradients(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor]:
         """Gradient of a scalar with respect to the chosen parameters; zeros where one is not used.
@@ -215,9 +222,9 @@ class Objective:
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """Value and gradient (n,) in one pass over the data."""
-        total = torch.zeros(self.space.size, dtype=self.space.dtype, device=self.space.device)
-        value = torch.zeros((), dtype=torch.float64, device=self.space.device)
         with self.isolated():
+            total = torch.zeros(self.space.size, dtype=self.space.dtype, device=self.space.device)
+            value = torch.zeros((), dtype=torch.float64, device=self.space.device)
             for i, share in enumerate(self.shares):
                 loss = share * self.batch_loss(i)
                 total += self.space.flatten(self.gradients(loss))

@@ -47,9 +47,9 @@ class RetainedGraph:
         Raises:
             DoubleBackwardError: if the model or the loss has no second derivative in torch.
         """
-        rows = V.T.contiguous()
-        out = torch.zeros_like(rows)
         with self.objective.isolated(), _second_order_errors():
+            rows = V.T.clone() if V.is_inference() else V.T.contiguous()
+            out = torch.zeros_like(rows)
             for _, gradients in self._graphs():
                 self._accumulate(gradients, rows, out)
         return out.T
