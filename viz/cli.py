@@ -110,11 +110,10 @@ def audit(
     Example:  losscope audit runs/a && echo "no criterion exceeded"
     """
     with _one_line_errors():
-        from losscope.probes import Run
-
         from .audit_table import print_audit
+        from .facts import read_run
 
-        read = Run(run)
+        read = read_run(run)
         names: list[str | None] = [player] if player is not None else list(read.players) or [None]
         audits = [read.audit(name) for name in names]
         for each in audits:

@@ -3,22 +3,52 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from losscope.probes import Run
+from losscope.landscape import RunError
+from losscope.probes import Record, Run
 
 from . import series
 from .words import number, seconds
 
-__all__ = ["player_facts", "run_facts"]
+__all__ = ["player_facts", "read_run", "run_facts"]
 
 STATUS = {
     "finished": "finished",
     "running": "still running, or killed",
     "failed": "failed",
 }
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run folder, and refuse one whose contents cannot be what a watch wrote.
+
+    Raises:
+        RunError: if there is no run, or it cannot be read.
+    """
+    run = Run(path)
+    if not all(isinstance(said, dict) for said in run.meta["players"].values()):
+        raise RunError(f"{str(path)!r} is not a readable run: its meta.json does not describe its players")
+    for record in run.records:
+        if not _plausible(record):
+            raise RunError(
+                f"{str(path)!r} is not a readable run: the record of {record.probe!r} at step {record.step} holds "
+                "something other than numbers"
+            )
+    return run
+
+
+def _plausible(record: Record) -> bool:
+    numbers = (record.lr, record.value, record.low, record.high, record.matvecs, *record.values.values())
+    return (
+        all(n is None or isinstance(n, int | float) for n in numbers)
+        and isinstance(record.player, str)
+        and isinstance(record.probe, str)
+        and isinstance(record.reason, str | None)
+    )
 
 
 def run_facts(run: Run) -> list[tuple[str, str]]:
@@ -50,10 +80,10 @@ def player_facts(run: Run, player: str | None) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     if said.get("model"):
         parameters = said.get("parameters")
-        facts.append(("model", f"{said['model']}" + (f", {parameters:,} parameters" if parameters else "")))
+        facts.append(("model", f"{said['model']}" + (f", {_count(parameters)} parameters" if parameters else "")))
     if said.get("optimizer"):
         momentum = said.get("momentum")
-        facts.append(("optimizer", f"{said['optimizer']}" + (f", momentum {momentum:g}" if momentum else "")))
+        facts.append(("optimizer", f"{said['optimizer']}" + (f", momentum {momentum}" if momentum else "")))
     facts.append(("learning rate", _rates(run, player)))
     if said.get("threshold_formula"):
         facts.append(("stability threshold", str(said["threshold_formula"])))
@@ -63,11 +93,11 @@ def player_facts(run: Run, player: str | None) -> list[tuple[str, str]]:
     if samples is not None:
         batches = said.get("batches")
         many = f" in {batches} batches" if isinstance(batches, int) and batches > 1 else ""
-        facts.append(("measured on", f"{samples:,} samples{many}"))
+        facts.append(("measured on", f"{_count(samples)} samples{many}"))
     full = isinstance(batch, int) and isinstance(samples, int) and batch >= samples
-    facts.append(("batch size", "not given" if batch is None else f"{batch:,}" + (" (full batch)" if full else "")))
+    facts.append(("batch size", "not given" if batch is None else _count(batch) + (" (full batch)" if full else "")))
     if said.get("outputs") is not None:
-        facts.append(("outputs per sample", f"{said['outputs']:,}"))
+        facts.append(("outputs per sample", _count(said["outputs"])))
     if said.get("loss_family"):
         facts.append(("loss", str(said["loss_family"])))
     if said.get("mode"):
@@ -75,6 +105,10 @@ def player_facts(run: Run, player: str | None) -> list[tuple[str, str]]:
     place = ", ".join(str(said[key]) for key in ("dtype", "device") if said.get(key))
     facts.append(("computed in", place))
     return [(name, text) for name, text in facts if text]
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _status(run: Run) -> str:
@@ -92,10 +126,12 @@ def _time(value: Any) -> str:
 
 
 def _cost(cost: Any) -> str:
-    if not isinstance(cost, dict) or cost.get("seconds_measuring") is None:
+    spent, total = (
+        (cost.get("seconds_measuring"), cost.get("seconds_total")) if isinstance(cost, dict) else (None, None)
+    )
+    if not isinstance(spent, int | float):
         return ""
-    spent, total = cost["seconds_measuring"], cost.get("seconds_total")
-    if not total:
+    if not isinstance(total, int | float) or total <= 0:
         return seconds(spent)
     return f"{seconds(spent)} of {seconds(total)} ({spent / total:.0%})"
 

@@ -18,7 +18,7 @@ from losscope.landscape import RunError
 from losscope.probes import Audit, Run
 
 from . import series, words
-from .facts import player_facts, run_facts
+from .facts import player_facts, read_run, run_facts
 from .figure import figure
 from .svg import COLOURS, inline_svg
 
@@ -63,7 +63,7 @@ def report(run: Run | str | Path, out: str | Path | None = None) -> Path:
         RunError: if the run cannot be read, or is in memory and ``out`` is not given, or ``out`` cannot be
             written.
     """
-    run = run if isinstance(run, Run) else Run(run)
+    run = run if isinstance(run, Run) else read_run(run)
     if out is None:
         if run.path is None:
             raise RunError("this run is in memory: say where the report goes, report(run, out=...)")

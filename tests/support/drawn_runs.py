@@ -34,7 +34,8 @@ def meta(**players: dict[str, Any]) -> dict[str, Any]:
 
 def measured(
     step: int, sharpness: float, lr: float, *, player: str = "model", loss: float = 0.1, bounded: bool = False,
-    trace: float | None = None, s_mu: float | None = None, largest: float | None = None, every: tuple[int, int] = (1, 1),
+    trace: float | None = None, s_mu: float | None = None, largest: float | None = None,
+    every: tuple[int, int] = (1, 1),
 ) -> Iterable[Record]:  # fmt: skip
     """The records of one step: sharpness, and stability where it is due."""
     threshold = 2 / lr
