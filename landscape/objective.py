@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .batches import Batch, copied, fix_batches
+from .batches import Batch, copied, fix_batches, is_one_shot
 from .errors import LossError, ParameterError, SettingError
 from .isolation import MODES, closed_over_modules, isolated, reseed, unchanged
 from .loss import Loss
@@ -113,8 +113,11 @@ class Objective:
         if self._batches is None:
             with self.isolated():
                 reseed(self.seed)
-                self._batches = fix_batches(self.data, self.loss.weight_of, self.space.device)
-                if not self.loss.summed and sum(b.weight for b in self._batches) <= 0:
+                fixed = fix_batches(self.data, self.loss.weight_of, self.space.device)
+                # A batch of padding alone has the mean 0 / 0, and no share in the objective.
+                self._batches = tuple(b for b in fixed if b.weight > 0 or self.loss.summed)
+                if not self._batches:
+                    self._batches = None
                     raise LossError("the weights of all batches are zero, so their mean is not defined; check weight=")
         return self._batches
 
@@ -238,6 +241,10 @@ class Objective:
             DataError: if there is no data, or a batch has no weight.
             LossError: if the loss is not a scalar or does not depend on the parameters.
         """
+        if is_one_shot(self.data):
+            with self.isolated():  # reading one batch only would lose the others
+                self.gradients(self.batch_loss(0))
+            return
         probe = self.snapshot(0)
         with probe.isolated():
             reseed(probe.seed)
@@ -267,10 +274,10 @@ def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Para
             raise ParameterError(f"parameters must be real floating-point, {unfit[0]} is {chosen[unfit[0]].dtype}")
         chosen = {n: p for n, p in chosen.items() if p.requires_grad}
     if not chosen:
-        what = "that requires gradients" if params is None else f"that requires gradients and matches params={params!r}"
-        raise ParameterError(
-            f"no parameter {what}; the model has {len(named)}: {', '.join(list(named)[:4])}{', ...' if len(named) > 4 else ''}"
-        )
+        given = type(params).__name__ if isinstance(params, Tensor | nn.Module) else repr(params)
+        what = "" if params is None else f" and matches params={given}"
+        names = ", ".join([*list(named)[:4], *(["..."] if len(named) > 4 else [])])
+        raise ParameterError(f"no parameter that requires gradients{what}; the model has {len(named)}: {names}")
     for name, p in chosen.items():
         if is_lazy(p):
             raise ParameterError(f"parameter {name} is not initialised yet; run one forward pass first")

@@ -151,6 +151,14 @@ def test_a_failure_while_reading_the_data_leaves_no_trace() -> None:
     assert streams() == random_state
 
 
+def test_checking_a_generator_leaves_no_trace() -> None:
+    model = busy_with_gradients()
+    before, random_state = state_of(model), streams()
+    Objective(model, (batch for batch in batches()), criterion=nn.CrossEntropyLoss(), mode="train").check()
+    assert state_of(model) == before
+    assert streams() == random_state
+
+
 def test_values_to_evaluate_at_are_exchanged_and_not_written() -> None:
     model = busy_with_gradients()
     objective = Objective(model, batches(), criterion=nn.CrossEntropyLoss(), mode="train")
