@@ -28,7 +28,7 @@ def print_audit(audit: Audit, console: Console | None = None, *, title: str = ""
         >>> from losscope.probes import Run
         >>> from losscope.viz.audit_table import print_audit
         >>> from rich.console import Console
-        >>> print_audit(Run.from_records({"players": {}}, []).audit(), Console(width=80, no_color=True))
+        >>> print_audit(Run.from_records({"players": {"model": {}}}, []).audit(), Console(width=80, no_color=True))
         <BLANKLINE>
         No verdict: No criterion applies: no stability measurement in this run...
     """

@@ -114,7 +114,7 @@ def audit(
         from .facts import read_run
 
         read = read_run(run)
-        names: list[str | None] = [player] if player is not None else list(read.players) or [None]
+        names = [player] if player is not None else read.players
         audits = [read.audit(name) for name in names]
         for each in audits:
             several = len(read.players) > 1

@@ -30,7 +30,8 @@ def read_run(path: str | Path) -> Run:
         RunError: if there is no run, or it cannot be read.
     """
     run = Run(path)
-    if not all(isinstance(said, dict) for said in run.meta["players"].values()):
+    players = run.meta["players"]
+    if not players or not all(isinstance(said, dict) for said in players.values()):
         raise RunError(f"{str(path)!r} is not a readable run: its meta.json does not describe its players")
     for record in run.records:
         if not _plausible(record):

@@ -28,7 +28,7 @@ class Threshold:
 
     def __init__(self, data: Series, formula: str) -> None:
         self.data = data
-        self.formula = formula
+        self.formula = style.plain(formula, 40)
         both = np.concatenate([data.threshold, data.threshold_largest])
         self.levels = both[np.isfinite(both)]
 

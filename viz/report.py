@@ -89,15 +89,14 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": words.number, "interval": words.interval}
-    names: list[str | None] = list(run.players) or [None]
-    players = [_player(run, name, index) for index, name in enumerate(names)]
+    players = [_player(run, name, index) for index, name in enumerate(run.players)]
     return environment.get_template("report.html.j2").render(
         run=run, players=players, facts=run_facts(run), verdict=words.verdict, verdicts=words.VERDICTS,
         symbols=SYMBOLS, colours=COLOURS, data=Markup(_data(run, [p["audit"] for p in players])),
     )  # fmt: skip
 
 
-def _player(run: Run, name: str | None, index: int) -> dict[str, Any]:
+def _player(run: Run, name: str, index: int) -> dict[str, Any]:
     audit = run.audit(name)
     said = words.headline(audit)
     figures = []
@@ -107,7 +106,7 @@ def _player(run: Run, name: str | None, index: int) -> dict[str, Any]:
                 inline_svg(
                     _untitled(figure(run, kind, player=name, size=size)),
                     prefix=f"fig-{index}-{kind}-{width}",
-                    title=f"{kind.capitalize()} of {name or run.name}",
+                    title=f"{kind.capitalize()} of {name}",
                     description=f"{caption} {said.title}: {said.sentence}",
                 )
             )
@@ -126,24 +125,24 @@ def _untitled(made: Figure) -> Figure:
     return made
 
 
-def happened(run: Run, name: str | None) -> list[str]:
+def happened(run: Run, name: str) -> list[str]:
     """What a reader must know before any verdict: a failed run, numbers that ceased to be finite."""
     said = []
     steps, values, _ = series.loss(run, name)
     broken = steps[~np.isfinite(values)]
     if len(broken):
         said.append(f"The loss was not finite at {len(broken)} steps, first at step {broken[0]:,}.")
-    records = [r for r in run.records if r.status == "nonfinite" and (name is None or r.player == name)]
+    records = [r for r in run.records if r.status == "nonfinite" and r.player == name]
     if records and not len(broken):
         said.append(f"Measurements were not finite, first at step {records[0].step:,}.")
     return said
 
 
-def _problems(run: Run, name: str | None) -> dict[str, Any]:
+def _problems(run: Run, name: str) -> dict[str, Any]:
     """Recorded errors, those with the same words gathered."""
     gathered: dict[tuple[str, str, str], list[int]] = {}
     for record in run.records:
-        if record.status != "ok" and (name is None or record.player == name):
+        if record.status != "ok" and record.player == name:
             key = (record.probe, record.status, record.reason or "")
             gathered.setdefault(key, []).append(record.step)
     rows = [
@@ -156,9 +155,9 @@ def _problems(run: Run, name: str | None) -> dict[str, Any]:
 def _data(run: Run, audits: list[Audit]) -> str:
     """The run as strict JSON that no HTML parser can mistake for markup."""
     logged = {}
-    for name in list(run.players) or [None]:
+    for name in run.players:
         keys = dict.fromkeys(key for r in run.select("log", name) for key in r.values)
-        logged[name or "model"] = {key: _curve(*run.logged(key, name)) for key in keys}
+        logged[name] = {key: _curve(*run.logged(key, name)) for key in keys}
     content = {
         "meta": run.meta,
         "audits": [asdict(audit) for audit in audits],

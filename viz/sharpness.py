@@ -100,8 +100,9 @@ def _draw_sharpness(run: Run, ax: Axes, player: str | None, *, own: bool) -> Non
     if not len(threshold.levels):
         reason = series.facts(run, player).get("threshold_reason") or "no threshold known for this optimizer"
         ax.text(
-            0.99, 0.97, str(reason), transform=ax.transAxes, ha="right", va="top", color=MUTED, fontsize=style.FONT - 1
-        )
+            0.99, 0.97, style.plain(str(reason)), transform=ax.transAxes, ha="right", va="top", color=MUTED,
+            fontsize=style.FONT - 1,
+        )  # fmt: skip
     mark_unmeasured(ax, missing, "sharpness")
     style.legend(ax, outside=own)
 

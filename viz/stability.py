@@ -59,11 +59,11 @@ def plot_stability(
         figure, axes = style.new_figure((1,), size)
         style.title(figure, _title(run, player))
         ax = axes[0]
-    audit = run.audit(player)
-    formula = str(series.facts(run, player).get("threshold_formula") or "2/lr")
+    formula = style.plain(str(series.facts(run, player).get("threshold_formula") or "2/lr"), 40)
     drawn = [(name, data) for name in CRITERIA if np.isfinite((data := series.ratios(run, name, player)).value).any()]
     ax.set_ylabel("measured / threshold")
     if drawn:
+        audit = run.audit(player)
         _edge(ax)
         everything = np.concatenate([data.value for _, data in drawn] + [np.ones(1)])
         style.log_if_wide(ax, everything, wide=8)
@@ -84,7 +84,7 @@ def _nothing(run: Run, player: str | None) -> str:
     if not run.select("stability", player):
         return "no stability recorded"
     reason = series.facts(run, player).get("threshold_reason")
-    return f"no ratio to draw: {reason}" if reason else "no ratio to draw: no threshold known"
+    return style.plain(f"no ratio to draw: {reason}", 80) if reason else "no ratio to draw: no threshold known"
 
 
 def _edge(ax: Axes) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "legend",
     "log_if_wide",
     "new_figure",
+    "plain",
     "say",
     "step_axis",
     "title",
@@ -102,6 +103,17 @@ def halo(ax: Axes) -> list[Any]:
     return [withStroke(linewidth=2.5, foreground=colour if colour[3] else PAPER)]
 
 
+def plain(text: str, most: int = 60) -> str:
+    r"""A user's words for a figure: cut where too long, dollar signs taken as they are and not as mathematics.
+
+    Example:
+        >>> from losscope.viz.style import plain
+        >>> print(plain("costs $5"), plain("x" * 100, 4))
+        costs \$5 xxx…
+    """
+    return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
+
+
 def say(ax: Axes, text: str) -> None:
     """Write in the middle of axes that have nothing to draw."""
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED, gid="nothing")
@@ -110,7 +122,7 @@ def say(ax: Axes, text: str) -> None:
 
 def title(figure: Figure, text: str) -> None:
     """A title above all panels, at the left."""
-    figure.suptitle(text, x=0.01, ha="left", fontsize=FONT + 1, fontweight="bold", color=INK)
+    figure.suptitle(plain(text), x=0.01, ha="left", fontsize=FONT + 1, fontweight="bold", color=INK)
 
 
 def legend(ax: Axes, *, outside: bool, columns: int = 2) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections import Counter
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -43,7 +44,14 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str = ""
     text = text[text.index("<svg") :]
     text = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+    seen: Counter[str] = Counter()
+
+    def own(match: re.Match[str]) -> str:
+        name = match.group(1)
+        seen[name] += 1
+        return f'id="{prefix}-{name}"' if seen[name] == 1 else f'id="{prefix}-{name}-{seen[name]}"'
+
+    text = re.sub(r'\bid="([^"]+)"', own, text)
     text = re.sub(r'\bhref="#([^"]+)"', rf'href="#{prefix}-\1"', text)
     text = text.replace("url(#", f"url(#{prefix}-")
     text = re.sub(r"<style[^>]*>\s*\*\s*\{", f"<style>#{prefix} * {{", text)

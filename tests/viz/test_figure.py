@@ -1,0 +1,46 @@
+"""Figures by name, and what drawing leaves behind: nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+
+from drawn_runs import hovering, run_of
+from losscope.landscape import SettingError
+from losscope.viz import figure, report
+
+
+@pytest.mark.parametrize("name", ["sharpness", "stability"])
+def test_by_name(name: str, tmp_path: Path) -> None:
+    made = figure(run_of(hovering(100)), name, size=(5.0, 4.0))
+    assert isinstance(made, Figure)
+    assert tuple(made.get_size_inches()) == (5.0, 4.0)
+    for kind in ("png", "pdf", "svg"):
+        made.savefig(tmp_path / f"f.{kind}")
+        assert (tmp_path / f"f.{kind}").stat().st_size > 1000
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(SettingError, match="'sharpness', 'stability'"):
+        figure(run_of([]), "spectrum")
+
+
+def test_no_global_setting_is_touched(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    run = run_of(hovering(100))
+    figure(run, "sharpness").savefig(tmp_path / "a.svg")
+    figure(run, "stability")
+    report(run, tmp_path / "a.html")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_is_not_even_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from losscope.probes import Run; from losscope.viz import figure, report\n"
+        "run = Run.from_records({'players': {'model': {}}}, []); figure(run, 'sharpness').savefig('a.png')\n"
+        "report(run, 'a.html'); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)

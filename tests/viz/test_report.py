@@ -1,0 +1,184 @@
+"""The page: self-contained, escaped, complete."""
+
+import json
+import math
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drawn_runs import diverging, hovering, meta, minibatch, run_of, write
+from losscope.landscape import RunError
+from losscope.probes import Record, Run
+from losscope.viz import report
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'& $x^{ $"
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """The elements, ids, references and texts of a page; fails on tags that do not match."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+    def attribute(self, name: str) -> list[str]:
+        return [attrs[name] or "" for _, attrs in self.elements if name in attrs]
+
+    @property
+    def words(self) -> str:
+        return " ".join(t for tag, texts in self.text.items() if tag not in ("script", "style") for t in texts)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return json.loads("".join(self.text["script"]), parse_constant=lambda name: pytest.fail(f"bare {name}"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    folder = tmp_path_factory.mktemp("runs") / "mini"
+    write(folder, minibatch(), meta(model={"batch_size": 32}))
+    path = report(folder)
+    assert path == folder / "report.html"
+    assert [each.name for each in folder.iterdir() if "tmp" in each.name] == []
+    return Page(path)
+
+
+def test_refers_to_nothing_outside(page: Page) -> None:
+    assert "http://" not in page.source and "https://" not in page.source and "//cdn" not in page.source
+    assert not re.search(r"@import|url\((?!#)", page.source)
+    assert page.attribute("src") == []
+    assert all(ref.startswith("#") for ref in page.attribute("href"))
+    assert not [tag for tag, _ in page.elements if tag in ("link", "iframe", "object", "embed", "base")]
+    assert [attrs for tag, attrs in page.elements if tag == "script"] == [{"type": "application/json", "id": "data"}]
+    policy = next(attrs["content"] for tag, attrs in page.elements if attrs.get("http-equiv"))
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_ids_are_unique_and_references_resolve(page: Page) -> None:
+    ids = Counter(page.attribute("id"))
+    assert [each for each, count in ids.items() if count > 1] == []
+    targets = {ref[1:] for ref in page.attribute("href")} | set(re.findall(r"url\(#([^)]+)\)", page.source))
+    named = {each for value in page.attribute("aria-labelledby") for each in value.split()}
+    assert targets | named <= set(ids)
+    assert len(targets) > 10
+
+
+def test_figures_have_names_and_take_the_page_s_colours(page: Page) -> None:
+    figures = [attrs for tag, attrs in page.elements if tag == "svg"]
+    assert len(figures) == 4  # sharpness and stability, each wide and narrow
+    assert all(attrs["role"] == "img" for attrs in figures)
+    assert sum("Sharpness of model" in text for text in page.text["title"]) == 2
+    body = page.source[page.source.index("<body>") :]
+    assert not re.search(r"#[0-9a-f]{6}\b", body[: body.index('id="data"')], re.IGNORECASE)
+    rules = re.findall(r"<style>(.*?)</style>", body, re.DOTALL)
+    assert all(rule.lstrip().startswith("#fig-0-") for rule in rules)
+
+
+def test_says_the_facts_and_the_verdict(page: Page) -> None:
+    for words in (
+        "Not excluded", "SGD", "6,310 parameters", "1,000 samples", "0 to 2,999", "7.5 s of 30 s (25%)", "torch 2.13.0",
+        "0123456789ab, with uncommitted changes", "✗ not met", "? not checked", "✓ met", "does not apply",
+    ):  # fmt: skip
+        assert words in page.words, words
+    assert "safe" not in page.words.lower()
+
+
+def test_the_audit_table_is_the_audit(page: Page, tmp_path: Path) -> None:
+    audit = run_of(minibatch(), model={"batch_size": 32}).audit()
+    badges = [attrs["title"] for _, attrs in page.elements if "badge" in (attrs.get("class") or "")]
+    assert badges == [c.verdict for c in audit.criteria]
+    assert all(c.reason in page.words for c in audit.criteria)
+
+
+def test_the_data_is_the_run(page: Page) -> None:
+    assert page.data["meta"]["players"]["model"]["batch_size"] == 32
+    assert [a["criteria"][0]["name"] for a in page.data["audits"]] == ["sharpness"]
+    assert sum(r["probe"] == "sharpness" for r in page.data["records"]) == 300
+    assert len(page.data["logged"]["model"]["loss"]["steps"]) == 3000
+
+
+def test_hostile_words_stay_words(tmp_path: Path) -> None:
+    records = [*diverging(), Record(5, HOSTILE, "sharpness", status="error", reason=HOSTILE)]
+    records += [Record(t, HOSTILE, HOSTILE, value=1.0, values={HOSTILE: math.nan}) for t in range(3)]
+    description = meta(**{"model": {"threshold_formula": HOSTILE, "optimizer": HOSTILE}, HOSTILE: {"model": HOSTILE}})
+    description |= {"reason": HOSTILE, "status": "failed", "git": {"commit": HOSTILE}, "versions": {HOSTILE: HOSTILE}}
+    folder = tmp_path / "<b>run & co"
+    write(folder, records, description)
+    page = Page(report(folder))
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"img", "b>run"} and len([tag for tag, _ in page.elements if tag == "script"]) == 1
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
+    assert "<b>run & co" in page.words and HOSTILE in page.words
+    assert page.data["meta"]["reason"] == HOSTILE
+    assert "<" not in "".join(page.text["script"])
+
+
+def test_a_diverged_run_says_so(tmp_path: Path) -> None:
+    page = Page(report(run_of(diverging()), tmp_path / "page.html"))
+    assert "The loss was not finite at 170 steps, first at step 330." in page.words
+    assert "RuntimeError: out of memory" in page.words and "Recorded errors" in page.words
+    assert "Above the edge" in page.words
+
+
+def test_every_player(tmp_path: Path) -> None:
+    run = run_of([*hovering(300, player="G"), *minibatch(300, player="D")], G={}, D={"batch_size": 32})
+    page = Page(report(run, tmp_path / "page.html"))
+    assert [t for t in page.text["h2"] if t.strip()][:2] == ["G", "D"]
+    assert len([1 for tag, _ in page.elements if tag == "svg"]) == 8
+    assert max(Counter(page.attribute("id")).values()) == 1
+
+
+def test_a_run_that_says_nothing(tmp_path: Path) -> None:
+    page = Page(report(Run.from_records({"players": {"model": {}}}, []), tmp_path / "page.html"))
+    assert "No verdict" in page.words and "running, or killed" in page.words
+
+
+def test_long_logs_are_thinned_out_in_the_data(tmp_path: Path) -> None:
+    records = [Record(t, "model", "log", values={"loss": 1.0 / (1 + t)}) for t in range(50_000)]
+    page = Page(report(run_of(records), tmp_path / "page.html"))
+    logged = page.data["logged"]["model"]["loss"]
+    assert logged["decimated"] and len(logged["steps"]) < 21_000
+    assert len(page.source) < 2_000_000
+
+
+def test_where_it_cannot_be_written(tmp_path: Path) -> None:
+    run = run_of([])
+    with pytest.raises(RunError, match="in memory"):
+        report(run)
+    with pytest.raises(RunError, match="is a folder"):
+        report(run, tmp_path)
+    with pytest.raises(RunError, match="cannot be written"):
+        report(run, tmp_path / "missing" / "page.html")
+    with pytest.raises(RunError, match="no such folder"):
+        report(tmp_path / "nothing")
+
+
+def test_an_older_page_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("old")
+    assert "old" not in report(run_of([]), tmp_path / "page.html").read_text()[:3]
+    assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
