@@ -6,7 +6,7 @@ import collections.abc
 import contextlib
 import copy
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def is_one_shot(data: Any) -> bool:
     return isinstance(data, collections.abc.Iterator)
 
 
-def _read(data: Any) -> Iterator[Any]:
+def _read(data: Any) -> Generator[Any, None, None]:
     if _is_one_batch(data):
         yield data
         return
@@ -128,7 +128,8 @@ def _untouched_loader(data: Any) -> Iterator[None]:
 
 def _generators(root: Any) -> Iterator[Any]:
     """Every random generator within reach of a loader: its own, its samplers', its data set's."""
-    pending, seen = [(root, 0)], set()
+    pending: list[tuple[Any, int]] = [(root, 0)]
+    seen: set[int] = set()
     while pending:
         item, depth = pending.pop()
         if id(item) in seen or depth > 6 or len(seen) > 10_000:

@@ -123,7 +123,7 @@ def _refuse_once_differentiable(loss: Tensor) -> None:
         seen.add(node)
         function = getattr(node, "_forward_cls", None)
         backward = getattr(function, "backward", None)
-        if backward is not None and getattr(backward, "__code__", None) is _ONCE:
+        if function is not None and getattr(backward, "__code__", None) is _ONCE:
             raise DoubleBackwardError(
                 f"torch cannot differentiate twice through {function.__qualname__}: its backward is marked "
                 "@once_differentiable; put plain operations in its place"
