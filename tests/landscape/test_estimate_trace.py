@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from landscape_cases import CASES, build, dense_hessian, mlp, reference, selected
 from losscope.landscape import Estimate, Hessian, SettingError, trace
+from losscope.landscape.estimate_trace import _without_skewness
 from spectra import Diagonal, rotated, with_outliers
 
 F64 = torch.float64
@@ -106,6 +107,17 @@ def test_the_interval_of_symmetric_samples_is_students() -> None:
             break
     else:
         pytest.fail("no seed gave symmetric samples")
+
+
+@pytest.mark.parametrize("skewness", [-2.0, -0.3, 1e-9, 0.0, 0.7, 2.5])
+@pytest.mark.parametrize("quantile", [-2.1, -0.5, 0.0, 2.1])
+def test_the_transformation_is_halls(skewness: float, quantile: float) -> None:
+    """T + g T^2 / (3 sqrt m) + g^2 T^3 / (27 m) + g / (6 sqrt m) is the Student quantile (Hall 1992)."""
+    m = 25
+    T = _without_skewness(quantile, skewness, m)
+    root = math.sqrt(m)
+    cubic = T + skewness * T**2 / (3 * root) + skewness**2 * T**3 / (27 * m) + skewness / (6 * root)
+    assert cubic == pytest.approx(quantile, abs=1e-7)
 
 
 # --------------------------------------------------------------------------- stopping, cost

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from landscape_cases import CASES, build, factorisation, reference
 from losscope.landscape import Hessian, SettingError, top_eigenpairs
+from losscope.landscape.krylov import _Basis
+from losscope.landscape.operators import Observed
 from spectra import SPECTRA, Diagonal, rotated, with_outliers
 
 F64 = torch.float64
@@ -217,6 +219,26 @@ def test_bounds_hold_as_often_as_they_say(name: str, which: str, confidence: flo
         failures = claimed - held
         allowed = 1 - confidence
         assert failures <= runs * allowed + 2 * math.sqrt(runs * allowed * confidence)
+
+
+@pytest.mark.parametrize("risk", [0.05, 0.5])
+@pytest.mark.parametrize(("k", "columns"), [(1, 0), (3, 0), (1, 1), (3, 3)])
+def test_the_share_that_a_start_has_of_any_vector(k: int, columns: int, risk: float) -> None:
+    """What the bounds rest on: the start block holds less of a fixed unit vector with probability ``risk``.
+
+    For single vectors it is sharp, both for random starts and for warm ones orthogonal to the vector.
+    """
+    n, runs = 100, 1500
+    operator, short = Observed(Diagonal(torch.ones(n, dtype=F64))), 0
+    start = torch.eye(n, dtype=F64)[:, 1 : 1 + columns] if columns else None
+    for seed in range(runs):
+        basis = _Basis(operator, k, torch.Generator().manual_seed(seed))
+        basis.begin(start, risk)
+        short += float(basis.rows[:k, 0].norm()) < basis.share
+    margin = 3 * math.sqrt(risk * (1 - risk) / runs)
+    assert short / runs <= risk + margin
+    if k == 1:
+        assert short / runs >= risk - margin - 0.01
 
 
 def test_low_confidence_bounds_do_fail() -> None:
