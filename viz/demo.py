@@ -27,6 +27,7 @@ from losscope.probes.folder import check_folder
 from .audit_table import print_audit
 from .figure import figure
 from .report import report
+from .words import times
 
 __all__ = [
     "MissingData", "digits", "fresh_folder", "half_squared_error", "network", "reading", "run_demo", "train_full_batch",
@@ -226,11 +227,13 @@ def reading(full: Run, mini: Run) -> str:
     else:
         first += f" and did not reach it in these steps; over the last half its sharpness was {half:.3f} of it."
     late = statistics.median(mini_ratios[len(mini_ratios) // 2 :])
-    flatter = "stayed flatter" if late < half - 0.02 else "ended no flatter"
-    return (
-        f"{first} Mini-batch SGD at the same rate {flatter}, at {late:.2f} of 2/lr: "
-        "its edge is set by the gradient noise too, which S_mu measures."
-    )
+    second = f"Mini-batch SGD at the same rate had {late:.2f} of 2/lr there"
+    if late < half - 0.02:
+        second += ": it stays flatter, as small batches do"
+    index = mini.audit()["s_mu"].ratio
+    if index is not None:
+        second += f"; its own criterion, the mini-batch index S_mu, is at {times(index)} of 2/lr"
+    return f"{first} {second}."
 
 
 def run_demo(out: Path | None = None, steps: int = STEPS, seed: int = 0) -> tuple[Run, Run]:
@@ -257,11 +260,11 @@ def run_demo(out: Path | None = None, steps: int = STEPS, seed: int = 0) -> tupl
     runs = [train(seed, steps, home / name) for name, train in trainings]
     for run in runs:
         print_audit(run.audit(), console, title=f"Audit of {home / run.name}")
-    console.print(reading(*runs), "\n")
+    console.print("", reading(*runs), "", "Written:", sep="\n")
     for run in runs:
         for path in write_figures(run):
-            console.print(str(path), soft_wrap=True)
-        console.print(str(report(run)), soft_wrap=True)
+            console.print(f"  {path}", soft_wrap=True)
+        console.print(f"  {report(run)}", soft_wrap=True)
     return runs[0], runs[1]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -99,8 +100,8 @@ def width_of(ax: Axes) -> float:
 
 def halo(ax: Axes) -> list[Any]:
     """A rim in the colour of the background, which keeps text legible where it meets lines."""
-    colour = ax.get_facecolor()
-    return [withStroke(linewidth=2.5, foreground=colour if colour[3] else PAPER)]
+    colour = to_rgba(ax.get_facecolor())
+    return [withStroke(linewidth=2.5, foreground=colour if colour[3] > 0 else PAPER)]
 
 
 def plain(text: str, most: int = 60) -> str:
