@@ -3,8 +3,8 @@
 from .errors import (
     DataError,
     DoubleBackwardError,
-    LossError,
     LosscopeError,
+    LossError,
     NonFiniteError,
     ParameterError,
     RunError,

@@ -130,7 +130,8 @@ def _checked_scalar(value: Any, name: str) -> Tensor:
         raise LossError(f"{name} must return a scalar tensor, got {type(value).__name__}")
     if value.numel() != 1:
         raise LossError(
-            f"{name} must return a scalar, got a tensor of shape {tuple(value.shape)}; reduce it to its mean over samples"
+            f"{name} must return a scalar, got a tensor of shape {tuple(value.shape)}; reduce it to its mean over "
+            "samples"
         )
     if not value.is_floating_point():
         raise LossError(f"{name} must return a real floating-point scalar, got {value.dtype}")

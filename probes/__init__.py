@@ -1,7 +1,33 @@
 """Watching training over time: hooks, schedules, measurements, the run folder and its verdicts."""
 
 from .audit import Assumption, Audit, Criterion
+from .player import Player
+from .probe import Measurement, Needs, Probe
 from .records import SCHEMA_VERSION, Record
 from .run import Run
+from .schedule import logarithmic
+from .sharpness import Sharpness
+from .snapshot import Snapshot
+from .stability import Stability
+from .trace import Trace
+from .watch import Watch, watch
 
-__all__ = ["SCHEMA_VERSION", "Assumption", "Audit", "Criterion", "Record", "Run"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Assumption",
+    "Audit",
+    "Criterion",
+    "Measurement",
+    "Needs",
+    "Player",
+    "Probe",
+    "Record",
+    "Run",
+    "Sharpness",
+    "Snapshot",
+    "Stability",
+    "Trace",
+    "Watch",
+    "logarithmic",
+    "watch",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -107,7 +109,15 @@ def audit(run: Run, player: str) -> Audit:
     measured = run.select("stability", player)
     window = _last_part(measured)
     oscillation = _Oscillation(run, player, window, facts)
-    lines = (_sharpness(window, measured, facts, oscillation), _trace(window, facts), _s_mu(window, facts, oscillation))
+    lines: tuple[Criterion, ...] = (
+        _sharpness(window, _latest_bound(run, player, window), facts, oscillation),
+        _trace(window, facts),
+        _s_mu(window, facts, oscillation),
+    )
+    lost = [r.step for r in run.select("stability", player, ok=False) if r.status == "nonfinite"]
+    if window and lost and lost[-1] > window[-1].step:
+        first = min(step for step in lost if step > window[-1].step)
+        lines = tuple(_not_finite_since(first, line) for line in lines)
     steps = (window[0].step, window[-1].step) if window else None
     return Audit(player, steps, len(window), lines, oscillation.words)
 
@@ -190,7 +200,7 @@ class _Oscillation:
     def _add_loss(self, run: Run, player: str, first: int, last: int, said: list[str]) -> None:
         steps, losses = run.logged("loss", player)
         kept = [(s, v) for s, v in zip(steps.tolist(), losses.tolist(), strict=True) if first <= s <= last]
-        rises = [b > a for (s, a), (t, b) in zip(kept, kept[1:], strict=False) if t == s + 1]
+        rises = [b > a for (s, a), (t, b) in itertools.pairwise(kept) if t == s + 1]
         if len(rises) >= 20:
             share = sum(rises) / len(rises)
             said.append(f"the full-batch loss rose in {share:.0%} of {len(rises)} steps")
@@ -241,8 +251,15 @@ def _deterministic(facts: dict[str, Any]) -> Assumption:
 # --------------------------------------------------------------------------- the lines
 
 
+def _not_finite_since(step: int, line: Criterion) -> Criterion:
+    """What was below the edge before a run diverged says nothing about the run."""
+    if line.verdict in ("ABOVE_EDGE", "NOT_APPLICABLE"):
+        return line
+    return dataclasses.replace(line, verdict="INCONCLUSIVE", reason=f"the loss is not finite from step {step} on")
+
+
 def _sharpness(
-    window: list[Record], measured: list[Record], facts: dict[str, Any], oscillation: _Oscillation
+    window: list[Record], bound: _Bound | None, facts: dict[str, Any], oscillation: _Oscillation
 ) -> Criterion:
     formula = str(facts.get("threshold_formula") or "2/lr")
     stochastic = facts.get("batch_size") is not None and not _full_batch(facts)
@@ -253,9 +270,9 @@ def _sharpness(
     line: dict[str, Any] = {"name": "sharpness", "symbol": "lambda_max(H)", "formula": formula, "kind": kind}
     if reason := _not_applicable(facts, window):
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason, **numbers)
-    if ratio.high is None and (bounded := _latest_bound(window, measured)):
-        numbers |= {"high": bounded.values["sharpness_high"], "ratio_high": bounded.high}
-        assumptions.append(Assumption(f"the upper bound of step {bounded.step} still holds", None))
+    if ratio.high is None and bound is not None:
+        numbers |= {"high": bound.high, "ratio_high": bound.ratio}
+        assumptions.append(Assumption(f"the upper bound of step {bound.step} still holds", None))
     line |= numbers | {"assumptions": tuple(assumptions)}
     if reason := _inconclusive(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
@@ -266,11 +283,26 @@ def _sharpness(
     return Criterion(**line, verdict=verdict, reason=_sharpness_reason(verdict, ratio_high, facts, oscillation))
 
 
-def _latest_bound(window: list[Record], measured: list[Record]) -> Record | None:
-    bounded = [r for r in measured if r.high is not None and r.values.get("sharpness_high") is not None]
-    if bounded and window[-1].step - bounded[-1].step <= BOUND_STAYS_FRESH:
-        return bounded[-1]
-    return None
+@dataclass(frozen=True)
+class _Bound:
+    step: int
+    high: float
+    ratio: float
+
+
+def _latest_bound(run: Run, player: str, window: Sequence[Record]) -> _Bound | None:
+    """The last upper bound of the sharpness by either probe, if it is recent."""
+    found = []
+    for probe, name in (("stability", "sharpness_high"), ("sharpness", None)):
+        for record in run.select(probe, player):
+            high = record.values.get(name) if name else record.high
+            threshold = record.values.get("threshold")
+            if high is not None and threshold is not None and threshold > 0:
+                found.append(_Bound(record.step, high, high / threshold))
+    latest = max(found, key=lambda bound: bound.step, default=None)
+    if latest is None or not window or window[-1].step - latest.step > BOUND_STAYS_FRESH:
+        return None
+    return latest
 
 
 def _sharpness_reason(verdict: str, ratio_high: float | None, facts: dict[str, Any], oscillation: _Oscillation) -> str:
@@ -306,7 +338,7 @@ def _trace(window: list[Record], facts: dict[str, Any]) -> Criterion:
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason)
     if reason := _inconclusive(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
-    return Criterion(**line, **_necessary(ratio, facts, None))
+    return _necessary(line, ratio, facts, None)
 
 
 def _trace_bar(facts: dict[str, Any]) -> str | None:
@@ -342,7 +374,8 @@ def _s_mu(window: list[Record], facts: dict[str, Any], oscillation: _Oscillation
         _interpolation(window),
     )
     line: dict[str, Any] = {
-        "name": "s_mu", "symbol": "S_mu = E|g_B|^2/2L", "kind": "necessary", "assumptions": assumptions, **ratio.fields(),
+        "name": "s_mu", "symbol": "S_mu = E|g_B|^2/2L", "kind": "necessary", "assumptions": assumptions,
+        **ratio.fields(),
     }  # fmt: skip
     reason = _not_applicable(facts, window)
     if reason is None and facts.get("batch_size") is None:
@@ -353,7 +386,7 @@ def _s_mu(window: list[Record], facts: dict[str, Any], oscillation: _Oscillation
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason)
     if reason := _inconclusive(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
-    return Criterion(**line, **_necessary(ratio, facts, oscillation))
+    return _necessary(line, ratio, facts, oscillation)
 
 
 def _is_squared(family: str | None) -> bool | None:
@@ -365,16 +398,20 @@ def _interpolation(window: Sequence[Record]) -> Assumption:
     return Assumption("near interpolation" + (f" (loss {loss:.3g})" if loss is not None else ""), None)
 
 
-def _necessary(ratio: _Ratio, facts: dict[str, Any], oscillation: _Oscillation | None) -> dict[str, str]:
+def _necessary(
+    line: dict[str, Any], ratio: _Ratio, facts: dict[str, Any], oscillation: _Oscillation | None
+) -> Criterion:
     seen = oscillation.seen if oscillation else None
     verdict = judge(ratio.ratio, ratio.ratio_low, ratio.ratio_high, necessary=True, oscillates=seen)
     if ratio.ratio is None:
-        return {"verdict": verdict, "reason": "not measured; see the errors recorded"}
+        return Criterion(**line, verdict=verdict, reason="not measured; see the errors recorded")
     if verdict == "ABOVE_EDGE" and _is_squared(facts.get("loss_family")) is None:
-        return {"verdict": "INCONCLUSIVE", "reason": "exceeded, but whether the loss is squared is not known"}
+        reason = "exceeded, but whether the loss is squared is not known"
+        return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
     reasons = {
         "NOT_EXCLUDED": "necessary, and it holds: stability is not excluded",
         "ABOVE_EDGE": "a necessary condition of mean-square stability is violated",
         "INCONCLUSIVE": "the interval of the ratio reaches across 0.9 or 1.1",
     }
-    return {"verdict": verdict, "reason": reasons.get(verdict, oscillation.words if oscillation else "")}
+    reason = reasons.get(verdict, oscillation.words if oscillation else "")
+    return Criterion(**line, verdict=verdict, reason=reason)

@@ -136,8 +136,8 @@ class Run:
             yield row
 
     def _player(self, player: str | None) -> str:
-        if player is None:
-            return self.players[0] if self.players else "model"
+        if player is None and self.players:
+            return self.players[0]
         if player not in self.players:
             raise RunError(f"the run has no player {player!r}; it has {', '.join(self.players) or 'none'}")
         return player

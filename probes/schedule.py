@@ -28,7 +28,7 @@ def as_schedule(every: Any) -> Schedule:
         >>> [t for t in range(10) if due(t)]
         [0, 5]
     """
-    if isinstance(every, bool) or isinstance(every, float | str | bytes):
+    if isinstance(every, (bool, float | str | bytes)):
         raise SettingError(f"every must be a positive integer, steps, or a callable step -> bool; got {every!r}")
     if isinstance(every, int):
         if every < 1:

@@ -1,0 +1,293 @@
+"""Following one player: when to measure, at which weights, and what to do when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from losscope.landscape import NonFiniteError, Objective
+from losscope.landscape.batches import batch_length
+from losscope.landscape.isolation import LIVE
+from losscope.landscape.stability import Threshold, loss_family, outputs_per_sample
+
+from .budget import Budget
+from .player import Player
+from .probe import Measurement, Needs, Probe
+from .records import Record
+from .schedule import Schedule
+from .snapshot import Memory, Snapshot
+from .stability import OscillationWatch
+
+__all__ = ["Follower"]
+
+
+class Follower:
+    """Measures one player at the due steps.
+
+    Args:
+        player: the player.
+        objective: its checked objective.
+        probes: the probes.
+        schedule: the schedule of probes that have none of their own.
+        emit: takes each record, with its arrays.
+        tell: takes facts of the player that only a measurement reveals.
+        budget: the run's budget of time.
+        raise_errors: let exceptions of probes out.
+        first_step: number of updates made before.
+        seed: seed of all estimators.
+    """
+
+    def __init__(
+        self,
+        player: Player,
+        objective: Objective,
+        probes: Sequence[Probe],
+        schedule: Schedule,
+        *,
+        emit: Callable[[Record, Mapping[str, Any]], None],
+        tell: Callable[[str, dict[str, Any]], None],
+        budget: Budget,
+        raise_errors: bool,
+        first_step: int,
+        seed: int,
+    ) -> None:
+        self.player, self.objective, self.probes = player, objective, list(probes)
+        self.step = first_step
+        self._schedule, self._emit, self._tell = schedule, emit, tell
+        self._budget, self._raise_errors, self._seed = budget, raise_errors, seed
+        self._memory = Memory()
+        self._pending: list[Probe] = []
+        self._copy: dict[nn.Parameter, Tensor] | None = None
+        self._settings: tuple[float | None, Threshold] = (None, Threshold((), ""))
+        self._oscillations: list[OscillationWatch] = []
+        self._warned: set[str] = set()
+        self._facts_told = False
+
+    # ------------------------------------------------------------------ the life of an update
+
+    def opened(self) -> None:
+        """An update is about to happen: keep what it will overwrite, if a measurement is due."""
+        with self._guarded("oscillation"):
+            self._follow_oscillations()
+        with self._guarded("schedule"):
+            self._pending += [p for p in self.probes if p not in self._pending and self._is_due(p)]
+            if self._pending and self._budget.allows():
+                with self._budget.spending(), torch.no_grad():
+                    self._settings = (self.player.rate(), self.player.threshold())
+                    self._copy = {p: p.detach().clone() for p in self.player.moved}
+
+    def closed(self) -> None:
+        """The update is done: measure at the weights before it, and count it."""
+        at, self._copy = self._copy, None
+        try:
+            if at is not None:
+                due, self._pending = self._pending, []
+                self.measure(due, at=at)
+        finally:
+            self.step += 1
+
+    def discard(self) -> None:
+        """The update did not come about (an exception in the loop)."""
+        self._copy = None
+
+    def measure_live(self, probes: Sequence[Probe] | None = None) -> list[Record]:
+        """Measure at the present weights; None measures the probes that are due."""
+        due = [p for p in self.probes if self._is_due(p)] if probes is None else list(probes)
+        self._settings = (self.player.rate(), self.player.threshold())
+        return self.measure(due, at=None) if due else []
+
+    def flush(self) -> None:
+        """Report oscillations that were not followed to the end."""
+        with self._guarded("oscillation"):
+            self._report(self._oscillations)
+            self._oscillations = []
+
+    def _is_due(self, probe: Probe) -> bool:
+        return (probe.schedule or self._schedule)(self.step)
+
+    # ------------------------------------------------------------------ measuring
+
+    def measure(self, probes: Sequence[Probe], at: Mapping[nn.Parameter, Tensor] | None) -> list[Record]:
+        """Measure one snapshot with these probes; every one of them leaves a record."""
+        records: list[Record] = []
+        with self._budget.spending(), self._progress() as on_product:
+            remaining = list(probes)
+            try:
+                snapshot = self._snapshot(probes, on_product)
+                with snapshot.objective.isolated(at):
+                    if not self._facts_told:
+                        self._observe_facts(snapshot.objective)
+                    for probe in probes:
+                        records.append(self._one(probe, snapshot))
+                        remaining.remove(probe)
+                self._compare_modes(snapshot.objective, at)
+                self._watch_oscillation(snapshot, at)
+            except Exception as error:
+                if self._raise_errors:
+                    raise
+                records += [self._failed(probe, error, 0.0) for probe in remaining]
+                if not remaining:
+                    self._warn("snapshot", error)
+            finally:
+                _release_memory()
+        return records
+
+    def _snapshot(self, probes: Sequence[Probe], on_product: Callable[[int], object]) -> Snapshot:
+        needs = Needs()
+        for probe in probes:
+            needs |= probe.needs()
+        rate, threshold = self._settings
+        return Snapshot(
+            self.step, self.objective.snapshot(self.step), lr=rate, threshold=threshold,
+            batch_size=self.player.batch_size, needs=needs, memory=self._memory, seed=self._seed, on_product=on_product,
+        )  # fmt: skip
+
+    def _one(self, probe: Probe, snapshot: Snapshot) -> Record:
+        """One probe's record, already emitted."""
+        started, before = time.perf_counter(), snapshot.matvecs
+        try:
+            if not math.isfinite(snapshot.loss):
+                raise NonFiniteError(f"the loss is {snapshot.loss}")
+            measured = probe.measure(snapshot)
+        except NonFiniteError as error:
+            values = {"loss": snapshot.loss}
+            record = self._record(probe, status="nonfinite", reason=str(error), values=values)
+            self._emit(record, {})
+            return record
+        except Exception as error:
+            if self._raise_errors:
+                self._failed(probe, error, time.perf_counter() - started)
+                raise
+            return self._failed(probe, error, time.perf_counter() - started)
+        record = self._record(probe, measured, seconds=time.perf_counter() - started, matvecs=snapshot.matvecs - before)
+        self._emit(record, measured.arrays)
+        return record
+
+    def _failed(self, probe: Probe, error: Exception, seconds: float) -> Record:
+        self._warn(probe.name, error)
+        record = self._record(probe, status="error", reason=f"{type(error).__name__}: {error}", seconds=seconds)
+        self._emit(record, {})
+        return record
+
+    def _record(self, probe: Probe, measured: Measurement | None = None, **fields: Any) -> Record:
+        if measured is not None:
+            fields |= {
+                "value": measured.value, "low": measured.low, "high": measured.high, "unit": measured.unit,
+                "kernel": measured.kernel, "values": dict(measured.values),
+            }  # fmt: skip
+        return Record(
+            step=self.step, player=self.player.name, probe=probe.name, lr=self._settings[0], time=time.time(), **fields
+        )
+
+    # ------------------------------------------------------------------ facts and evidence
+
+    def _observe_facts(self, objective: Objective) -> None:
+        """What the audit must know and only an evaluation shows."""
+        self._facts_told = True
+        facts: dict[str, Any] = {"batches": len(objective.batches)}
+        for name, observe in (("outputs", outputs_per_sample), ("loss_family", loss_family), ("samples", _samples)):
+            with contextlib.suppress(Exception):
+                facts[name] = observe(objective)
+        self._tell(self.player.name, facts)
+
+    def _compare_modes(self, objective: Objective, at: Mapping[nn.Parameter, Tensor] | None) -> None:
+        """Whether training's own flags give another loss than the mode that is measured."""
+        if "mode" in self._warned:
+            return
+        self._warned.add("mode")
+        live = copy.copy(objective)
+        live.mode, live._depth = LIVE, 0
+        try:
+            with torch.no_grad():
+                with objective.isolated(at):
+                    measured = objective.batch_loss(0)
+                with live.isolated(at):
+                    trained = live.batch_loss(0)
+            matters = not torch.equal(measured, trained) and bool(torch.isfinite(trained))
+        except Exception:
+            matters = True  # e.g. batch statistics of a single sample
+        self._tell(self.player.name, {"mode_matters": matters})
+        if matters:
+            warnings.warn(
+                f"losscope: {self.player.name!r} is measured in mode={objective.mode!r}, in which the model computes "
+                'something else than in training; stability verdicts need mode="train"',
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _watch_oscillation(self, snapshot: Snapshot, at: Mapping[nn.Parameter, Tensor] | None) -> None:
+        if not any(p.name == "stability" for p in self.probes) or snapshot._eigenpairs is None:
+            return
+        with torch.no_grad():
+            parameters = snapshot.objective.parameters.values()
+            origin = {p: at[p] if at is not None and p in at else p.detach().clone() for p in parameters}
+        watch = OscillationWatch(self.step, snapshot._eigenpairs.vectors[:, 0], origin)
+        self._oscillations.append(watch)
+
+    def _follow_oscillations(self) -> None:
+        for watch in self._oscillations:
+            watch.follow()
+        self._report([w for w in self._oscillations if w.done])
+        self._oscillations = [w for w in self._oscillations if not w.done]
+
+    def _report(self, watches: Sequence[OscillationWatch]) -> None:
+        for watch in watches:
+            flips, pairs = watch.result()
+            if pairs:
+                values: dict[str, float | None] = {"flips": float(flips), "pairs": float(pairs)}
+                record = Record(
+                    watch.step, self.player.name, "oscillation", value=flips / pairs, unit="share", values=values,
+                    time=time.time(),
+                )  # fmt: skip
+                self._emit(record, {})
+
+    # ------------------------------------------------------------------ failing without harm
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        """Whatever goes wrong in here is warned about once and does not reach the training loop."""
+        try:
+            yield
+        except Exception as error:
+            if self._raise_errors:
+                raise
+            self._warn(name, error)
+
+    def _warn(self, name: str, error: Exception) -> None:
+        if name in self._warned:
+            return
+        self._warned.add(name)
+        where = traceback.extract_tb(error.__traceback__)
+        place = f" ({where[-1].name}, line {where[-1].lineno})" if where else ""
+        warnings.warn(
+            f"losscope: {name} of {self.player.name!r} failed at step {self.step}: {type(error).__name__}: "
+            f"{error}{place}; training goes on, the failure is recorded, further ones are recorded only",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[Callable[[int], object]]:
+        """A bar for measurements that take long; silent off a terminal."""
+        with tqdm(desc=f"losscope: step {self.step}", unit=" products", delay=2.0, leave=False, disable=None) as bar:
+            yield bar.update
+
+
+def _samples(objective: Objective) -> int:
+    return sum(batch_length(b.content) for b in objective.batches)
+
+
+def _release_memory() -> None:
+    """Hand back what an out-of-memory left behind; nothing otherwise."""
+    if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 0.9 * torch.cuda.mem_get_info()[1]:
+        torch.cuda.empty_cache()

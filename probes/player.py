@@ -1,0 +1,148 @@
+"""A player: one model, the optimizer(s) that move it, and the objective it is measured on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from losscope.landscape import DataError, Objective, ParameterError, SettingError
+from losscope.landscape.batches import is_one_shot
+from losscope.landscape.stability import Threshold, stability_threshold
+
+from .steps import unwrapped
+
+__all__ = ["Player"]
+
+
+@dataclass(frozen=True)
+class Player:
+    """One model of a run; pass several to `watch` where several are trained together (a game).
+
+    Attributes:
+        name: its name in the records.
+        model: the module.
+        optimizer: the optimizer that moves it, or a list where several do.
+        data: batches to measure on; see `Objective`.
+        batch_size: samples behind one update (times accumulation and ranks); None where not known.
+        criterion: see `Objective`, as for all that follow.
+        forward: see `Objective`.
+        targets: see `Objective`.
+        loss_fn: see `Objective`.
+        weight: see `Objective`.
+        params: see `Objective`; default: those the optimizer moves.
+        mode: see `Objective`.
+        also: further modules the loss uses, e.g. the other player's.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: Optimizer | Sequence[Optimizer]
+    data: Any
+    batch_size: int | None = None
+    criterion: Callable[..., Tensor] | None = None
+    forward: Callable[..., Any] | None = None
+    targets: Callable[..., Any] | None = None
+    loss_fn: Callable[..., Tensor] | None = None
+    weight: Callable[..., Any] | None = None
+    params: Any = None
+    mode: str = "eval"
+    also: Iterable[nn.Module] = ()
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Its optimizers, unwrapped."""
+        given = self.optimizer if isinstance(self.optimizer, list | tuple) else [self.optimizer]
+        return [unwrapped(o) for o in given]
+
+    @property
+    def moved(self) -> list[nn.Parameter]:
+        """All parameters its optimizers move, each once."""
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        return list({id(p): p for group in groups for p in group["params"]}.values())
+
+    def checked_objective(self, seed: int) -> Objective:
+        """The objective, after everything that can be refused beforehand has been.
+
+        Raises:
+            SettingError: for options that mean nothing.
+            DataError: if the data cannot be read again and again, or is empty.
+            ParameterError: if there is nothing to measure.
+            LossError: if the loss is not a scalar connected to the parameters.
+        """
+        batch = self.batch_size
+        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+            raise SettingError(f"batch_size must be a positive integer, got {batch!r}")
+        if self.data is None:
+            raise SettingError("pass data=, the batches to measure on (a DataLoader, a list, or one (inputs, targets))")
+        if is_one_shot(self.data):
+            raise DataError(
+                f"data is a one-shot {type(self.data).__name__}, which can be read once only; every measurement reads "
+                "it: pass a list of batches or a DataLoader"
+            )
+        if not self.optimizers or not all(hasattr(o, "param_groups") for o in self.optimizers):
+            kind = type(self.optimizer).__name__
+            raise SettingError(f"optimizer must be a torch.optim.Optimizer or a list of them, got {kind}")
+        objective = Objective(
+            self.model, self.data, criterion=self.criterion, forward=self.forward, targets=self.targets,
+            loss_fn=self.loss_fn, weight=self.weight, params=self._selection(), mode=self.mode, also=self.also,
+            seed=seed,
+        )  # fmt: skip
+        objective.check()
+        return objective
+
+    def _selection(self) -> Any:
+        if self.params is not None:
+            return self.params
+        moved = {id(p) for p in self.moved}
+        own = [p for p in self.model.parameters() if p.requires_grad]
+        if own and not any(id(p) in moved for p in own):
+            raise ParameterError(
+                f"the optimizer of {self.name!r} moves none of the model's {len(own)} trainable parameters; is it the "
+                "optimizer of another model?"
+            )
+        return lambda _, p: id(p) in moved if own else True
+
+    def rate(self) -> float | None:
+        """The learning rate, None where parameter groups or optimizers differ."""
+        rates = {float(group["lr"]) for o in self.optimizers for group in o.param_groups if "lr" in group}
+        return rates.pop() if len(rates) == 1 else None
+
+    def threshold(self) -> Threshold:
+        """The stability threshold at the present settings."""
+        if len(self.optimizers) > 1:
+            return Threshold((), "", "several optimizers move this objective")
+        return stability_threshold(self.optimizers[0])
+
+    def identity(self, objective: Objective) -> dict[str, Any]:
+        """What must agree for a run to be the same run when it is resumed."""
+        space = objective.space
+        described = repr(list(zip(space.names, space.shapes, strict=True)))
+        digest = hashlib.sha256(described.encode()).hexdigest()[:16]
+        return {"model": type(self.model).__name__, "parameters": space.size, "digest": digest}
+
+    def facts(self, objective: Objective) -> dict[str, Any]:
+        """What is known of the player before anything is measured."""
+        threshold = self.threshold()
+        selected = {id(p) for p in objective.parameters.values()}
+        groups = [group for o in self.optimizers for group in o.param_groups]
+        return {
+            "model": type(self.model).__name__,
+            "parameters": objective.space.size,
+            "optimizer": ", ".join(type(o).__name__ for o in self.optimizers),
+            "optimizers": len(self.optimizers),
+            "lr": self.rate(),
+            "momentum": max((float(g.get("momentum") or 0) for g in groups), default=0.0),
+            "threshold_formula": threshold.formula,
+            "threshold_reason": threshold.reason,
+            "batch_size": self.batch_size,
+            "mode": self.mode,
+            "summed": objective.loss.summed,
+            "covers_optimizer": all(id(p) in selected for p in self.moved if p.requires_grad),
+            "dtype": str(objective.space.dtype).removeprefix("torch."),
+            "device": str(objective.space.device),
+        }

@@ -1,0 +1,158 @@
+"""A probe answers one question about a snapshot; what it needs and what it returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from losscope.landscape import SettingError
+
+from .schedule import Schedule, as_schedule
+
+if TYPE_CHECKING:
+    from .snapshot import Snapshot
+
+__all__ = ["FunctionProbe", "Measurement", "Needs", "Probe", "as_probe"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a probe asks of the shared snapshot; merged over all due probes before anything is computed.
+
+    Attributes:
+        eigenpairs: how many top eigenpairs of the Hessian.
+        eigenpair_tol: at what relative residual.
+        bound_every: how many steps an upper bound of the sharpness may be old before it is renewed.
+        trace_rtol: relative half-width of the trace's interval; None where it is not needed.
+    """
+
+    eigenpairs: int = 0
+    eigenpair_tol: float = math.inf
+    bound_every: int | None = None
+    trace_rtol: float | None = None
+
+    def __or__(self, other: Needs) -> Needs:
+        """The needs of both: the most pairs, the tightest tolerances."""
+        bounds = [b for b in (self.bound_every, other.bound_every) if b is not None]
+        rtols = [r for r in (self.trace_rtol, other.trace_rtol) if r is not None]
+        return Needs(
+            max(self.eigenpairs, other.eigenpairs),
+            min(self.eigenpair_tol, other.eigenpair_tol),
+            min(bounds, default=None),
+            min(rtols, default=None),
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a probe returns; the fields are those of `Record`, arrays still in memory."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    kernel: str = ""
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Probe:
+    """Base of the probes: a name, a schedule of its own if wanted, needs, and a measurement.
+
+    Args:
+        every: when to measure (see `as_schedule`); None follows the schedule given to `watch`.
+    """
+
+    name = "probe"
+
+    def __init__(self, every: Any = None) -> None:
+        self.schedule: Schedule | None = None if every is None else as_schedule(every)
+
+    def needs(self) -> Needs:
+        """What to compute once for all probes."""
+        return Needs()
+
+    def measure(self, snapshot: Snapshot) -> Measurement:
+        """Answer the question about this snapshot."""
+        raise NotImplementedError
+
+
+class FunctionProbe(Probe):
+    """A user's own probe: a function ``snapshot -> dict`` of numbers and arrays.
+
+    The keys ``value``, ``low``, ``high`` and ``unit`` fill the record's fields of that name; other numbers
+    go to its ``values``, tensors and arrays with more than one entry to its ``arrays``.
+    """
+
+    def __init__(self, function: Callable[[Snapshot], Any], every: Any = None) -> None:
+        super().__init__(every)
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+
+    def measure(self, snapshot: Snapshot) -> Measurement:
+        """Call the function and sort what it returns.
+
+        Raises:
+            SettingError: if it does not return a dict of numbers and arrays.
+        """
+        returned = self.function(snapshot)
+        if not isinstance(returned, Mapping):
+            raise SettingError(f"probe {self.name} must return a dict, got {type(returned).__name__}")
+        content = {str(k): _plain(self.name, k, v) for k, v in returned.items()}
+        main: dict[str, Any] = {
+            k: content.pop(k) for k in ("value", "low", "high") if isinstance(content.get(k), float)
+        }
+        unit = content.pop("unit", "")
+        values = {k: v for k, v in content.items() if isinstance(v, float)}
+        arrays = {k: v for k, v in content.items() if isinstance(v, np.ndarray)}
+        return Measurement(**main, unit=str(unit), values=values, arrays=arrays)
+
+
+def _plain(probe: str, key: Any, value: Any) -> float | np.ndarray | str:
+    if key == "unit" and isinstance(value, str):
+        return value
+    if isinstance(value, torch.Tensor):
+        value = value.detach().to("cpu", torch.float64 if value.is_floating_point() else value.dtype).numpy()
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "biuf":
+            return float(array) if array.ndim == 0 else array
+    except (TypeError, ValueError):
+        pass
+    raise SettingError(f"probe {probe} returned {key!r} of type {type(value).__name__}; expected numbers or arrays")
+
+
+def as_probe(probe: Any) -> Probe:
+    """A probe from a probe, or from a function of a snapshot.
+
+    Raises:
+        SettingError: if it is neither, e.g. a probe class that was not instantiated.
+    """
+    if isinstance(probe, Probe):
+        return probe
+    if isinstance(probe, type):
+        raise SettingError(f"probes takes instances: write {probe.__name__}() for {probe.__name__}")
+    if callable(probe):
+        return FunctionProbe(probe)
+    raise SettingError(f"a probe must be a Probe or a function snapshot -> dict, got {type(probe).__name__}")
+
+
+def as_probes(probes: Iterable[Any]) -> list[Probe]:
+    """Probes with distinct names.
+
+    Raises:
+        SettingError: if two have the same name, or the name is taken.
+    """
+    if isinstance(probes, Probe) or callable(probes):
+        probes = [probes]
+    made = [as_probe(p) for p in probes]
+    names = [p.name for p in made]
+    for name in names:
+        if names.count(name) > 1 or name in ("log", "oscillation"):
+            raise SettingError(f"probe names must be distinct and not 'log' or 'oscillation', got {', '.join(names)}")
+    return made

@@ -1,0 +1,64 @@
+"""Sharpness: the largest eigenvalue of the Hessian."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from losscope.landscape import SettingError
+
+from .probe import Measurement, Needs, Probe
+from .snapshot import Snapshot
+
+__all__ = ["Sharpness"]
+
+
+class Sharpness(Probe):
+    """The top k eigenvalues of the Hessian, ``value`` the largest.
+
+    ``low`` is the Ritz value less rounding, a rigorous lower bound; ``high`` holds with 95 % over the
+    random start and is None between renewals, when the iteration was warm-started.
+
+    Args:
+        k: how many eigenvalues.
+        tol: relative residual of each.
+        every: when; None follows `watch`.
+        bound_every: renew the upper bound, by a cold start, when it is this many steps old.
+
+    Raises:
+        SettingError: if an argument means nothing.
+    """
+
+    name = "sharpness"
+
+    def __init__(self, k: int = 1, *, tol: float = 1e-2, every: Any = None, bound_every: int = 200) -> None:
+        super().__init__(every)
+        if k < 1 or not 0 < tol < 1 or bound_every < 1:
+            raise SettingError(f"need k >= 1, 0 < tol < 1 and bound_every >= 1; got {k!r}, {tol!r}, {bound_every!r}")
+        self.k, self.tol, self.bound_every = k, tol, bound_every
+
+    def needs(self) -> Needs:
+        """Top eigenpairs."""
+        return Needs(eigenpairs=self.k, eigenpair_tol=self.tol, bound_every=self.bound_every)
+
+    def measure(self, snapshot: Snapshot) -> Measurement:
+        """The eigenvalues, with the loss and the threshold they belong to."""
+        pairs = snapshot.eigenpairs(self.k, self.tol)
+        values: dict[str, float | None] = {
+            "loss": snapshot.loss,
+            "gradient_norm": snapshot.gradient_norm,
+            "residual": float(pairs.residuals[0]),
+            "converged": float(pairs.converged),
+            "threshold": snapshot.threshold.value,
+            "threshold_largest": snapshot.threshold.largest,
+        }
+        values |= {f"lambda_{i + 1}": float(pairs.values[i]) for i in range(1, min(self.k, len(pairs.values)))}
+        return Measurement(
+            float(pairs.values[0]), float(pairs.low[0]), upper_bound(pairs.high), "curvature", pairs.kernel, values
+        )
+
+
+def upper_bound(high: Any) -> float | None:
+    """The first upper bound, None where nothing is known."""
+    value = float(high[0])
+    return value if math.isfinite(value) else None

@@ -1,0 +1,149 @@
+"""The model at one step: what all due probes measure, computed once and shared."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from losscope.landscape import Eigenpairs, Estimate, Hessian, Objective, top_eigenpairs, trace
+from losscope.landscape.operators import Observed
+from losscope.landscape.stability import Threshold
+
+from .probe import Needs
+
+__all__ = ["Memory", "Snapshot"]
+
+
+@dataclass
+class Memory:
+    """What is carried from one snapshot of a player to the next.
+
+    Attributes:
+        eigenvectors: (n, k) top eigenvectors at the last measurement, where the next one starts.
+        bound_step: step of the last cold start, which is what bounds the sharpness from above.
+    """
+
+    eigenvectors: Tensor | None = None
+    bound_step: int | None = None
+
+
+class Snapshot:
+    """The model at one step, with what is known about it.
+
+    A user's probe receives one. Everything here is evaluated in isolation: nothing of it reaches the
+    training. Quantities that several probes need are computed once.
+
+    Args:
+        step: t; the weights are those before update t.
+        objective: the loss as a function of the chosen parameters, its batches fixed for this snapshot.
+        lr: the rate update t used, None where parameter groups differ.
+        threshold: the optimizer's stability threshold at that rate.
+        batch_size: training's batch size, if it was given.
+        needs: the merged needs of the probes that are due.
+        memory: what earlier snapshots left.
+        seed: seeds every estimator of this snapshot.
+        on_product: called with the number of vectors after each block of curvature products.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        objective: Objective,
+        *,
+        lr: float | None = None,
+        threshold: Threshold | None = None,
+        batch_size: int | None = None,
+        needs: Needs | None = None,
+        memory: Memory | None = None,
+        seed: int = 0,
+        on_product: Callable[[int], object] | None = None,
+    ) -> None:
+        self.step = step
+        self.objective = objective
+        self.lr = lr
+        self.threshold = threshold or Threshold((), "", "no optimizer")
+        self.batch_size = batch_size
+        self.needs = needs or Needs()
+        self.memory = memory or Memory()
+        self.seed = seed
+        self._hessian = Hessian(objective)
+        self.hessian = Observed(self._hessian, on_product)
+        self._eigenpairs: Eigenpairs | None = None
+        self._trace: Estimate | None = None
+        self._trace_rtol = math.inf
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; inside a probe its parameters hold this snapshot's values."""
+        return self.objective.model
+
+    @property
+    def matvecs(self) -> int:
+        """Curvature-vector products so far."""
+        return self.hessian.matvecs
+
+    @functools.cached_property
+    def _value_and_gradient(self) -> tuple[float, Tensor]:
+        return self._hessian.value_and_gradient()
+
+    @property
+    def loss(self) -> float:
+        """The objective's value, NaN or infinite where it is."""
+        return self._value_and_gradient[0]
+
+    @property
+    def gradient(self) -> Tensor:
+        """The objective's gradient, (n,)."""
+        return self._value_and_gradient[1]
+
+    @functools.cached_property
+    def gradient_norm(self) -> float:
+        """Euclidean norm of the gradient."""
+        return math.sqrt(float(torch.sum(self.gradient * self.gradient, dtype=torch.float64)))
+
+    def eigenpairs(self, k: int = 1, tol: float = 1e-2) -> Eigenpairs:
+        """At least the top k eigenpairs of the Hessian, to at least this relative residual.
+
+        Started from the last snapshot's eigenvectors, and afresh when the last upper bound is older
+        than the probes allow: only a random start bounds the sharpness from above, and finds an
+        eigenvector that has crossed the one that was followed.
+        """
+        k = min(max(k, self.needs.eigenpairs), self.objective.space.size)
+        tol = min(tol, self.needs.eigenpair_tol)
+        if self._eigenpairs is None or len(self._eigenpairs.values) < k or self._eigenpairs.tol > tol:
+            cold = self.memory.eigenvectors is None or self._bound_is_due()
+            start = None if cold else self.memory.eigenvectors
+            self._eigenpairs = top_eigenpairs(self.hessian, k, tol=tol, start=start, seed=self._seed_of("eigenpairs"))
+            self.memory.eigenvectors = self._eigenpairs.vectors
+            if cold:
+                self.memory.bound_step = self.step
+        return self._eigenpairs
+
+    def trace(self, rtol: float = 0.1) -> Estimate:
+        """The Hessian's trace, its interval's half-width at most ``rtol`` of it (if affordable)."""
+        rtol = rtol if self.needs.trace_rtol is None else min(rtol, self.needs.trace_rtol)
+        if self._trace is None or rtol < self._trace_rtol:
+            self._trace, self._trace_rtol = trace(self.hessian, rtol=rtol, seed=self._seed_of("trace")), rtol
+        return self._trace
+
+    def _bound_is_due(self) -> bool:
+        """Whether a multiple of the period, or a half or a quarter of it, was passed since the last bound.
+
+        On a grid of steps, so that probes with other schedules meet it; early on more often, because
+        the loss surface changes fast then.
+        """
+        period, last = self.needs.bound_every, self.memory.bound_step
+        if period is None or last is None:
+            return False
+        early = any(last < period // part <= self.step for part in (2, 4))
+        return early or self.step // period > last // period or self.step < last
+
+    def _seed_of(self, purpose: str) -> int:
+        """An independent seed for each purpose and step."""
+        return random.Random(f"{self.seed} {self.step} {purpose}").getrandbits(62)

@@ -1,0 +1,139 @@
+"""Stability: sharpness, trace and the mini-batch index against the optimizer's thresholds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from losscope.landscape import Estimate
+from losscope.landscape.batches import batch_length
+from losscope.landscape.stability import minibatch_index
+
+from .probe import Measurement, Needs, Probe
+from .sharpness import upper_bound
+from .snapshot import Snapshot
+
+__all__ = ["OscillationWatch", "Stability"]
+
+
+class Stability(Probe):
+    """What the audit needs: sharpness, trace and S_mu, each with its interval, beside the thresholds.
+
+    ``value`` is the ratio of sharpness to threshold, ``low`` and ``high`` its bounds. In the steps after each
+    measurement the motion along the top eigenvector is followed for sign flips (probe ``oscillation``).
+
+    Args:
+        tol: relative residual of the top eigenpair.
+        rtol: relative half-width of the intervals of trace and S_mu.
+        every: when; None follows `watch`.
+        bound_every: renew the upper bound of the sharpness when it is this many steps old.
+    """
+
+    name = "stability"
+
+    def __init__(self, *, tol: float = 1e-2, rtol: float = 0.1, every: Any = None, bound_every: int = 200) -> None:
+        super().__init__(every)
+        self.tol, self.rtol, self.bound_every = tol, rtol, bound_every
+
+    def needs(self) -> Needs:
+        """Top eigenpair and trace."""
+        return Needs(1, self.tol, self.bound_every, self.rtol)
+
+    def measure(self, snapshot: Snapshot) -> Measurement:
+        """All criteria at this step."""
+        pairs = snapshot.eigenpairs(1, self.tol)
+        sharpness, low, high = float(pairs.values[0]), float(pairs.low[0]), upper_bound(pairs.high)
+        threshold, largest = snapshot.threshold.value, snapshot.threshold.largest
+        trace = snapshot.trace(self.rtol)
+        values: dict[str, float | None] = {
+            "sharpness": sharpness,
+            "sharpness_low": low,
+            "sharpness_high": high,
+            "threshold": threshold,
+            "threshold_largest": largest,
+            "trace": trace.value,
+            "trace_low": trace.low,
+            "trace_high": trace.high,
+            "loss": snapshot.loss,
+            "gradient_norm": snapshot.gradient_norm,
+        }
+        if snapshot.lr is not None and snapshot.lr > 0:
+            values["two_over_lr"] = 2 / snapshot.lr
+        index = self._minibatch_index(snapshot)
+        if index is not None:
+            values |= {"s_mu": index.value, "s_mu_low": index.low, "s_mu_high": index.high}
+            values["mu"] = _alignment(snapshot, index, trace.value)
+        ratio = sharpness / threshold if threshold else None
+        return Measurement(
+            ratio,
+            low / largest if largest else None,
+            high / threshold if threshold and high is not None else None,
+            "threshold",
+            pairs.kernel,
+            values,
+        )
+
+    def _minibatch_index(self, snapshot: Snapshot) -> Estimate | None:
+        batch = snapshot.batch_size
+        if batch is None or batch >= _samples(snapshot):
+            return None
+        return minibatch_index(
+            snapshot.objective, batch, loss=snapshot.loss, rtol=self.rtol, seed=snapshot._seed_of("minibatches")
+        )
+
+
+def _samples(snapshot: Snapshot) -> int:
+    return sum(batch_length(b.content) for b in snapshot.objective.batches)
+
+
+def _alignment(snapshot: Snapshot, index: Estimate, trace: float) -> float | None:
+    """mu = E|g_i|^2 / (2 L tr H), from the spread of mini-batch gradients about the full one.
+
+    E|g_B|^2 - |g|^2 falls as (n - B) / (B (n - 1)) when batches are drawn without replacement.
+    """
+    batch, n = snapshot.batch_size, _samples(snapshot)
+    assert batch is not None
+    full = snapshot.gradient_norm**2 / (2 * snapshot.loss) if snapshot.loss > 0 else math.nan
+    single = full + (index.value - full) * batch * (n - 1) / (n - batch)
+    return single / trace if trace > 0 and math.isfinite(single) else None
+
+
+class OscillationWatch:
+    """Follows the weights along a direction for a few steps and counts how often their motion turns.
+
+    Args:
+        step: step of the measurement the direction comes from.
+        direction: unit vector (n,), e.g. the top eigenvector.
+        origin: the parameters it refers to, with their values then: positions are relative to them.
+        length: how many positions to record.
+    """
+
+    def __init__(self, step: int, direction: Tensor, origin: Mapping[nn.Parameter, Tensor], length: int = 8) -> None:
+        self.step = step
+        self.length = length
+        pieces = direction.split([p.numel() for p in origin])
+        self._pieces = [(p, piece.view(p.shape), at) for (p, at), piece in zip(origin.items(), pieces, strict=True)]
+        self._positions: list[Tensor] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether all positions are in."""
+        return len(self._positions) >= self.length
+
+    def follow(self) -> None:
+        """Record the present position along the direction; nothing is read back to the host yet."""
+        with torch.no_grad():
+            terms = [((p - at) * piece).sum(dtype=torch.float64) for p, piece, at in self._pieces]
+            self._positions.append(torch.stack(terms).sum())
+
+    def result(self) -> tuple[int, int]:
+        """Number of sign flips of the motion, and of pairs of steps looked at (steps at rest are left out)."""
+        positions = torch.stack(self._positions).tolist() if self._positions else []
+        moves = [b - a for a, b in itertools.pairwise(positions)]
+        pairs = [(a, b) for a, b in itertools.pairwise(moves) if a * b != 0 and math.isfinite(a * b)]
+        return sum(a * b < 0 for a, b in pairs), len(pairs)

@@ -1,0 +1,80 @@
+"""What a step is: following optimizers through their hooks.
+
+An update is one round of the optimizers that move a player's parameters: it opens when the first of
+them is about to step and closes when all have stepped, or when one of them is about to step again. With
+one optimizer that is one call of ``step``, whatever it does inside (closures) and however many backward
+passes came before it (gradient accumulation). An update that a GradScaler skips does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["UpdateHooks", "unwrapped"]
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The torch optimizer inside a wrapper that delegates to one (as accelerate's does)."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+class UpdateHooks:
+    """Calls back when an update opens and closes.
+
+    Args:
+        optimizers: the optimizers of one player.
+        opened: called just before the first of them moves anything.
+        closed: called when the round is over; not called for an update in which every step was skipped.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], opened: Callable[[], None], closed: Callable[[], None]) -> None:
+        self.optimizers, self._opened, self._closed = optimizers, opened, closed
+        self._stepped: set[int] = set()
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Register the hooks."""
+        for optimizer in self.optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._before))
+            self._handles.append(optimizer.register_step_post_hook(self._after))
+
+    def detach(self) -> None:
+        """Remove the hooks and close a round that is still open."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._close()
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if id(optimizer) in self._stepped:
+            self._close()
+        if not self._stepped:
+            self._opened()
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if _was_skipped(optimizer):
+            return
+        self._stepped.add(id(optimizer))
+        if len(self._stepped) == len(self.optimizers):
+            self._close()
+
+    def _close(self) -> None:
+        if self._stepped:
+            self._stepped.clear()
+            self._closed()
+
+
+def _was_skipped(optimizer: Optimizer) -> bool:
+    """Whether the step just made was a no-op because a GradScaler had found infinite gradients.
+
+    For optimizers that unscale inside their kernel (``fused=True``) the scaler calls ``step`` all the
+    same and hands it ``found_inf``; for the others it does not call ``step`` and no hook fires.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(float(found_inf) != 0)

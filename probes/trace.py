@@ -1,0 +1,42 @@
+"""Trace of the Hessian."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from losscope.landscape import SettingError
+
+from .probe import Measurement, Needs, Probe
+from .snapshot import Snapshot
+
+__all__ = ["Trace"]
+
+
+class Trace(Probe):
+    """The Hessian's trace, with a 95 % interval.
+
+    Args:
+        rtol: relative half-width of the interval to stop at.
+        every: when; None follows `watch`.
+
+    Raises:
+        SettingError: if ``rtol`` is not positive.
+    """
+
+    name = "trace"
+
+    def __init__(self, *, rtol: float = 0.1, every: Any = None) -> None:
+        super().__init__(every)
+        if not rtol > 0:
+            raise SettingError(f"rtol must be positive, got {rtol!r}")
+        self.rtol = rtol
+
+    def needs(self) -> Needs:
+        """The trace, to this accuracy."""
+        return Needs(trace_rtol=self.rtol)
+
+    def measure(self, snapshot: Snapshot) -> Measurement:
+        """The trace and how it was obtained."""
+        estimate = snapshot.trace(self.rtol)
+        values = {"stderr": estimate.stderr, "converged": float(estimate.converged), "loss": snapshot.loss}
+        return Measurement(estimate.value, estimate.low, estimate.high, "curvature", estimate.kernel, values)

@@ -1,0 +1,361 @@
+"""The context manager around a training loop."""
+
+from __future__ import annotations
+
+import datetime
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from losscope.landscape import SettingError
+
+from .budget import Budget
+from .environment import describe_environment
+from .folder import RunFolder, check_folder
+from .follower import Follower
+from .player import Player
+from .probe import Probe, as_probes
+from .records import SCHEMA_VERSION, Record
+from .run import Run
+from .schedule import as_schedule
+from .sharpness import Sharpness
+from .stability import Stability
+from .steps import UpdateHooks
+from .trace import Trace
+
+__all__ = ["Watch", "watch"]
+
+_DRIVES, _ON_ERROR = ("hooks", "manual"), ("warn", "raise")
+
+
+def watch(
+    model: nn.Module | Sequence[Player],
+    optimizer: Any = None,
+    *,
+    data: Any = None,
+    probes: Iterable[Any] | None = None,
+    every: Any = 50,
+    out: str | Path | None = None,
+    batch_size: int | None = None,
+    drive: str = "hooks",
+    on_error: str = "warn",
+    budget: float | None = None,
+    resume: bool = False,
+    first_step: int | None = None,
+    seed: int = 0,
+    **objective: Any,
+) -> Watch:
+    """Watch a training loop: measure its loss surface as it goes, without changing a bit of it.
+
+    Use it as a context manager around the loop. Record t holds the weights *before* update t and the
+    learning rate that update used. A failing measurement is recorded and warned about once; the loop
+    goes on.
+
+    Args:
+        model: the model, or a list of `Player` for several that are trained together.
+        optimizer: its optimizer, or a list where several move it; hooks on it drive the measuring.
+        data: batches to measure on: a DataLoader, a list of batches, or one (inputs, targets).
+        probes: what to measure: probes, or functions ``snapshot -> dict``. Default: `Sharpness`,
+            `Trace`, `Stability`.
+        every: when: an integer, explicit steps, or a callable ``step -> bool``. Probes may have their own.
+        out: folder to write the run to; None keeps it in memory.
+        batch_size: samples behind one update of the training (times accumulation and ranks). The
+            stability of mini-batch training cannot be judged without.
+        drive: ``"hooks"``; ``"manual"`` for loops that hooks cannot follow: call ``run.step()`` after
+            every update.
+        on_error: ``"warn"``, or ``"raise"`` to let exceptions of probes out.
+        budget: at most this share of wall-clock time for measuring; due measurements are postponed.
+        resume: append to the run in ``out``.
+        first_step: number of updates made before (after loading a checkpoint). Default: 0, or when
+            resuming one past the last recorded step.
+        seed: seeds every estimator; the global random streams are never touched.
+        **objective: ``criterion``, ``forward``, ``targets``, ``loss_fn``, ``weight``, ``params``, ``mode``,
+            ``also``: see `losscope.landscape.Objective`. ``params`` defaults to what the optimizer moves.
+
+    Returns:
+        The live object: ``run.log(...)``, ``run.measure_now()``, ``run.run``.
+
+    Raises:
+        SettingError: for options that mean nothing.
+        DataError: if the data is empty or can be read once only.
+        ParameterError: if there is nothing to measure.
+        LossError: if the loss is not a scalar connected to the parameters.
+        RunError: if ``out`` holds another run.
+
+    Example:
+        >>> import torch
+        >>> from losscope.probes import Sharpness, watch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> x, y = torch.eye(2), torch.ones(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        >>> half = lambda out, target: ((out - target) ** 2).mean() / 2
+        >>> with watch(model, optimizer, data=(x, y), criterion=half, every=5, probes=[Sharpness()]) as run:
+        ...     for _ in range(10):
+        ...         optimizer.zero_grad()
+        ...         loss = half(model(x), y)
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         run.log(loss=loss)
+        >>> [(r.step, round(r.value, 4)) for r in run.run.select("sharpness")]
+        [(0, 0.5), (5, 0.5)]
+    """
+    if isinstance(model, nn.Module):
+        if optimizer is None:
+            raise SettingError("pass the optimizer: watch(model, optimizer, data=..., criterion=...)")
+        known = {f.name for f in fields(Player)} - {"name", "model", "optimizer", "data", "batch_size"}
+        if unknown := set(objective) - known:
+            raise SettingError(
+                f"watch has no option {', '.join(sorted(unknown))}; of the objective: {', '.join(sorted(known))}"
+            )
+        players = [Player("model", model, optimizer, data, batch_size, **objective)]
+    else:
+        if optimizer is not None or data is not None or batch_size is not None or objective:
+            raise SettingError("with players, optimizer, data, batch_size and objective options belong to each Player")
+        players = _checked_players(model)
+    if drive not in _DRIVES:
+        raise SettingError(f"drive must be one of {_DRIVES}, got {drive!r}")
+    if on_error not in _ON_ERROR:
+        raise SettingError(f"on_error must be one of {_ON_ERROR}, got {on_error!r}")
+    if first_step is not None and (isinstance(first_step, bool) or not isinstance(first_step, int) or first_step < 0):
+        raise SettingError(f"first_step must be an integer >= 0, got {first_step!r}")
+    if resume and out is None:
+        raise SettingError("resume=True needs out=, the folder of the run to append to")
+    chosen = as_probes([Sharpness(), Trace(), Stability()] if probes is None else probes)
+    return Watch(
+        players, chosen, every, out=None if out is None else Path(out), manual=drive == "manual",
+        raise_errors=on_error == "raise", budget=Budget(budget), resume=resume, first_step=first_step, seed=seed,
+    )  # fmt: skip
+
+
+def _checked_players(given: Any) -> list[Player]:
+    players = [given] if isinstance(given, Player) else list(given)
+    if not players or not all(isinstance(p, Player) for p in players):
+        raise SettingError(
+            "the first argument must be a torch.nn.Module or a list of Player(name, model, optimizer, data)"
+        )
+    names = [p.name for p in players]
+    if len(set(names)) < len(names):
+        raise SettingError(f"players must have distinct names, got {', '.join(names)}")
+    return players
+
+
+class Watch:
+    """A training loop being watched; made by `watch`, used as a context manager."""
+
+    def __init__(
+        self, players: list[Player], probes: list[Probe], every: Any, *, out: Path | None, manual: bool,
+        raise_errors: bool, budget: Budget, resume: bool, first_step: int | None, seed: int,
+    ) -> None:  # fmt: skip
+        schedule = as_schedule(every)
+        objectives = {p.name: p.checked_objective(seed) for p in players}
+        identity = {p.name: p.identity(objectives[p.name]) for p in players}
+        self._resume = out is not None and check_folder(out, identity, resume=resume)
+        if first_step is None:
+            first_step = _steps_done(out) if self._resume and out is not None else 0
+        self._out, self._manual, self._budget = out, manual, budget
+        self._folder: RunFolder | None = None
+        self._kept: list[Record] = []
+        self._state, self._write_failed = "new", False
+        self._followers = {
+            p.name: Follower(
+                p, objectives[p.name], probes, schedule, emit=self._emit, tell=self._tell, budget=budget,
+                raise_errors=raise_errors, first_step=first_step, seed=seed,
+            )
+            for p in players
+        }  # fmt: skip
+        followers = self._followers.values()
+        self._hooks = [UpdateHooks(p.optimizers, f.opened, f.closed) for p, f in zip(players, followers, strict=True)]
+        if not manual:
+            _check_hookable(players)
+        facts = {p.name: p.facts(objectives[p.name]) for p in players}
+        for player in players:
+            facts[player.name]["coupled"] = _is_coupled(player, objectives[player.name], players)
+        self._meta: dict[str, Any] = {
+            "v": SCHEMA_VERSION, "status": "running", "reason": None, "created": _now(), "finished": None,
+            "identity": identity, "seed": seed, "first_step": first_step, "probes": [p.name for p in probes],
+            "players": facts, **describe_environment(),
+        }  # fmt: skip
+
+    # ------------------------------------------------------------------ context manager
+
+    def __enter__(self) -> Self:
+        """Open the run folder and attach to the optimizers."""
+        if self._state != "new":
+            raise SettingError("a watch can be entered once; call watch(...) again")
+        if self._out is not None:
+            self._folder = RunFolder(self._out, self._meta["identity"], resume=self._resume)
+        self._state = "open"
+        self._write_meta()
+        if self._manual:
+            for follower in self._followers.values():
+                follower.measure_live()
+        else:
+            for hooks in self._hooks:
+                hooks.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detach and close the run, as failed if the loop raised; its exception comes out unchanged."""
+        for hooks, follower in zip(self._hooks, self._followers.values(), strict=True):
+            if error is not None:
+                follower.discard()
+            hooks.detach()
+            follower.flush()
+        self._state = "closed"
+        self._meta["status"] = "finished" if error is None else "failed"
+        self._meta["reason"] = None if error is None else f"{type(error).__name__}: {error}"
+        self._meta["finished"] = _now()
+        self._meta["cost"] = {"seconds_measuring": self._budget.spent, "seconds_total": self._budget.total}
+        self._meta["steps"] = {name: follower.step for name, follower in self._followers.items()}
+        self._write_meta()
+        if self._folder is not None:
+            self._folder.close()
+
+    # ------------------------------------------------------------------ for the loop
+
+    def log(self, *, step: int | None = None, player: str | None = None, **values: Any) -> None:
+        """Record numbers beside the measurements, e.g. ``run.log(loss=loss)`` after ``optimizer.step()``.
+
+        Args:
+            step: the update they belong to; default: the last one made.
+            player: whose; default: the first.
+            **values: numbers or scalar tensors.
+
+        Raises:
+            SettingError: if a value is not a number, or the watch is not open.
+        """
+        self._check_open("log")
+        follower = self._follower(player)
+        numbers: dict[str, float | None] = {name: _number(name, value) for name, value in values.items()}
+        step = max(follower.step - 1, 0) if step is None else step
+        rate = follower.player.rate()
+        self._emit(Record(step, follower.player.name, "log", lr=rate, values=numbers, time=_time()), {})
+
+    def step(self, player: str | None = None) -> None:
+        """With ``drive="manual"``: an update has been made; measures if a measurement is due.
+
+        Raises:
+            SettingError: if hooks drive the run.
+        """
+        self._check_open("step")
+        if not self._manual:
+            raise SettingError('step() is for drive="manual"; with hooks the optimizer drives the run')
+        follower = self._follower(player)
+        follower.step += 1
+        follower.measure_live()
+
+    def measure_now(self, player: str | None = None) -> list[Record]:
+        """Measure with all probes at the present weights, whatever the schedule.
+
+        Returns:
+            The records, already written.
+        """
+        self._check_open("measure_now")
+        follower = self._follower(player)
+        return follower.measure_live(follower.probes)
+
+    @property
+    def steps(self) -> int:
+        """Updates made so far (of the first player)."""
+        return next(iter(self._followers.values())).step
+
+    @property
+    def run(self) -> Run:
+        """The run so far, as a reader sees it."""
+        if self._out is not None and not self._write_failed and self._state != "new":
+            return Run(self._out)
+        return Run.from_records(self._meta, list(self._kept))
+
+    # ------------------------------------------------------------------ writing
+
+    def _emit(self, record: Record, arrays: Mapping[str, np.ndarray]) -> None:
+        try:
+            if self._folder is not None:
+                stem = f"{record.player}-{record.probe}-{record.step}"
+                for name, array in arrays.items():
+                    record.arrays[name] = self._folder.save_array(_file_name(f"{stem}-{name}"), array)
+                self._folder.append(record)
+        except OSError as error:
+            self._cannot_write(error)
+        if self._folder is None or self._write_failed:
+            self._kept.append(record)
+
+    def _tell(self, player: str, facts: dict[str, Any]) -> None:
+        self._meta["players"][player] |= facts
+        self._write_meta()
+
+    def _write_meta(self) -> None:
+        try:
+            if self._folder is not None:
+                self._folder.write_meta(self._meta)
+        except OSError as error:
+            self._cannot_write(error)
+
+    def _cannot_write(self, error: OSError) -> None:
+        """A full disk must not end a training run."""
+        if not self._write_failed:
+            self._write_failed = True
+            warnings.warn(f"losscope: cannot write to {self._out}: {error}; records are kept in memory", stacklevel=3)
+
+    def _follower(self, player: str | None) -> Follower:
+        if player is None:
+            return next(iter(self._followers.values()))
+        if player not in self._followers:
+            raise SettingError(f"there is no player {player!r}; there are {', '.join(self._followers)}")
+        return self._followers[player]
+
+    def _check_open(self, method: str) -> None:
+        if self._state != "open":
+            raise SettingError(f"{method}() works inside `with watch(...) as run:`; this watch is {self._state}")
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SettingError(f"log({name}=...) takes a number or a scalar tensor, got {type(value).__name__}") from error
+
+
+def _is_coupled(player: Player, objective: Any, players: list[Player]) -> bool:
+    """Whether another player's optimizer moves parameters this objective depends on."""
+    modules = [objective.model, *objective.also]
+    reached = {id(p) for module in modules for p in module.parameters()}
+    return any(id(p) in reached for other in players if other is not player for p in other.moved)
+
+
+def _check_hookable(players: list[Player]) -> None:
+    for player in players:
+        for optimizer in player.optimizers:
+            if not hasattr(optimizer, "register_step_post_hook"):
+                raise SettingError(
+                    f'{type(optimizer).__name__} takes no step hooks; pass drive="manual" and call run.step() after '
+                    "each update"
+                )
+
+
+def _steps_done(out: Path) -> int:
+    steps = [record.step for record in Run(out).records]
+    return max(steps) + 1 if steps else 0
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _time() -> float:
+    return datetime.datetime.now(datetime.UTC).timestamp()
