@@ -270,9 +270,10 @@ def _sharpness(
     line: dict[str, Any] = {"name": "sharpness", "symbol": "lambda_max(H)", "formula": formula, "kind": kind}
     if reason := _not_applicable(facts, window):
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason, **numbers)
-    if ratio.high is None and bound is not None:
-        numbers |= {"high": bound.high, "ratio_high": bound.ratio}
-        assumptions.append(Assumption(f"the upper bound of step {bound.step} still holds", None))
+    if ratio.high is None and bound is not None and ratio.measured is not None and ratio.ratio is not None:
+        numbers |= {"high": ratio.measured * bound.gap, "ratio_high": ratio.ratio * bound.gap}
+        percent = f"{bound.gap - 1:.0%}"
+        assumptions.append(Assumption(f"the upper bound is still {percent} above, as at step {bound.step}", None))
     line |= numbers | {"assumptions": tuple(assumptions)}
     if reason := _inconclusive(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
@@ -285,20 +286,18 @@ def _sharpness(
 
 @dataclass(frozen=True)
 class _Bound:
+    """The last upper bound of the sharpness, relative to the value it was found with."""
+
     step: int
-    high: float
-    ratio: float
+    gap: float
 
 
 def _latest_bound(run: Run, player: str, window: Sequence[Record]) -> _Bound | None:
     """The last upper bound of the sharpness by either probe, if it is recent."""
     found = []
-    for probe, name in (("stability", "sharpness_high"), ("sharpness", None)):
-        for record in run.select(probe, player):
-            high = record.values.get(name) if name else record.high
-            threshold = record.values.get("threshold")
-            if high is not None and threshold is not None and threshold > 0:
-                found.append(_Bound(record.step, high, high / threshold))
+    for record in [*run.select("stability", player), *run.select("sharpness", player)]:
+        if record.value is not None and record.value > 0 and record.high is not None:
+            found.append(_Bound(record.step, record.high / record.value))
     latest = max(found, key=lambda bound: bound.step, default=None)
     if latest is None or not window or window[-1].step - latest.step > BOUND_STAYS_FRESH:
         return None
