@@ -266,7 +266,9 @@ def _sharpness(
     kind = "necessary" if stochastic else "necessary and sufficient"
     ratio = _ratio(window, "sharpness", "threshold", "threshold_largest")
     numbers: dict[str, Any] = ratio.fields()
-    assumptions = [_deterministic(facts), Assumption("local: the quadratic model around the weights", None)]
+    assumptions = [Assumption("local: the quadratic model around the weights", None)]
+    if not stochastic:
+        assumptions.insert(0, _deterministic(facts))
     line: dict[str, Any] = {"name": "sharpness", "symbol": "lambda_max(H)", "formula": formula, "kind": kind}
     if reason := _not_applicable(facts, window):
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason, **numbers)
