@@ -8,6 +8,7 @@ descent with or without momentum the binding root is z = -1 (derived, and checke
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -232,6 +233,13 @@ def outputs_per_sample(objective: Objective) -> int | None:
     return outputs.numel() // outputs.shape[0]
 
 
+_CROSS_ENTROPY_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
+_CROSS_ENTROPY_FUNCTIONS = (
+    nn.functional.cross_entropy, nn.functional.nll_loss, nn.functional.binary_cross_entropy,
+    nn.functional.binary_cross_entropy_with_logits,
+)  # fmt: skip
+
+
 def loss_family(objective: Objective) -> str:
     """``"squared"``, ``"cross-entropy"``, ``"other"`` or ``"unknown"`` (outputs hidden, or not a tensor).
 
@@ -241,9 +249,8 @@ def loss_family(objective: Objective) -> str:
     criterion = objective.loss.criterion
     if criterion is None:
         return "unknown"
-    if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss | nn.BCEWithLogitsLoss | nn.BCELoss):
-        return "cross-entropy"
-    if criterion in (nn.functional.cross_entropy, nn.functional.nll_loss):
+    named = criterion.func if isinstance(criterion, functools.partial) else criterion
+    if isinstance(named, _CROSS_ENTROPY_MODULES) or named in _CROSS_ENTROPY_FUNCTIONS:
         return "cross-entropy"
     with objective.isolated(), torch.no_grad():
         outputs = objective.outputs(0)
