@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,19 +96,17 @@ class Record:
                 f"the run was written with record schema {content['v']}, this losscope reads up to {SCHEMA_VERSION}; "
                 "update losscope"
             )
-        for entry in content.pop("nonfinite", []):
-            path, _, number = entry.rpartition("=")
-            if path.startswith("values."):
-                content["values"][path.removeprefix("values.")] = float(number)
-            else:
-                content[path] = float(number)
         known = {f.name for f in dataclasses.fields(cls)}
         try:
+            for entry in content.pop("nonfinite", []):
+                path, _, number = entry.rpartition("=")
+                place, key = (content["values"], path[7:]) if path.startswith("values.") else (content, path)
+                place[key] = float(number)
             record = cls(**{k: v for k, v in content.items() if k in known})
-        except TypeError as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a record: {error}") from error
-        if not isinstance(record.step, int) or not isinstance(record.values, dict):
-            raise ValueError("not a record: step or values of the wrong type")
+        if wrong := [name for name, fits in _FITS.items() if not fits(getattr(record, name))]:
+            raise ValueError(f"not a record: {', '.join(wrong)} of the wrong type")
         return record
 
 
@@ -115,6 +114,29 @@ _ORDER = (
     "v", "step", "time", "player", "probe", "status", "reason", "lr", "value", "low", "high", "unit", "kernel",
     "matvecs", "seconds", "values", "arrays",
 )  # fmt: skip
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("player", "probe", "status", "unit", "kernel"), _is_text),
+    **dict.fromkeys(("step", "matvecs"), _is_count),
+    **dict.fromkeys(("lr", "value", "low", "high", "seconds", "time"), _is_number),
+    "reason": lambda reason: reason is None or isinstance(reason, str),
+    "values": lambda values: isinstance(values, dict) and all(map(_is_number, values.values())),
+    "arrays": lambda arrays: isinstance(arrays, dict) and all(map(_is_text, arrays.values())),
+}
+"""What each field of a line must be: one damaged line must not make the rest of a run unreadable."""
 
 
 def _finite(name: str, number: float | None, nonfinite: list[str]) -> float | None:
