@@ -41,7 +41,7 @@ def trace(
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
         rtol: stop when the half-width of the interval is below ``rtol * |value|``.
         method: ``"hutchinson"`` or ``"auto"`` (the same).
-        min_matvecs: products spent before the first look.
+        min_matvecs: products spent before the first look, if ``max_matvecs`` allows them.
         max_matvecs: most products to spend; the result says ``converged=False`` when they ran out.
         confidence: nominal coverage of the interval.
         seed: int, generator, or None for fresh entropy; the global stream is never used.
@@ -60,8 +60,9 @@ def trace(
         raise SettingError(f'method must be "auto" or "hutchinson", got {method!r}')
     if not rtol > 0 or not 0 < confidence < 1:
         raise SettingError(f"rtol must be > 0 and confidence in (0, 1), got {rtol!r} and {confidence!r}")
-    if not 2 <= min_matvecs <= max_matvecs:
-        raise SettingError(f"need 2 <= min_matvecs <= max_matvecs, got {min_matvecs!r} and {max_matvecs!r}")
+    if min_matvecs < 2 or max_matvecs < 2:
+        raise SettingError(f"min_matvecs and max_matvecs must be at least 2, got {min_matvecs!r} and {max_matvecs!r}")
+    min_matvecs = min(min_matvecs, max_matvecs)
     operator = Observed(as_operator(A))
     n = operator.space.size
     if n <= min_matvecs:
