@@ -80,8 +80,7 @@ class Follower:
         with self._guarded("oscillation"):
             self._follow_oscillations()
         with self._guarded("schedule"):
-            self._pending += [p for p in self.probes if p not in self._pending and self._is_due(p)]
-            if self._pending and self._budget.allows():
+            if self._may_measure():
                 with self._budget.spending(), torch.no_grad():
                     self._settings = (self.player.rate(), self.player.threshold())
                     self._copy = {p: p.detach().clone() for p in self.player.moved}
@@ -100,17 +99,30 @@ class Follower:
         """The update did not come about (an exception in the loop)."""
         self._copy = None
 
-    def measure_live(self, probes: Sequence[Probe] | None = None) -> list[Record]:
-        """Measure at the present weights; None measures the probes that are due."""
-        due = [p for p in self.probes if self._is_due(p)] if probes is None else list(probes)
+    def measure_due(self) -> None:
+        """Without hooks: the weights are those before the next update; measure at them what is due."""
+        with self._guarded("oscillation"):
+            self._follow_oscillations()
+        with self._guarded("schedule"):
+            if self._may_measure():
+                due, self._pending = self._pending, []
+                self.measure_live(due)
+
+    def measure_live(self, probes: Sequence[Probe]) -> list[Record]:
+        """Measure at the present weights."""
         self._settings = (self.player.rate(), self.player.threshold())
-        return self.measure(due, at=None) if due else []
+        return self.measure(probes, at=None) if probes else []
 
     def flush(self) -> None:
         """Report oscillations that were not followed to the end."""
         with self._guarded("oscillation"):
             self._report(self._oscillations)
             self._oscillations = []
+
+    def _may_measure(self) -> bool:
+        """Whether a measurement is due, or was postponed, and the budget allows it."""
+        self._pending += [p for p in self.probes if p not in self._pending and self._is_due(p)]
+        return bool(self._pending) and self._budget.allows()
 
     def _is_due(self, probe: Probe) -> bool:
         return (probe.schedule or self._schedule)(self.step)

@@ -195,7 +195,7 @@ class Watch:
         self._write_meta()
         if self._manual:
             for follower in self._followers.values():
-                follower.measure_live()
+                follower.measure_due()
         else:
             for hooks in self._hooks:
                 hooks.attach()
@@ -251,7 +251,7 @@ class Watch:
             raise SettingError('step() is for drive="manual"; with hooks the optimizer drives the run')
         follower = self._follower(player)
         follower.step += 1
-        follower.measure_live()
+        follower.measure_due()
 
     def measure_now(self, player: str | None = None) -> list[Record]:
         """Measure with all probes at the present weights, whatever the schedule.
