@@ -404,6 +404,8 @@ def _necessary(
 ) -> Criterion:
     seen = oscillation.seen if oscillation else None
     verdict = judge(ratio.ratio, ratio.ratio_low, ratio.ratio_high, necessary=True, oscillates=seen)
+    if ratio.ratio is None and ratio.measured is not None and ratio.threshold is None:
+        return Criterion(**line, verdict=verdict, reason="there is no one 2/lr: the rates of parameter groups differ")
     if ratio.ratio is None:
         return Criterion(**line, verdict=verdict, reason="not measured; see the errors recorded")
     if verdict == "ABOVE_EDGE" and _is_squared(facts.get("loss_family")) is None:
