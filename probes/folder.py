@@ -41,13 +41,13 @@ class RunFolder:
         records = path / RECORDS
         torn = records.exists() and records.stat().st_size > 0 and not _ends_with_newline(records)
         self._fd = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        if torn:  # a line that a crash cut short: close it, so that the next record stands on its own
-            os.write(self._fd, b"\n")
+        self._torn = torn  # a line that was cut short: the next record closes it and stands on its own
 
     def append(self, record: Record) -> None:
         """Append one record with a single write."""
-        data = (record.to_json() + "\n").encode()
+        data = (b"\n" if self._torn else b"") + (record.to_json() + "\n").encode()
         written = os.write(self._fd, data)
+        self._torn = data[:written][-1:] != b"\n" if written else self._torn
         if written != len(data):
             raise OSError(f"only {written} of {len(data)} bytes of a record could be written to {self.path}")
 
@@ -83,7 +83,7 @@ def check_folder(path: Path, identity: dict[str, Any], *, resume: bool) -> bool:
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"out={str(path)!r} is a file, expected a folder to write the run to")
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or _is_unbegun(path):
         return False
     if not (path / META).exists():
         raise RunError(f"out={str(path)!r} holds files that are not a losscope run; choose another folder")
@@ -102,6 +102,13 @@ def check_folder(path: Path, identity: dict[str, Any], *, resume: bool) -> bool:
             f"cannot resume: out={str(path)!r} holds another run (it differs in {', '.join(differing) or 'players'})"
         )
     return True
+
+
+def _is_unbegun(path: Path) -> bool:
+    """Whether a folder is empty, or holds no more than a process that was killed at once left."""
+    left = {entry.name: entry for entry in path.iterdir()}
+    beginnings = left.keys() <= {RECORDS, META + ".tmp"}
+    return beginnings and (RECORDS not in left or left[RECORDS].stat().st_size == 0)
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -136,10 +136,11 @@ class Run:
             yield row
 
     def _player(self, player: str | None) -> str:
-        if player is None and self.players:
-            return self.players[0]
-        if player not in self.players:
-            raise RunError(f"the run has no player {player!r}; it has {', '.join(self.players) or 'none'}")
+        players = self.players or ["model"]  # a description that says little is still readable
+        if player is None:
+            return players[0]
+        if player not in players:
+            raise RunError(f"the run has no player {player!r}; it has {', '.join(players)}")
         return player
 
 

@@ -37,9 +37,10 @@ def as_schedule(every: Any) -> Schedule:
     if callable(every):
         return lambda step: bool(every(step))
     if isinstance(every, Iterable):
-        steps = frozenset(every)
-        if not steps or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in steps):
-            raise SettingError(f"explicit steps must be integers >= 0, at least one; got {every!r}")
+        given = list(every)
+        if not given or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in given):
+            raise SettingError(f"explicit steps must be integers >= 0, at least one; got {given!r}")
+        steps = frozenset(given)
         return lambda step: step in steps
     raise SettingError(f"every must be a positive integer, steps, or a callable step -> bool; got {every!r}")
 

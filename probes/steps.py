@@ -49,11 +49,22 @@ class UpdateHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._close()
+        self.close()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an optimizer has stepped in a round that another one may still join."""
+        return bool(self._stepped)
+
+    def close(self) -> None:
+        """End the round that is under way, if one is."""
+        if self._stepped:
+            self._stepped.clear()
+            self._closed()
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if id(optimizer) in self._stepped:
-            self._close()
+            self.close()
         if not self._stepped:
             self._opened()
 
@@ -62,12 +73,7 @@ class UpdateHooks:
             return
         self._stepped.add(id(optimizer))
         if len(self._stepped) == len(self.optimizers):
-            self._close()
-
-    def _close(self) -> None:
-        if self._stepped:
-            self._stepped.clear()
-            self._closed()
+            self.close()
 
 
 def _was_skipped(optimizer: Optimizer) -> bool:

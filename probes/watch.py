@@ -171,7 +171,9 @@ class Watch:
             for p in players
         }  # fmt: skip
         followers = self._followers.values()
-        self._hooks = [UpdateHooks(p.optimizers, f.opened, f.closed) for p, f in zip(players, followers, strict=True)]
+        self._hooks = {
+            p.name: UpdateHooks(p.optimizers, f.opened, f.closed) for p, f in zip(players, followers, strict=True)
+        }
         if not manual:
             _check_hookable(players)
         facts = {p.name: p.facts(objectives[p.name]) for p in players}
@@ -197,7 +199,7 @@ class Watch:
             for follower in self._followers.values():
                 follower.measure_due()
         else:
-            for hooks in self._hooks:
+            for hooks in self._hooks.values():
                 hooks.attach()
         return self
 
@@ -205,7 +207,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Detach and close the run, as failed if the loop raised; its exception comes out unchanged."""
-        for hooks, follower in zip(self._hooks, self._followers.values(), strict=True):
+        for hooks, follower in zip(self._hooks.values(), self._followers.values(), strict=True):
             if error is not None:
                 follower.discard()
             hooks.detach()
@@ -236,7 +238,7 @@ class Watch:
         self._check_open("log")
         follower = self._follower(player)
         numbers: dict[str, float | None] = {name: _number(name, value) for name, value in values.items()}
-        step = max(follower.step - 1, 0) if step is None else step
+        step = max(self._made(follower) - 1, 0) if step is None else step
         rate = follower.player.rate()
         self._emit(Record(step, follower.player.name, "log", lr=rate, values=numbers, time=_time()), {})
 
@@ -256,17 +258,20 @@ class Watch:
     def measure_now(self, player: str | None = None) -> list[Record]:
         """Measure with all probes at the present weights, whatever the schedule.
 
+        Between two updates: where several optimizers take turns, this ends the round.
+
         Returns:
             The records, already written.
         """
         self._check_open("measure_now")
         follower = self._follower(player)
+        self._hooks[follower.player.name].close()
         return follower.measure_live(follower.probes)
 
     @property
     def steps(self) -> int:
         """Updates made so far (of the first player)."""
-        return next(iter(self._followers.values())).step
+        return self._made(self._follower(None))
 
     @property
     def run(self) -> Run:
@@ -312,6 +317,10 @@ class Watch:
         if player not in self._followers:
             raise SettingError(f"there is no player {player!r}; there are {', '.join(self._followers)}")
         return self._followers[player]
+
+    def _made(self, follower: Follower) -> int:
+        """Updates made so far, with the one that an optimizer has begun and another may still join."""
+        return follower.step + self._hooks[follower.player.name].under_way
 
     def _check_open(self, method: str) -> None:
         if self._state != "open":
