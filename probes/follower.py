@@ -147,7 +147,7 @@ class Follower:
             except Exception as error:
                 if self._raise_errors:
                     raise
-                records += [self._failed(probe, error, 0.0) for probe in remaining]
+                records += [self._failed(probe, error) for probe in remaining]
                 if not remaining:
                     self._warn("snapshot", error)
             finally:
@@ -165,29 +165,33 @@ class Follower:
         )  # fmt: skip
 
     def _one(self, probe: Probe, snapshot: Snapshot) -> Record:
-        """One probe's record, already emitted."""
+        """One probe's record, already emitted; a failed one too says what it cost."""
         started, before = time.perf_counter(), snapshot.matvecs
+
+        def cost() -> dict[str, Any]:
+            return {"seconds": time.perf_counter() - started, "matvecs": snapshot.matvecs - before}
+
         try:
             if not math.isfinite(snapshot.loss):
                 raise NonFiniteError(f"the loss is {snapshot.loss}")
             measured = probe.measure(snapshot)
         except NonFiniteError as error:
             values = {"loss": snapshot.loss}
-            record = self._record(probe, status="nonfinite", reason=str(error), values=values)
+            record = self._record(probe, status="nonfinite", reason=str(error), values=values, **cost())
             self._emit(record, {})
             return record
         except Exception as error:
+            record = self._failed(probe, error, **cost())
             if self._raise_errors:
-                self._failed(probe, error, time.perf_counter() - started)
                 raise
-            return self._failed(probe, error, time.perf_counter() - started)
-        record = self._record(probe, measured, seconds=time.perf_counter() - started, matvecs=snapshot.matvecs - before)
+            return record
+        record = self._record(probe, measured, **cost())
         self._emit(record, measured.arrays)
         return record
 
-    def _failed(self, probe: Probe, error: Exception, seconds: float) -> Record:
+    def _failed(self, probe: Probe, error: Exception, **cost: Any) -> Record:
         self._warn(probe.name, error)
-        record = self._record(probe, status="error", reason=f"{type(error).__name__}: {error}", seconds=seconds)
+        record = self._record(probe, status="error", reason=f"{type(error).__name__}: {error}", **cost)
         self._emit(record, {})
         return record
 
