@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from losscope.landscape import SettingError
+from losscope.landscape import RunError, SettingError
 
 from .budget import Budget
 from .environment import describe_environment
@@ -276,9 +277,14 @@ class Watch:
     @property
     def run(self) -> Run:
         """The run so far, as a reader sees it."""
-        if self._out is not None and not self._write_failed and self._state != "new":
+        if self._out is None or self._state == "new":
+            return Run.from_records(self._meta, list(self._kept))
+        if not self._write_failed:
             return Run(self._out)
-        return Run.from_records(self._meta, list(self._kept))
+        written: list[Record] = []
+        with contextlib.suppress(RunError):
+            written = Run(self._out).records
+        return Run.from_records(self._meta, [*written, *self._kept])
 
     # ------------------------------------------------------------------ writing
 
