@@ -150,6 +150,8 @@ def as_probes(probes: Iterable[Any]) -> list[Probe]:
     """
     if isinstance(probes, Probe) or callable(probes):
         probes = [probes]
+    if isinstance(probes, str) or not isinstance(probes, Iterable):
+        raise SettingError(f"probes must be a list of probes or functions snapshot -> dict, got {probes!r}")
     made = [as_probe(p) for p in probes]
     names = [p.name for p in made]
     for name in names:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from losscope.landscape import Estimate
+from losscope.landscape import Estimate, SettingError
 from losscope.landscape.batches import batch_length
 from losscope.landscape.stability import minibatch_index
 
@@ -32,12 +32,17 @@ class Stability(Probe):
         rtol: relative half-width of the intervals of trace and S_mu.
         every: when; None follows `watch`.
         bound_every: renew the upper bound of the sharpness when it is this many steps old.
+
+    Raises:
+        SettingError: if an argument means nothing.
     """
 
     name = "stability"
 
     def __init__(self, *, tol: float = 1e-2, rtol: float = 0.1, every: Any = None, bound_every: int = 200) -> None:
         super().__init__(every)
+        if not 0 < tol < 1 or not rtol > 0 or bound_every < 1:
+            raise SettingError(f"need 0 < tol < 1, rtol > 0 and bound_every >= 1; got {tol!r}, {rtol!r}, {bound_every!r}")
         self.tol, self.rtol, self.bound_every = tol, rtol, bound_every
 
     def needs(self) -> Needs:
