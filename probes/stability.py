@@ -42,7 +42,9 @@ class Stability(Probe):
     def __init__(self, *, tol: float = 1e-2, rtol: float = 0.1, every: Any = None, bound_every: int = 200) -> None:
         super().__init__(every)
         if not 0 < tol < 1 or not rtol > 0 or bound_every < 1:
-            raise SettingError(f"need 0 < tol < 1, rtol > 0 and bound_every >= 1; got {tol!r}, {rtol!r}, {bound_every!r}")
+            raise SettingError(
+                f"need 0 < tol < 1, rtol > 0 and bound_every >= 1; got {tol!r}, {rtol!r}, {bound_every!r}"
+            )
         self.tol, self.rtol, self.bound_every = tol, rtol, bound_every
 
     def needs(self) -> Needs:
