@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -39,10 +40,11 @@ class UpdateHooks:
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
-        """Register the hooks."""
+        """Register the hooks; a compiled step calls them, but does not compile them."""
+        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
         for optimizer in self.optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._before))
-            self._handles.append(optimizer.register_step_post_hook(self._after))
+            self._handles.append(optimizer.register_step_pre_hook(before))
+            self._handles.append(optimizer.register_step_post_hook(after))
 
     def detach(self) -> None:
         """Remove the hooks and close a round that is still open."""

@@ -506,3 +506,18 @@ def test_a_compiled_model() -> None:
         assert records(run) == each.noted[::2]
         assert [r.status for r in run.run.select("stability", ok=False)] == ["ok"] * 3
     assert losses[0] == losses[1] and line.noted == plain.noted
+
+
+def test_a_compiled_step() -> None:
+    """The optimizer's hooks are called while dynamo follows its step, where no stance can be set."""
+    line = Line()
+    optimizer = sgd(line)
+    step = torch.compile(optimizer.step, backend="eager")
+    with watch(line.model, optimizer, **line.options(probes=[checksum, Stability(rtol=0.9)])) as run:
+        for _ in range(4):
+            optimizer.zero_grad()
+            line.loss().backward()
+            line.note(0.1)
+            step()
+    assert records(run) == line.noted and len(line.noted) == 4
+    assert [r.status for r in run.run.select("stability", ok=False)] == ["ok"] * 4
