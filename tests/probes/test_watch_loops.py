@@ -160,7 +160,9 @@ def test_each_player_is_warned_about_on_its_own() -> None:
     assert sorted("'b'" in m for m in messages) == [False, True]
 
 
-@pytest.mark.parametrize("returned", [None, 3.0, {"name": "high"}, {"value": object()}], ids=repr)
+@pytest.mark.parametrize(
+    "returned", [None, 3.0, {"name": "high"}, {"value": object()}], ids=["None", "number", "text", "object"]
+)
 def test_what_a_probe_must_not_return_is_an_error_of_the_probe(returned: Any) -> None:
     line = Line()
     optimizer = sgd(line)
