@@ -8,9 +8,10 @@ from typing import Any
 
 from losscope.landscape import SettingError
 
-__all__ = ["Schedule", "as_schedule", "logarithmic"]
+__all__ = ["as_schedule", "logarithmic"]
 
 Schedule = Callable[[int], bool]
+"""Whether to measure before update t."""
 
 
 def as_schedule(every: Any) -> Schedule:
