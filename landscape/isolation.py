@@ -44,6 +44,12 @@ LIVE = "live"
 _NORMALISATION = (nn.modules.batchnorm._NormBase,)
 _HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOK_TABLES = tuple(f"_global{name}" for name in _HOOK_TABLES)
+_RECORDERS = frozenset(
+    (
+        "append", "appendleft", "add", "extend", "insert", "update", "put", "put_nowait", "write", "print", "log",
+        "debug", "info", "warning", "record", "add_scalar", "add_histogram", "setdefault", "__setitem__", "copy_",
+    )
+)  # fmt: skip
 _MODULE_INTERNALS = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 _CONTAINERS = (
     list,
@@ -273,8 +279,9 @@ def _is_part_of_the_function(hook: Callable[..., Any]) -> bool:
     """Whether a module hook changes what the module computes, rather than watching it.
 
     torch's own (weight norm, spectral norm, pruning, sharding) do. A user's hook does if it is a
-    ``def`` that returns a value; one that returns nothing, or a lambda (typically
-    ``lambda m, i, o: saved.append(o)``), watches, and must not see the measurement.
+    ``def`` that returns a value; one that returns nothing watches, and must not see the measurement.
+    A lambda always returns something: it watches if it names a typical recorder (`_RECORDERS`), as
+    ``lambda m, i, o: saved.append(o)`` does, and else it is part, as ``lambda m, i, o: 3 * o`` is.
     """
     if isinstance(hook, functools.partial):
         hook = hook.func
@@ -284,8 +291,10 @@ def _is_part_of_the_function(hook: Callable[..., Any]) -> bool:
         return True
     if not isinstance(function, FunctionType):
         function = getattr(type(hook), "__call__", None)  # noqa: B004 - its code is wanted
-    if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
+    if not isinstance(function, FunctionType):
         return False
+    if function.__name__ == "<lambda>":
+        return not _RECORDERS & set(function.__code__.co_names)
     return _returns_a_value(function)
 
 

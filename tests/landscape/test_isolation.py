@@ -2,7 +2,9 @@
 
 import functools
 import random
+import sys
 from collections.abc import Callable, Iterator
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -354,6 +356,31 @@ def test_a_hook_that_returns_a_value_is_part_of_the_function() -> None:
     once = objective.value()
     model.register_forward_hook(doubled)
     assert objective.value() == pytest.approx(2 * once, rel=1e-6)
+
+
+def test_a_lambda_hook_that_computes_is_part_of_the_function() -> None:
+    model = nn.Linear(4, 1)
+    options: dict[str, Any] = {"loss_fn": lambda m, b: m(b[0]).square().mean(), "weight": lambda _: 1}
+    plain = Hessian(Objective(model, [batches()[0]], **options)) @ torch.ones(5)
+    hook = model.register_forward_hook(lambda m, i, o: 3 * o)
+    tripled = Objective(model, [batches()[0]], **options)
+    torch.testing.assert_close(Hessian(tripled) @ torch.ones(5), 9 * plain)
+    assert tripled.value() == pytest.approx(float(model(batches()[0][0]).square().mean().detach()), rel=1e-6)
+    hook.remove()
+    model.register_forward_pre_hook(lambda m, i: (2 * i[0],))
+    doubled = Objective(model, [batches()[0]], **options)
+    assert doubled.value() == pytest.approx(float(model(batches()[0][0]).square().mean().detach()), rel=1e-6)
+
+
+def test_a_lambda_hook_that_records_is_not_called() -> None:
+    model, outputs, queue, table = nn.Linear(4, 3), [], Queue(), {}
+    model.register_forward_hook(lambda m, i, o: outputs.append(o))
+    model.register_forward_hook(lambda m, i, o: queue.put(o))
+    model.register_forward_hook(lambda m, i, o: table.update(last=o))
+    model.register_forward_hook(lambda m, i, o: table.__setitem__("last", o))
+    model.register_forward_hook(lambda m, i, o: print("seen", file=sys.stderr))
+    measure(Objective(model, batches(), criterion=nn.CrossEntropyLoss()))
+    assert outputs == [] and table == {} and queue.empty()
 
 
 def _weight_norm(layer: nn.Linear) -> None:
