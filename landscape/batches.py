@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .errors import DataError
 
-__all__ = ["Batch", "batch_length", "copied", "fix_batches", "take", "tensors_of"]
+__all__ = ["Batch", "batch_length", "concatenated", "copied", "fix_batches", "take", "tensors_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +218,16 @@ def batch_length(content: Any) -> int:
         f"cannot tell how many samples a batch holds ({described}); pass weight=, a function batch -> the "
         "denominator of its mean loss (samples, or tokens that are not ignored)"
     )
+
+
+def concatenated(contents: list[Any]) -> Any:
+    """Parts of batches as one batch; None where their shapes do not go together (padding of other lengths)."""
+    columns = list(zip(*(tensors_of(content) for content in contents), strict=False))
+    same_count = len({len(tensors_of(content)) for content in contents}) == 1
+    if not same_count or any(t.ndim == 0 or t.shape[1:] != column[0].shape[1:] for column in columns for t in column):
+        return None
+    joined = iter([torch.cat(column) for column in columns])
+    return _map_tensors(contents[0], lambda _: next(joined))
 
 
 def take(content: Any, index: Tensor) -> Any:

@@ -15,6 +15,8 @@ from .space import generator_for
 
 __all__ = ["trace"]
 
+_MEMORY = 64 << 20  # bytes of random vectors at once; their products take several times that
+
 
 def trace(
     A: Any,
@@ -69,9 +71,12 @@ def trace(
         return _exact(operator, confidence)
     generator = generator_for(seed, operator.space.device)
     samples: list[float] = []
-    block = min_matvecs
+    block, seen = min_matvecs, 0
+    at_once = max(1, _MEMORY // (n * torch.finfo(operator.space.dtype).bits // 8))
     while True:
-        samples += _quadratic_forms(operator, block, generator)
+        while len(samples) < seen + block:  # a few at a time, so that memory stays bounded
+            samples += _quadratic_forms(operator, min(at_once, seen + block - len(samples)), generator)
+        seen = len(samples)
         estimate = _student(samples, operator, rtol, confidence)
         if estimate.converged or len(samples) >= max_matvecs:
             return estimate

@@ -22,7 +22,6 @@ MIX = 0.05
 USEFUL_BOUND = 0.25
 """A probabilistic bound further than this from its Ritz value (relative) is not reported as one."""
 
-_ROUNDING = 32.0  # residuals and eigenvalues are claimed up to this many units of rounding of ||A||
 _MEMORY = 2 << 30  # default cap on the Krylov basis, bytes
 
 
@@ -84,7 +83,7 @@ def top_eigenpairs(
     """
     operator = Observed(as_operator(A))
     n = operator.space.size
-    _check(n, k, which, tol, max_matvecs, confidence, operator.space.dtype)
+    _check(operator.space, k, which, tol, max_matvecs, confidence)
     block = min(k, n)
     budget = max(_default_budget(operator.space) if max_matvecs is None else max_matvecs, block)
     basis = _Basis(operator, block, generator_for(seed, operator.space.device))
@@ -101,16 +100,17 @@ def top_eigenpairs(
             next_check = step + max(1, step // 5)
 
 
-def _check(
-    n: int, k: int, which: str, tol: float, max_matvecs: int | None, confidence: float, dtype: torch.dtype
-) -> None:
+def _check(space: VectorSpace, k: int, which: str, tol: float, max_matvecs: int | None, confidence: float) -> None:
+    n = space.size
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
         raise SettingError(f"k must be an integer between 1 and n = {n}, got {k!r}")
     if which not in ("LA", "SA", "LM"):
         raise SettingError(f'which must be "LA", "SA" or "LM", got {which!r}')
-    floor = _ROUNDING * torch.finfo(dtype).eps
+    floor = space.rounding
     if not floor <= tol < 1:
-        raise SettingError(f"tol must be in [{floor:.1e}, 1): {dtype} cannot resolve residuals below that; got {tol!r}")
+        raise SettingError(
+            f"tol must be in [{floor:.1e}, 1): {space.dtype} cannot resolve residuals below that; got {tol!r}"
+        )
     if max_matvecs is not None and max_matvecs < k:
         raise SettingError(f"max_matvecs must be at least k = {k}, got {max_matvecs!r}")
     if not 0 < confidence < 1:
@@ -264,7 +264,7 @@ class _Ritz:
         self.chosen = (values.abs().argsort(descending=True) if order is None else order)[:k]
         self.values = values[self.chosen]
         norm = float(values.abs().max())
-        self.rounding = _ROUNDING * torch.finfo(basis.space.dtype).eps * norm
+        self.rounding = basis.space.rounding * norm
         self.scale = torch.clamp(self.values.abs(), min=1e-3 * norm)
         width = basis.R.shape[1]
         self.coupling = basis.R @ Y[basis.size - width :]  # (next, size): R times the last block's rows

@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from .batches import batch_length, take
+from .batches import batch_length, concatenated, take
 from .errors import SettingError
 from .objective import Objective
 from .results import Estimate
@@ -88,13 +88,15 @@ def stability_threshold(optimizer: Optimizer) -> Threshold:
         name = type(optimizer).__name__
         return Threshold((), "", f"no stability rule for {name} yet; there is one for torch.optim.SGD")
     values, formulas = [], []
-    for group in optimizer.param_groups:
+    # A group at rate zero does not move (as all do at the start of a warm-up: then there is no threshold).
+    groups = [g for g in optimizer.param_groups if float(g["lr"]) != 0] or optimizer.param_groups
+    for group in groups:
         value, formula = rule(group)
         if value is None:
             return Threshold((), "", formula)
         values.append(value)
         formulas.append(formula)
-    dynamics = {(g.get("momentum"), g.get("dampening"), g.get("nesterov")) for g in optimizer.param_groups}
+    dynamics = {(g.get("momentum"), g.get("dampening"), g.get("nesterov")) for g in groups}
     if len(dynamics) > 1:
         return Threshold((), "", "parameter groups differ in momentum, dampening or Nesterov: no common threshold")
     return Threshold(tuple(values), formulas[0])
@@ -200,9 +202,13 @@ def _squared_gradient_norm(objective: Objective, chosen: Tensor, lengths: list[i
     total = 1.0 if objective.loss.summed else sum(weight for _, _, weight in parts)
     if total <= 0:  # e.g. a language-model mini-batch in which every token is ignored
         return 0.0
+    joined = concatenated([content for _, content, _ in parts])
+    if joined is not None and len(parts) > 1:  # one mini-batch, as training sees it (batch statistics!)
+        parts = [(parts[0][0], joined, total)]
     gradient = torch.zeros(objective.space.size, dtype=objective.space.dtype, device=objective.space.device)
     for index, content, weight in parts:
-        loss = objective.batch_loss(index, content, mask=draw) * (weight / total)
+        share = 1.0 if objective.loss.summed else weight / total
+        loss = objective.batch_loss(index, content, mask=draw) * share
         gradient += objective.space.flatten(objective.gradients(loss))
     return float(torch.sum(gradient * gradient, dtype=torch.float64))
 

@@ -7,6 +7,7 @@ are written beside and renamed. Nothing is ever rewritten.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class RunFolder:
     def write_meta(self, meta: dict[str, Any]) -> None:
         """Replace ``meta.json`` in one step."""
         temporary = self.path / (META + ".tmp")
-        temporary.write_text(json.dumps(meta, indent=2, allow_nan=False, default=str) + "\n")
+        temporary.write_text(json.dumps(_strict(meta), indent=2, allow_nan=False, default=str) + "\n")
         temporary.replace(self.path / META)
 
     def close(self) -> None:
@@ -115,3 +116,12 @@ def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
+
+
+def _strict(content: Any) -> Any:
+    """Strict JSON: facts that are not finite (a rate of NaN) are written as words."""
+    if isinstance(content, dict):
+        return {key: _strict(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_strict(value) for value in content]
+    return str(content) if isinstance(content, float) and not math.isfinite(content) else content

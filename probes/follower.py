@@ -72,10 +72,13 @@ class Follower:
         self._oscillations: list[OscillationWatch] = []
         self._warned: set[str] = set()
         self._facts_told = False
+        self._gradient: Tensor | None = None
+        self._selection = player.signature()
+        self._outside = self._outside_versions()
 
     # ------------------------------------------------------------------ the life of an update
 
-    def opened(self) -> None:
+    def opened(self, closure: bool = False) -> None:
         """An update is about to happen: keep what it will overwrite, if a measurement is due."""
         with self._guarded("oscillation"):
             self._follow_oscillations()
@@ -84,6 +87,7 @@ class Follower:
                 with self._budget.spending(), torch.no_grad():
                     self._settings = (self.player.rate(), self.player.threshold())
                     self._copy = {p: p.detach().clone() for p in self.player.moved}
+                    self._gradient = None if closure else self._training_gradient()
 
     def closed(self) -> None:
         """The update is done: measure at the weights before it, and count it."""
@@ -93,6 +97,7 @@ class Follower:
                 due, self._pending = self._pending, []
                 self.measure(due, at=at)
         finally:
+            self._gradient = None
             self.step += 1
 
     def discard(self) -> None:
@@ -135,6 +140,7 @@ class Follower:
         with self._budget.spending(), self._progress() as on_product:
             remaining = list(probes)
             try:
+                self._notice_changes()
                 snapshot = self._snapshot(probes, on_product)
                 with snapshot.objective.isolated(at):
                     if not self._facts_told:
@@ -161,7 +167,8 @@ class Follower:
         rate, threshold = self._settings
         return Snapshot(
             self.step, self.objective.snapshot(self.step), lr=rate, threshold=threshold,
-            batch_size=self.player.batch_size, needs=needs, memory=self._memory, seed=self._seed, on_product=on_product,
+            batch_size=self.player.batch_size, needs=needs, memory=self._memory,
+            training_gradient=self._gradient, seed=self._seed, on_product=on_product,
         )  # fmt: skip
 
     def _one(self, probe: Probe, snapshot: Snapshot) -> Record:
@@ -199,13 +206,46 @@ class Follower:
         if measured is not None:
             fields |= {
                 "value": measured.value, "low": measured.low, "high": measured.high, "unit": measured.unit,
-                "kernel": measured.kernel, "values": dict(measured.values),
+                "kernel": measured.kernel, "reason": measured.reason, "values": dict(measured.values),
             }  # fmt: skip
         return Record(
             step=self.step, player=self.player.name, probe=probe.name, lr=self._settings[0], time=time.time(), **fields
         )
 
     # ------------------------------------------------------------------ facts and evidence
+
+    def _training_gradient(self) -> Tensor | None:
+        """The gradient the update is about to use, (n,); None where a probe does not want it or there is none."""
+        wanted = any(probe.needs().training_gradient for probe in self._pending)
+        parameters = list(self.objective.parameters.values())
+        grads = [p.grad for p in parameters]
+        if not wanted or all(g is None for g in grads) or any(g is not None and g.is_sparse for g in grads):
+            return None
+        dense = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+        scales = [float(s) for o in self.player.optimizers if (s := getattr(o, "grad_scale", None)) is not None]
+        return self.objective.space.flatten(dense) / (scales[0] if scales else 1.0)  # fused optimizers unscale later
+
+    def _notice_changes(self) -> None:
+        """Layers that were frozen, unfrozen or handed to the optimizer since; weights that somebody else moves."""
+        if (selection := self.player.signature()) != self._selection:
+            self._selection = selection
+            self.objective = self.player.objective(self._seed)
+            self._memory = Memory()
+            self._outside = self._outside_versions()
+            facts = self.player.facts(self.objective)
+            self._tell(self.player.name, {name: facts[name] for name in ("parameters", "covers_optimizer")})
+        if (outside := self._outside_versions()) != self._outside:
+            self._outside = outside
+            self._tell(self.player.name, {"coupled": True})
+        if formula := self._settings[1].formula:  # none while the rate warms up from zero
+            self._tell(self.player.name, {"threshold_formula": formula})
+
+    def _outside_versions(self) -> list[tuple[int, int]]:
+        """Versions of the parameters the objective depends on and this player's optimizers do not move."""
+        own = {id(p) for p in self.player.moved}
+        modules = [self.objective.model, *self.objective.also]
+        unique = {id(p): p for module in modules for p in module.parameters() if id(p) not in own}
+        return [(key, p._version) for key, p in unique.items()]
 
     def _observe_facts(self, objective: Objective) -> None:
         """What the audit must know and only an evaluation shows."""
@@ -234,11 +274,9 @@ class Follower:
             matters = True  # e.g. batch statistics of a single sample
         self._tell(self.player.name, {"mode_matters": matters})
         if matters:
-            warnings.warn(
+            _say(
                 f"losscope: {self.player.name!r} is measured in mode={objective.mode!r}, in which the model computes "
-                'something else than in training; stability verdicts need mode="train"',
-                RuntimeWarning,
-                stacklevel=2,
+                'something else than in training; stability verdicts need mode="train"'
             )
 
     def _watch_oscillation(self, snapshot: Snapshot, at: Mapping[nn.Parameter, Tensor] | None) -> None:
@@ -285,11 +323,9 @@ class Follower:
         self._warned.add(name)
         where = traceback.extract_tb(error.__traceback__)
         place = f" ({where[-1].name}, line {where[-1].lineno})" if where else ""
-        warnings.warn(
+        _say(
             f"losscope: {name} of {self.player.name!r} failed at step {self.step}: {type(error).__name__}: "
-            f"{error}{place}; training goes on, the failure is recorded, further ones are recorded only",
-            RuntimeWarning,
-            stacklevel=2,
+            f"{error}{place}; training goes on, the failure is recorded, further ones are recorded only"
         )
 
     @contextlib.contextmanager
@@ -297,6 +333,12 @@ class Follower:
         """A bar for measurements that take long; silent off a terminal."""
         with tqdm(desc=f"losscope: step {self.step}", unit=" products", delay=2.0, leave=False, disable=None) as bar:
             yield bar.update
+
+
+def _say(message: str) -> None:
+    """Warn, but never raise: with ``-W error`` a warning of ours must not end a training run."""
+    with contextlib.suppress(Warning):
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _samples(objective: Objective) -> int:

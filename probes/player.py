@@ -87,13 +87,22 @@ class Player:
         if not self.optimizers or not all(hasattr(o, "param_groups") for o in self.optimizers):
             kind = type(self.optimizer).__name__
             raise SettingError(f"optimizer must be a torch.optim.Optimizer or a list of them, got {kind}")
-        objective = Objective(
+        objective = self.objective(seed)
+        objective.check()
+        return objective
+
+    def objective(self, seed: int) -> Objective:
+        """The objective of the parameters that are selected now."""
+        return Objective(
             self.model, self.data, criterion=self.criterion, forward=self.forward, targets=self.targets,
             loss_fn=self.loss_fn, weight=self.weight, params=self._selection(), mode=self.mode, also=self.also,
             seed=seed,
         )  # fmt: skip
-        objective.check()
-        return objective
+
+    def signature(self) -> tuple[tuple[int, bool], ...]:
+        """Which parameters are moved and train; changes where layers are frozen, unfrozen or added."""
+        own = [(id(p), p.requires_grad) for p in self.model.parameters()]
+        return (*own, *((id(p), p.requires_grad) for p in self.moved))
 
     def _selection(self) -> Any:
         if self.params is not None:

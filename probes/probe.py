@@ -29,12 +29,16 @@ class Needs:
         eigenpair_tol: at what relative residual.
         bound_every: how many steps an upper bound of the sharpness may be old before it is renewed.
         trace_rtol: relative half-width of the trace's interval; None where it is not needed.
+        trace_matvecs: most products to spend on the trace.
+        training_gradient: whether to keep the gradient that the optimizer is about to step with.
     """
 
     eigenpairs: int = 0
     eigenpair_tol: float = math.inf
     bound_every: int | None = None
     trace_rtol: float | None = None
+    trace_matvecs: int = 0
+    training_gradient: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """The needs of both: the most pairs, the tightest tolerances."""
@@ -45,6 +49,8 @@ class Needs:
             min(self.eigenpair_tol, other.eigenpair_tol),
             min(bounds, default=None),
             min(rtols, default=None),
+            max(self.trace_matvecs, other.trace_matvecs),
+            self.training_gradient or other.training_gradient,
         )
 
 
@@ -57,6 +63,7 @@ class Measurement:
     high: float | None = None
     unit: str = ""
     kernel: str = ""
+    reason: str | None = None
     values: Mapping[str, float | None] = field(default_factory=dict)
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 

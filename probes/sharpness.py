@@ -54,7 +54,12 @@ class Sharpness(Probe):
         }
         values |= {f"lambda_{i + 1}": float(pairs.values[i]) for i in range(1, min(self.k, len(pairs.values)))}
         return Measurement(
-            float(pairs.values[0]), float(pairs.low[0]), upper_bound(pairs.high), "curvature", pairs.kernel, values
+            float(pairs.values[0]),
+            float(pairs.low[0]),
+            upper_bound(pairs.high),
+            "curvature",
+            pairs.kernel,
+            values=values,
         )
 
 

@@ -47,6 +47,7 @@ class Snapshot:
         batch_size: training's batch size, if it was given.
         needs: the merged needs of the probes that are due.
         memory: what earlier snapshots left.
+        training_gradient: (n,) gradient that update t stepped with, where it was kept.
         seed: seeds every estimator of this snapshot.
         on_product: called with the number of vectors after each block of curvature products.
     """
@@ -61,10 +62,12 @@ class Snapshot:
         batch_size: int | None = None,
         needs: Needs | None = None,
         memory: Memory | None = None,
+        training_gradient: Tensor | None = None,
         seed: int = 0,
         on_product: Callable[[int], object] | None = None,
     ) -> None:
         self.step = step
+        self.training_gradient = training_gradient
         self.objective = objective
         self.lr = lr
         self.threshold = threshold or Threshold((), "", "no optimizer")
@@ -76,7 +79,7 @@ class Snapshot:
         self.hessian = Observed(self._hessian, on_product)
         self._eigenpairs: Eigenpairs | None = None
         self._trace: Estimate | None = None
-        self._trace_rtol = math.inf
+        self._trace_asked = (math.inf, 0)
 
     @property
     def model(self) -> nn.Module:
@@ -107,6 +110,19 @@ class Snapshot:
         """Euclidean norm of the gradient."""
         return math.sqrt(float(torch.sum(self.gradient * self.gradient, dtype=torch.float64)))
 
+    def gradient_match(self) -> tuple[float, float] | None:
+        """Cosine of the gradient that was stepped with and the objective's, and ratio of their norms.
+
+        Full-batch training on this data has (1, 1); clipping lowers the ratio, mini-batches the cosine.
+        """
+        if self.training_gradient is None:
+            return None
+        used, own = self.training_gradient.double(), self.gradient.double()
+        norms = float(used.norm()), float(own.norm())
+        if not all(0 < norm < math.inf for norm in norms):
+            return None
+        return float(used @ own) / (norms[0] * norms[1]), norms[0] / norms[1]
+
     def eigenpairs(self, k: int = 1, tol: float = 1e-2) -> Eigenpairs:
         """At least the top k eigenpairs of the Hessian, to at least this relative residual.
 
@@ -119,17 +135,21 @@ class Snapshot:
         if self._eigenpairs is None or len(self._eigenpairs.values) < k or self._eigenpairs.tol > tol:
             cold = self.memory.eigenvectors is None or self._bound_is_due()
             start = None if cold else self.memory.eigenvectors
-            self._eigenpairs = top_eigenpairs(self.hessian, k, tol=tol, start=start, seed=self._seed_of("eigenpairs"))
+            self._eigenpairs = top_eigenpairs(
+                self.hessian, k, tol=tol, start=start, max_matvecs=max(100, 20 * k), seed=self._seed_of("eigenpairs")
+            )
             self.memory.eigenvectors = self._eigenpairs.vectors
             if cold:
                 self.memory.bound_step = self.step
         return self._eigenpairs
 
-    def trace(self, rtol: float = 0.1) -> Estimate:
-        """The Hessian's trace, its interval's half-width at most ``rtol`` of it (if affordable)."""
+    def trace(self, rtol: float = 0.1, max_matvecs: int = 100) -> Estimate:
+        """The Hessian's trace, its interval's half-width at most ``rtol`` of it if ``max_matvecs`` allow."""
         rtol = rtol if self.needs.trace_rtol is None else min(rtol, self.needs.trace_rtol)
-        if self._trace is None or rtol < self._trace_rtol:
-            self._trace, self._trace_rtol = trace(self.hessian, rtol=rtol, seed=self._seed_of("trace")), rtol
+        allowed = max(max_matvecs, self.needs.trace_matvecs)
+        if self._trace is None or (rtol, -allowed) < self._trace_asked:
+            self._trace = trace(self.hessian, rtol=rtol, max_matvecs=allowed, seed=self._seed_of("trace"))
+            self._trace_asked = (rtol, -allowed)
         return self._trace
 
     def _bound_is_due(self) -> bool:

@@ -49,7 +49,7 @@ class Stability(Probe):
 
     def needs(self) -> Needs:
         """Top eigenpair and trace."""
-        return Needs(1, self.tol, self.bound_every, self.rtol)
+        return Needs(1, self.tol, self.bound_every, self.rtol, training_gradient=True)
 
     def measure(self, snapshot: Snapshot) -> Measurement:
         """All criteria at this step."""
@@ -71,7 +71,13 @@ class Stability(Probe):
         }
         if snapshot.lr is not None and snapshot.lr > 0:
             values["two_over_lr"] = 2 / snapshot.lr
-        index = self._minibatch_index(snapshot)
+        if (match := snapshot.gradient_match()) is not None:
+            values["gradient_cosine"], values["gradient_scale"] = match
+        reason, index = None, None
+        try:
+            index = self._minibatch_index(snapshot)
+        except Exception as error:  # e.g. batches of a kind that cannot be cut; the rest still stands
+            reason = f"S_mu was not measured: {type(error).__name__}: {error}"
         if index is not None:
             values |= {"s_mu": index.value, "s_mu_low": index.low, "s_mu_high": index.high}
             values["mu"] = _alignment(snapshot, index, trace.value)
@@ -82,6 +88,7 @@ class Stability(Probe):
             high / threshold if threshold and high is not None else None,
             "threshold",
             pairs.kernel,
+            reason,
             values,
         )
 

@@ -30,11 +30,13 @@ class UpdateHooks:
 
     Args:
         optimizers: the optimizers of one player.
-        opened: called just before the first of them moves anything.
+        opened: called just before the first of them moves anything, with whether it was given a closure.
         closed: called when the round is over; not called for an update in which every step was skipped.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], opened: Callable[[], None], closed: Callable[[], None]) -> None:
+    def __init__(
+        self, optimizers: Sequence[Optimizer], opened: Callable[[bool], None], closed: Callable[[], None]
+    ) -> None:
         self.optimizers, self._opened, self._closed = optimizers, opened, closed
         self._stepped: set[int] = set()
         self._handles: list[RemovableHandle] = []
@@ -68,7 +70,8 @@ class UpdateHooks:
         if id(optimizer) in self._stepped:
             self.close()
         if not self._stepped:
-            self._opened()
+            closure = kwargs.get("closure") is not None or any(callable(a) for a in args[1:])
+            self._opened(closure)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if _was_skipped(optimizer):

@@ -301,8 +301,10 @@ class Watch:
             self._kept.append(record)
 
     def _tell(self, player: str, facts: dict[str, Any]) -> None:
-        self._meta["players"][player] |= facts
-        self._write_meta()
+        known = self._meta["players"][player]
+        if any(known.get(name, known) != fact for name, fact in facts.items()):
+            known |= facts
+            self._write_meta()
 
     def _write_meta(self) -> None:
         try:
@@ -315,7 +317,10 @@ class Watch:
         """A full disk must not end a training run."""
         if not self._write_failed:
             self._write_failed = True
-            warnings.warn(f"losscope: cannot write to {self._out}: {error}; records are kept in memory", stacklevel=3)
+            with contextlib.suppress(Warning):
+                warnings.warn(
+                    f"losscope: cannot write to {self._out}: {error}; records are kept in memory", stacklevel=3
+                )
 
     def _follower(self, player: str | None) -> Follower:
         if player is None:
@@ -333,7 +338,9 @@ class Watch:
             raise SettingError(f"{method}() works inside `with watch(...) as run:`; this watch is {self._state}")
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
     if isinstance(value, torch.Tensor):
         value = value.detach()
     try:
@@ -360,8 +367,9 @@ def _check_hookable(players: list[Player]) -> None:
 
 
 def _steps_done(out: Path) -> int:
-    steps = [record.step for record in Run(out).records]
-    return max(steps) + 1 if steps else 0
+    run = Run(out)  # a run that was closed says how many; one that was killed shows its last record
+    closed = [int(steps) for steps in (run.meta.get("steps") or {}).values()]
+    return max([record.step + 1 for record in run.records] + closed, default=0)
 
 
 def _file_name(text: str) -> str:

@@ -1,0 +1,152 @@
+"""Numbers and evidence over the part of a run that its audit rests on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .records import Record
+
+if TYPE_CHECKING:
+    from .run import Run
+
+__all__ = ["Bound", "Oscillation", "Ratio", "column", "last_part", "latest_bound", "median", "observed", "ratio_of"]
+
+BOUND_STAYS_FRESH = 200
+"""An upper bound of the sharpness this many steps old still speaks for the present (stated as an assumption)."""
+
+SAME_GRADIENT = 0.995
+"""Cosine from which a step's gradient counts as that of all the data; mini-batches are far below late in training."""
+
+
+def last_part(records: Sequence[Record]) -> list[Record]:
+    """The last quarter of the measured steps, at least five measurements where there are as many."""
+    if not records:
+        return []
+    first, last = records[0].step, records[-1].step
+    late = [r for r in records if r.step >= last - (last - first) / 4]
+    return late if len(late) >= 5 else list(records[-5:])
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Medians over the window of a quantity, its bounds and its ratio to 2/lr or the threshold."""
+
+    measured: float | None
+    low: float | None
+    high: float | None
+    threshold: float | None
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+
+    def fields(self) -> dict[str, float | None]:
+        """The numbers by name, as a `Criterion` takes them."""
+        return dict(self.__dict__)
+
+
+def ratio_of(window: Sequence[Record], name: str, threshold: str, largest: str | None = None) -> Ratio:
+    """Medians; the bounds of a ratio divide by the largest and the smallest threshold of the groups."""
+    low, high = f"{name}_low", f"{name}_high"
+    return Ratio(
+        median(column(window, name)),
+        median(column(window, low)),
+        median(column(window, high)),
+        median(column(window, threshold)),
+        median(column(window, name, threshold)),
+        median(column(window, low, largest or threshold)),
+        median(column(window, high, threshold)),
+    )
+
+
+def column(window: Sequence[Record], name: str, divisor: str | None = None) -> list[float]:
+    """The finite values of that name over the window, divided by those of ``divisor`` if one is given."""
+    found = []
+    for record in window:
+        value = record.values.get(name)
+        unit = record.values.get(divisor) if divisor else 1.0
+        if value is not None and unit is not None and unit > 0 and math.isfinite(value):
+            found.append(value / unit)
+    return found
+
+
+def median(values: list[float]) -> float | None:
+    """Their median, None where there are none."""
+    return statistics.median(values) if values else None
+
+
+class Oscillation:
+    """Evidence of oscillation in the window: sign flips along the top eigenvector, a rising loss."""
+
+    def __init__(self, run: Run, player: str, window: Sequence[Record], facts: dict[str, Any]) -> None:
+        self.seen: bool | None = None
+        said: list[str] = []
+        if window:
+            first, last = window[0].step, window[-1].step
+            records = [r for r in run.select("oscillation", player) if first <= r.step <= last]
+            pairs = sum(r.values.get("pairs") or 0 for r in records)
+            if pairs >= 6:
+                share = sum(r.values.get("flips") or 0 for r in records) / pairs
+                said.append(
+                    f"the step along the top eigenvector changed sign in {share:.0%} of {pairs:.0f} pairs of steps"
+                )
+                self.seen = share >= 0.75
+            if facts.get("full_batch"):
+                self._add_loss(run, player, first, last, said)
+        self.words = "; ".join(said) or "oscillation was not observed: too few steps followed"
+
+    def _add_loss(self, run: Run, player: str, first: int, last: int, said: list[str]) -> None:
+        steps, losses = run.logged("loss", player)
+        kept = [(s, v) for s, v in zip(steps.tolist(), losses.tolist(), strict=True) if first <= s <= last]
+        rises = [b > a for (s, a), (t, b) in itertools.pairwise(kept) if t == s + 1]
+        if len(rises) >= 20:
+            share = sum(rises) / len(rises)
+            said.append(f"the full-batch loss rose in {share:.0%} of {len(rises)} steps")
+            self.seen = bool(self.seen) or share >= 0.1
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The last upper bound of the sharpness, relative to the value it was found with."""
+
+    step: int
+    gap: float
+
+
+def latest_bound(run: Run, player: str, window: Sequence[Record]) -> Bound | None:
+    """The last upper bound of the sharpness by either probe, if it is recent."""
+    found = []
+    for record in [*run.select("stability", player), *run.select("sharpness", player)]:
+        if record.value is not None and record.value > 0 and record.high is not None:
+            found.append(Bound(record.step, record.high / record.value))
+    latest = max(found, key=lambda bound: bound.step, default=None)
+    if latest is None or not window or window[-1].step - latest.step > BOUND_STAYS_FRESH:
+        return None
+    return latest
+
+
+def observed(facts: dict[str, Any], window: Sequence[Record], everything: Sequence[Record]) -> dict[str, Any]:
+    """A player's facts and what its records add to them.
+
+    The gradient the optimizer stepped with, against the objective's own at the same weights, shows whether
+    training is full-batch on this data, whatever was said of its batch size, and whether gradients are clipped.
+    """
+    batch, samples = facts.get("batch_size"), facts.get("samples")
+    cosine = median(column(window, "gradient_cosine"))
+    full: bool | None
+    if cosine is not None:
+        full = cosine >= SAME_GRADIENT
+    else:
+        full = None if batch is None or samples is None else batch >= samples
+    failed = [r.reason for r in everything if r.status != "ok" and r.reason]
+    return {
+        **facts,
+        "full_batch": full,
+        "gradient_cosine": cosine,
+        "gradient_scale": median(column(window, "gradient_scale")),
+        "failure": failed[0] if failed and not window else None,
+    }
