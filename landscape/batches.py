@@ -5,17 +5,16 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import copy
-import random
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .errors import DataError
+from .reach import generators_within, preserved_generators
 
 __all__ = ["Batch", "batch_length", "concatenated", "copied", "fix_batches", "take", "tensors_of"]
 
@@ -112,52 +111,15 @@ def _untouched_loader(data: Any) -> Iterator[None]:
     The training loop may be iterating the very same loader: its order, its augmentations and its
     persistent workers must not notice.
     """
-    generators = list(_generators(data))
-    states = [_get_state(g) for g in generators]
     iterator = data.__dict__.get("_iterator") if isinstance(data, DataLoader) else None
     if iterator is not None:
         data.__dict__["_iterator"] = None  # else persistent workers would restart the loop's own epoch
     try:
-        yield
+        with preserved_generators(generators_within([data], data=True)):
+            yield
     finally:
         if isinstance(data, DataLoader) and data.__dict__.get("_iterator") is not iterator:
             data.__dict__["_iterator"] = iterator
-        for generator, state in zip(generators, states, strict=True):
-            _set_state(generator, state)
-
-
-def _generators(root: Any) -> Iterator[Any]:
-    """Every random generator within reach of a loader: its own, its samplers', its data set's."""
-    pending: list[tuple[Any, int]] = [(root, 0)]
-    seen: set[int] = set()
-    while pending:
-        item, depth = pending.pop()
-        if id(item) in seen or depth > 6 or len(seen) > 10_000:
-            continue
-        seen.add(id(item))
-        if isinstance(item, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
-            yield item
-        elif isinstance(item, list | tuple) and len(item) <= 64:
-            pending += [(value, depth + 1) for value in item]
-        elif isinstance(item, dict) and len(item) <= 64:
-            pending += [(value, depth + 1) for value in item.values()]
-        elif hasattr(item, "__dict__") and not isinstance(item, type | Tensor | torch.nn.Module):
-            pending += [(value, depth + 1) for value in vars(item).values()]
-
-
-def _get_state(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator | np.random.RandomState):
-        return generator.get_state()
-    return copy.deepcopy(generator.bit_generator.state) if hasattr(generator, "bit_generator") else generator.getstate()
-
-
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, torch.Generator | np.random.RandomState):
-        generator.set_state(state)
-    elif hasattr(generator, "bit_generator"):
-        generator.bit_generator.state = state
-    else:
-        generator.setstate(state)
 
 
 # --------------------------------------------------------------------------- structure of a batch

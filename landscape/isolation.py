@@ -5,10 +5,11 @@ requested weights, on stand-ins for everything that a forward pass may change; o
 exception, every object that was there before is back in place, untouched. Nothing is copied back
 into live tensors, so even version counters (which a pending backward pass checks) stay as they were.
 
-What is protected: random streams (Python, NumPy, torch on every device), buffers and plain
-attributes of modules, train/eval flags, ``.grad``, hooks of modules and of parameters, the autocast
-state and the parameters' data. What is arranged: attention that can be differentiated twice (the
-fused kernels cannot), RNNs without cuDNN (likewise), eager execution of compiled modules.
+What is protected: random streams (Python, NumPy, torch on every device, and the generators that the
+model or the loss own), buffers and plain attributes of modules, train/eval flags, ``.grad``, hooks of
+modules and of parameters, the autocast state and the parameters' data. What is arranged: attention
+that can be differentiated twice (the fused kernels cannot), RNNs without cuDNN (likewise), eager
+execution of compiled modules.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ import contextlib
 import dis
 import functools
 import inspect
-import itertools
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
 from .errors import SettingError
+from .reach import MODULE_INTERNALS, all_modules, preserved_generators, reseed_generators
 
-__all__ = ["MODES", "closed_over_modules", "isolated", "preserved_rng", "reseed", "unchanged"]
+__all__ = ["MODES", "isolated", "preserved_rng", "reseed", "unchanged"]
 
 MODES = ("eval", "train", "train_frozen")
 """The modes an objective can be evaluated in; see `set_mode`."""
@@ -50,7 +51,6 @@ _RECORDERS = frozenset(
         "debug", "info", "warning", "record", "add_scalar", "add_histogram", "setdefault", "__setitem__", "copy_",
     )
 )  # fmt: skip
-_MODULE_INTERNALS = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 _CONTAINERS = (
     list,
     dict,
@@ -83,8 +83,8 @@ def preserved_rng() -> Iterator[None]:
             torch.mps.set_rng_state(mps)
 
 
-def reseed(seed: int) -> None:
-    """Seed every global random stream; call it inside `preserved_rng` only.
+def reseed(seed: int, generators: Iterable[Any] = ()) -> None:
+    """Seed every global random stream and these generators; call it where they are preserved only.
 
     Not `torch.manual_seed`: where CUDA is not initialised yet, that queues a seeding for later,
     which would outlive the measurement and change the training.
@@ -96,6 +96,7 @@ def reseed(seed: int) -> None:
         backend.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
+    reseed_generators(generators, seed)
 
 
 def _initialised_backends() -> list[Any]:
@@ -119,90 +120,16 @@ def set_mode(model: nn.Module, others: Iterable[nn.Module], mode: str) -> None:
     if mode == LIVE:
         return
     if mode == "eval":
-        for module in _all_modules([model, *others]):
+        for module in all_modules([model, *others]):
             module.training = False
         return
     if not model.training:
         for module in model.modules():
             module.training = True
     if mode == "train_frozen":
-        for module in _all_modules([model, *others]):
+        for module in all_modules([model, *others]):
             if isinstance(module, _NORMALISATION):
                 module.training = False
-
-
-def closed_over_modules(function: Any) -> list[nn.Module]:
-    """Modules that a user's function reaches: its closure, defaults, globals, bound object, partials.
-
-    A loss often uses more than the model it is given (a teacher, the other player of a game). What
-    it uses must be isolated too, also when nobody said so.
-    """
-    found: list[nn.Module] = []
-    pending: list[tuple[Any, int]] = [(function, 0)]
-    seen: set[int] = set()
-    while pending:
-        item, depth = pending.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, nn.Module):
-            found.append(item)
-        else:
-            further = depth + (not isinstance(item, list | tuple | dict))
-            pending += [(value, further) for value in _within_reach(item, depth)]
-    return found
-
-
-def _within_reach(item: Any, depth: int) -> list[Any]:
-    """What a function, a container or an object leads to, a few objects deep."""
-    if isinstance(item, functools.partial):
-        return [item.func, *item.args, *item.keywords.values()]
-    if isinstance(item, MethodType):
-        return [item.__self__, item.__func__]
-    if isinstance(item, FunctionType):
-        return _referenced(item)
-    if isinstance(item, list | tuple):
-        return list(item[:32])
-    if isinstance(item, dict):
-        return list(itertools.islice(item.values(), 32))
-    if depth > 3 or isinstance(item, type | ModuleType | Tensor) or not hasattr(item, "__dict__"):
-        return []
-    own_call = getattr(type(item), "__call__", None)  # noqa: B004 - its code is wanted, not whether there is one
-    return [*vars(item).values(), *([own_call] if isinstance(own_call, FunctionType) else [])]
-
-
-def _referenced(function: FunctionType) -> list[Any]:
-    values: list[Any] = list(function.__defaults__ or ()) + list((function.__kwdefaults__ or {}).values())
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # a cell that is not filled yet
-            values.append(cell.cell_contents)
-    for value in (function.__globals__.get(name) for name in function.__code__.co_names):
-        own = (value if isinstance(value, FunctionType) else type(value)).__module__ == function.__module__
-        if own or isinstance(value, nn.Module | list | tuple | dict | functools.partial):
-            values.append(value)
-    return values
-
-
-def _all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
-    """The modules below ``roots``, also those kept from registration in plain attributes, lists or dicts."""
-    found: dict[int, nn.Module] = {}
-    pending = list(roots)
-    while pending:
-        for module in pending.pop().modules():
-            if id(module) not in found:
-                found[id(module)] = module
-                hidden = [value for name, value in vars(module).items() if name not in _MODULE_INTERNALS]
-                pending += _modules_in(hidden)
-    return list(found.values())
-
-
-def _modules_in(values: Iterable[Any], depth: int = 2) -> Iterator[nn.Module]:
-    for value in values:
-        if isinstance(value, nn.Module):
-            yield value
-        elif depth and isinstance(value, list | tuple | dict):
-            items = value.values() if isinstance(value, dict) else value
-            yield from _modules_in(itertools.islice(items, 64), depth - 1)
 
 
 @contextlib.contextmanager
@@ -228,7 +155,7 @@ def _stand_in(name: str, value: Any, known: dict[int, Any]) -> Any:
         return {key: _copied(buffer, known) for key, buffer in value.items()}
     if name in _HOOK_TABLES:
         return _without_watchers(value)
-    return value if name in _MODULE_INTERNALS else _copied(value, known)
+    return value if name in MODULE_INTERNALS else _copied(value, known)
 
 
 def _copied(value: Any, known: dict[int, Any]) -> Any:
@@ -372,7 +299,7 @@ def unchanged(model: nn.Module, also: Iterable[nn.Module] = ()) -> contextlib.Ab
     So that the next evaluation is of the same function. A layer in train mode may move on at each
     pass (spectral norm iterates, a schedule counts).
     """
-    return _untouched_modules(_all_modules([model, *also]))
+    return _untouched_modules(all_modules([model, *also]))
 
 
 @contextlib.contextmanager
@@ -382,6 +309,7 @@ def isolated(
     also: Iterable[nn.Module] = (),
     mode: str = "eval",
     at: Mapping[nn.Parameter, Tensor] | None = None,
+    generators: Iterable[Any] = (),
 ) -> Iterator[None]:
     """Evaluate ``model`` inside, and leave no trace of it behind.
 
@@ -390,6 +318,7 @@ def isolated(
         also: further modules that will be (the other player, a teacher, a criterion with state).
         mode: ``"eval"``, ``"train"`` or ``"train_frozen"``; see `set_mode`.
         at: values at which to evaluate instead of the parameters' own; exchanged by reference.
+        generators: random generators that the evaluation may draw from, besides the global streams.
 
     Raises:
         SettingError: if ``mode`` is not one of `MODES`.
@@ -397,10 +326,11 @@ def isolated(
     if mode not in (*MODES, LIVE):
         raise SettingError(f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
     others = [m for m in also if m is not model]
-    modules = _all_modules([model, *others])
+    modules = all_modules([model, *others])
     device = next((p.device for m in modules for p in m._parameters.values() if p is not None), torch.device("cpu"))
     with (
         preserved_rng(),
+        preserved_generators(generators),
         _twice_differentiable(modules, device),  # first, so that no stand-in is an inference tensor
         _untouched_parameters(modules, at),
         _untouched_modules(modules),

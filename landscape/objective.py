@@ -14,8 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from .batches import Batch, copied, fix_batches, is_one_shot
 from .errors import LossError, ParameterError, SettingError
-from .isolation import MODES, closed_over_modules, isolated, reseed, unchanged
+from .isolation import MODES, isolated, reseed, unchanged
 from .loss import Loss
+from .reach import closed_over_modules, generators_within
 from .space import ParameterSpace
 
 __all__ = ["Objective"]
@@ -31,7 +32,8 @@ class Objective:
     of ``reduction="sum"`` the objective is the plain sum over batches.
 
     Evaluating it changes nothing: not the model, its buffers or flags, nor any random stream
-    (`losscope.landscape.isolation`). Every evaluation sees the same dropout mask.
+    or generator that the model or the functions own (`losscope.landscape.isolation`). Every evaluation
+    sees the same dropout mask.
 
     Args:
         model: the module whose parameters are the variables.
@@ -97,6 +99,8 @@ class Objective:
         self.space = ParameterSpace(self.parameters)
         reached = (m for function in self.loss.functions for m in closed_over_modules(function))
         self.also = tuple({id(m): m for m in [*_checked_modules(also), *reached] if m is not model}.values())
+        functions = [*self.loss.functions, *([weight] if weight is not None else [])]
+        self._generators = generators_within([*functions, model, *self.also])
         self._batches: tuple[Batch, ...] | None = None
         self._depth = 0
 
@@ -112,7 +116,7 @@ class Objective:
         """The fixed batches; read on first use."""
         if self._batches is None:
             with self.isolated():
-                reseed(self.seed)
+                reseed(self.seed, self._generators)
                 fixed = fix_batches(self.data, self.loss.weight_of, self.space.device)
                 # A batch of padding alone has the mean 0 / 0, and no share in the objective.
                 self._batches = tuple(b for b in fixed if b.weight > 0 or self.loss.summed)
@@ -153,7 +157,7 @@ class Objective:
         if self._depth:
             yield
             return
-        with isolated(self.model, also=self.also, mode=self.mode, at=at):
+        with isolated(self.model, also=self.also, mode=self.mode, at=at, generators=self._generators):
             self._depth += 1
             try:
                 yield
@@ -182,7 +186,7 @@ class Objective:
         """
         content = self.batches[index].content if content is None else content
         with unchanged(self.model, self.also):
-            reseed(hash((self.seed, self._mask_seed, index, mask)) % 2**63)
+            reseed(hash((self.seed, self._mask_seed, index, mask)) % 2**63, self._generators)
             yield copied(content)
 
     def outputs(self, index: int) -> Any:
@@ -247,7 +251,7 @@ class Objective:
             return
         probe = self.snapshot(0)
         with probe.isolated():
-            reseed(probe.seed)
+            reseed(probe.seed, probe._generators)
             probe._batches = fix_batches(probe.data, probe.loss.weight_of, probe.space.device, limit=1)
             probe.gradients(probe.batch_loss(0))
 

@@ -601,6 +601,115 @@ def test_two_players_do_not_disturb_each_other() -> None:
     assert state_of(generator, critic) == before
 
 
+# --------------------------------------------------------------------------- generators and objects of the user's
+
+
+def draw(rng: Any) -> float:
+    """One number from a generator of any kind."""
+    if isinstance(rng, torch.Generator):
+        return float(torch.rand((), generator=rng))
+    return float(rng.random() if hasattr(rng, "random") else rng.random_sample())
+
+
+def told(rng: Any) -> str:
+    """The state of a generator of any kind."""
+    if isinstance(rng, torch.Generator):
+        return str(rng.get_state().tolist())
+    if isinstance(rng, np.random.Generator):
+        return str(rng.bit_generator.state)
+    return str(rng.get_state() if isinstance(rng, np.random.RandomState) else rng.getstate())
+
+
+GENERATORS: dict[str, Callable[[], Any]] = {
+    "torch": lambda: torch.Generator().manual_seed(3),
+    "numpy": lambda: np.random.default_rng(3),
+    "numpy, old": lambda: np.random.RandomState(3),
+    "python": lambda: random.Random(3),
+}
+_RNG = np.random.default_rng(9)
+
+
+class Noisy(nn.Module):
+    def __init__(self, rng: Any) -> None:
+        super().__init__()
+        self.body, self.kept = nn.Linear(4, 3), {"rng": [rng]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * (1 + draw(self.kept["rng"][0]))
+
+
+class NoisyLoss:
+    def __init__(self, rng: Any) -> None:
+        self.rng = rng
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return noisy_loss(self.rng, model, batch)
+
+
+def noisy_loss(rng: Any, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]) * (1 + draw(rng)), batch[1])
+
+
+def noisy_with_a_global(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return sum(noisy_loss(_RNG, model, batch) for _ in range(2)) / 2
+
+
+def with_default(rng: Any) -> Callable[..., Tensor]:
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor], rng: Any = rng) -> Tensor:
+        return noisy_loss(rng, model, batch)
+
+    return loss_fn
+
+
+WAYS_TO_A_GENERATOR: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "module": lambda rng: {"model": Noisy(rng), "criterion": nn.CrossEntropyLoss()},
+    "closure": lambda rng: {"loss_fn": lambda m, b: noisy_loss(rng, m, b)},
+    "global": lambda rng: {"loss_fn": noisy_with_a_global},
+    "default": lambda rng: {"loss_fn": with_default(rng)},
+    "bound method": lambda rng: {"loss_fn": NoisyLoss(rng).loss},
+    "partial": lambda rng: {"loss_fn": functools.partial(noisy_loss, rng)},
+    "criterion": lambda rng: {"criterion": lambda o, t: F.cross_entropy(o * (1 + draw(rng)), t)},
+    "forward": lambda rng: {
+        "forward": lambda m, b: m(b[0]) * (1 + draw(rng)), "criterion": F.cross_entropy, "weight": lambda b: len(b[0])
+    },
+    "targets": lambda rng: {
+        "targets": lambda b: (b[1] + int(3 * draw(rng))) % 3, "criterion": F.cross_entropy, "weight": lambda b: 1
+    },
+    "weight": lambda rng: {
+        "loss_fn": lambda m, b: F.cross_entropy(m(b[0]), b[1]), "weight": lambda b: 1 + draw(rng)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("way", WAYS_TO_A_GENERATOR)
+def test_generators_of_the_model_and_the_loss_are_not_consumed(way: str, kind: str) -> None:
+    rng = _RNG if way == "global" else GENERATORS[kind]()
+    before = told(rng)
+    options = WAYS_TO_A_GENERATOR[way](rng)
+    model = options.pop("model", None) or nn.Linear(4, 3)
+    objective = Objective(model, batches(), **options)
+    measure(objective)
+    assert told(rng) == before
+    V = torch.randn(objective.space.size)
+    operator = Hessian(objective)
+    assert torch.equal(operator @ V, operator @ V)
+    assert objective.value() == objective.value()
+    draw(rng)
+    if way != "weight":  # which is asked once, where the data is read
+        assert Objective(model, batches(), **options).value() == objective.value()
+    before = told(rng)
+
+    def fails() -> None:
+        with objective.isolated():
+            objective.value()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert told(rng) == before
+
+
 # --------------------------------------------------------------------------- loaders
 
 
