@@ -99,7 +99,7 @@ def _sharpness_reason(verdict: str, ratio_high: float | None, facts: dict[str, A
     if verdict == "NOT_EXCLUDED":
         if facts["full_batch"] is None:
             return "holds; whether steps are full-batch is not known: pass batch_size= to watch"
-        return "holds in the mean; with mini-batches the edge lies lower, see s_mu"
+        return "holds in the mean; under gradient noise the edge lies lower, see s_mu"
     if verdict == "ABOVE_EDGE":
         return "the linearised step grows along the top eigenvector: a transient, a catapult or divergence"
     return "the whole interval is below 0.9 of the threshold"

@@ -86,6 +86,7 @@ class Follower:
             if self._may_measure():
                 with self._budget.spending(), torch.no_grad():
                     self._settings = (self.player.rate(), self.player.threshold())
+                    self._notice_changes()
                     self._copy = {p: p.detach().clone() for p in self.player.moved}
                     self._gradient = None if closure else self._training_gradient()
 
@@ -140,7 +141,8 @@ class Follower:
         with self._budget.spending(), self._progress() as on_product:
             remaining = list(probes)
             try:
-                self._notice_changes()
+                if at is None:
+                    self._notice_changes()
                 snapshot = self._snapshot(probes, on_product)
                 with snapshot.objective.isolated(at):
                     if not self._facts_told:

@@ -63,9 +63,12 @@ def test_each_record_is_one_write_of_one_line(tmp_path, writes):
 def test_meta_is_replaced_in_one_step(tmp_path, monkeypatch):
     folder = opened(tmp_path)
     before = (tmp_path / "meta.json").read_text()
-    with pytest.raises(ValueError, match="JSON"):
-        folder.write_meta(META | {"value": float("nan")})
+    with pytest.raises(TypeError):
+        folder.write_meta(META | {(1, 2): "no JSON key"})
     assert (tmp_path / "meta.json").read_text() == before
+    folder.write_meta(META | {"lr": float("nan"), "rates": [float("inf")]})  # strict JSON all the same
+    assert json.loads((tmp_path / "meta.json").read_text(), parse_constant=pytest.fail)["lr"] == "nan"
+    folder.write_meta(META)
 
     seen = []
     real = Path.replace
