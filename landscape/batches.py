@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .errors import DataError
-from .reach import generators_within, preserved_generators
+from .reach import generators_within, objects_within, preserved_generators, preserved_objects
 
 __all__ = ["Batch", "batch_length", "concatenated", "copied", "fix_batches", "take", "tensors_of"]
 
@@ -106,20 +106,18 @@ def _checked_weight(weight: Any) -> float:
 
 @contextlib.contextmanager
 def _untouched_loader(data: Any) -> Iterator[None]:
-    """Put back the private random generators of a loader, and its live worker iterator.
+    """Put back a loader's random generators, its live worker iterator, and what its objects count.
 
     The training loop may be iterating the very same loader: its order, its augmentations and its
-    persistent workers must not notice.
+    persistent workers must not notice. Nor may a sampler or a data set that counts its epochs or its
+    items; an iterator, which can be read once only, does move on.
     """
-    iterator = data.__dict__.get("_iterator") if isinstance(data, DataLoader) else None
-    if iterator is not None:
-        data.__dict__["_iterator"] = None  # else persistent workers would restart the loop's own epoch
-    try:
-        with preserved_generators(generators_within([data], data=True)):
-            yield
-    finally:
-        if isinstance(data, DataLoader) and data.__dict__.get("_iterator") is not iterator:
-            data.__dict__["_iterator"] = iterator
+    objects = [] if is_one_shot(data) else objects_within([data], data=True)
+    with preserved_objects(objects, data=True), preserved_generators(generators_within([data], data=True)):
+        for loader in objects:
+            if isinstance(loader, DataLoader):  # else persistent workers would restart the loop's own epoch
+                loader.__dict__["_iterator"] = None
+        yield
 
 
 # --------------------------------------------------------------------------- structure of a batch

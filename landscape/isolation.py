@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
 from .errors import SettingError
-from .reach import MODULE_INTERNALS, all_modules, preserved_generators, reseed_generators
+from .reach import CONTAINERS, MODULE_INTERNALS, all_modules, preserved_generators, reseed_generators
 
 __all__ = ["MODES", "isolated", "preserved_rng", "reseed", "unchanged"]
 
@@ -51,15 +51,6 @@ _RECORDERS = frozenset(
         "debug", "info", "warning", "record", "add_scalar", "add_histogram", "setdefault", "__setitem__", "copy_",
     )
 )  # fmt: skip
-_CONTAINERS = (
-    list,
-    dict,
-    set,
-    collections.OrderedDict,
-    collections.defaultdict,
-    collections.deque,
-    collections.Counter,
-)
 
 
 # --------------------------------------------------------------------------- random streams
@@ -172,7 +163,7 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
         known[id(value)] = value.detach().clone()
     elif type(value) is tuple:
         return tuple(_copied(item, known) for item in value)
-    elif type(value) not in _CONTAINERS:
+    elif type(value) not in CONTAINERS:
         return value
     else:
         copied = known[id(value)] = value.copy()

@@ -16,7 +16,7 @@ from .batches import Batch, copied, fix_batches, is_one_shot
 from .errors import LossError, ParameterError, SettingError
 from .isolation import MODES, isolated, reseed, unchanged
 from .loss import Loss
-from .reach import closed_over_modules, generators_within
+from .reach import closed_over_modules, generators_within, objects_within, preserved_objects
 from .space import ParameterSpace
 
 __all__ = ["Objective"]
@@ -101,6 +101,7 @@ class Objective:
         self.also = tuple({id(m): m for m in [*_checked_modules(also), *reached] if m is not model}.values())
         functions = [*self.loss.functions, *([weight] if weight is not None else [])]
         self._generators = generators_within([*functions, model, *self.also])
+        self._objects = objects_within(functions)
         self._batches: tuple[Batch, ...] | None = None
         self._depth = 0
 
@@ -117,7 +118,8 @@ class Objective:
         if self._batches is None:
             with self.isolated():
                 reseed(self.seed, self._generators)
-                fixed = fix_batches(self.data, self.loss.weight_of, self.space.device)
+                with preserved_objects(self._objects):
+                    fixed = fix_batches(self.data, self.loss.weight_of, self.space.device)
                 # A batch of padding alone has the mean 0 / 0, and no share in the objective.
                 self._batches = tuple(b for b in fixed if b.weight > 0 or self.loss.summed)
                 if not self._batches:
@@ -180,12 +182,14 @@ class Objective:
 
     @contextlib.contextmanager
     def _evaluation(self, index: int, content: Any = None, mask: int = 0) -> Iterator[Any]:
-        """One pass over a copy of a batch, from the same module state and random numbers each time.
+        """One pass over a copy of a batch, from the same state and random numbers each time.
 
-        Dropout masks and the like are fixed by the position of the batch and the snapshot.
+        Dropout masks and the like are fixed by the position of the batch and the snapshot. The attributes
+        of the user's objects are put back here and not at the end of the isolation, since a probe, which
+        runs inside that, may write on them.
         """
         content = self.batches[index].content if content is None else content
-        with unchanged(self.model, self.also):
+        with unchanged(self.model, self.also), preserved_objects(self._objects):
             reseed(hash((self.seed, self._mask_seed, index, mask)) % 2**63, self._generators)
             yield copied(content)
 
@@ -252,7 +256,8 @@ class Objective:
         probe = self.snapshot(0)
         with probe.isolated():
             reseed(probe.seed, probe._generators)
-            probe._batches = fix_batches(probe.data, probe.loss.weight_of, probe.space.device, limit=1)
+            with preserved_objects(probe._objects):
+                probe._batches = fix_batches(probe.data, probe.loss.weight_of, probe.space.device, limit=1)
             probe.gradients(probe.batch_loss(0))
 
 

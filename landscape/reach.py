@@ -1,13 +1,18 @@
-"""What user's functions, modules and loaders lead to: further modules, and random generators of their own."""
+"""What user's functions, modules and loaders lead to: further modules, random generators, objects that count."""
 
 from __future__ import annotations
 
+import argparse
 import collections
 import contextlib
 import copy
 import functools
 import itertools
+import operator
 import random
+import sys
+import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -15,23 +20,44 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 __all__ = [
+    "CONTAINERS",
     "MODULE_INTERNALS",
     "all_modules",
     "closed_over_modules",
     "generators_within",
+    "objects_within",
     "preserved_generators",
+    "preserved_objects",
     "reseed_generators",
 ]
 
 MODULE_INTERNALS = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 """The attributes of a module that are torch's own; the others are plain attributes."""
 
+CONTAINERS = (
+    list,
+    dict,
+    set,
+    collections.OrderedDict,
+    collections.defaultdict,
+    collections.deque,
+    collections.Counter,
+)
+"""The plain containers, whose content can be put back."""
+
 _GENERATORS = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 _DEEPEST = 3  # objects in objects, from a function
 _DEEPEST_IN_DATA = 6  # a loader, its sampler, its data set, what that wraps, its transforms ...
 _MOST = 10_000  # objects looked at
+_MOST_KEPT = 256  # objects whose attributes are put back
+_LONGEST, _LONGEST_IN_DATA = 10_000, 1_000_000  # entries of a container that is put back
+
+_FOREIGN = frozenset(sys.stdlib_module_names) | {"builtins", "torch", "numpy", "losscope"}
+_OPEN = (DataLoader, Dataset, Sampler, types.SimpleNamespace, argparse.Namespace)
+_NEVER_KEPT = (nn.Module, Tensor, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, type, ModuleType)
 
 
 # --------------------------------------------------------------------------- searching
@@ -191,3 +217,94 @@ def reseed_generators(generators: Iterable[Any], seed: int) -> None:
             generator.bit_generator.state = type(generator.bit_generator)(own).state
         else:
             generator.seed(own)
+
+
+# --------------------------------------------------------------------------- objects with attributes that change
+
+
+def objects_within(roots: Iterable[Any], *, data: bool = False) -> list[Any]:
+    """The user's objects whose attributes a call of their functions, or reading their data, may change.
+
+    Not modules (see `isolation`), optimizers, or what belongs to Python, torch, NumPy or losscope, nor
+    what lies behind them; of installed packages, only what a function is bound to, or is.
+
+    Args:
+        roots: functions or objects.
+        data: whether the roots are loaders, to be searched deeper: samplers and data sets, torch's too.
+    """
+    roots = list(roots)
+    bound = {id(getattr(root, "__self__", root)) for root in roots}
+    found = (
+        item
+        for item in _reached(roots, _DEEPEST_IN_DATA if data else _DEEPEST, _is_closed)
+        if isinstance(getattr(item, "__dict__", None), dict)
+        and not isinstance(item, (*CONTAINERS, tuple, FunctionType, MethodType, functools.partial))
+        and not _is_closed(item)
+        and (data or id(item) in bound or not _is_installed(item))
+    )
+    return list(itertools.islice(found, _MOST_KEPT))
+
+
+def _is_closed(item: Any) -> bool:
+    """Whether an object's attributes are none of our business."""
+    if isinstance(item, (*CONTAINERS, tuple, FunctionType, MethodType, functools.partial, *_OPEN)):
+        return False
+    return isinstance(item, (*_NEVER_KEPT, _GENERATORS)) or type(item).__module__.partition(".")[0] in _FOREIGN
+
+
+def _is_installed(item: Any) -> bool:
+    path = getattr(sys.modules.get(type(item).__module__), "__file__", None) or ""
+    return "site-packages" in path or "dist-packages" in path
+
+
+@contextlib.contextmanager
+def preserved_objects(objects: Iterable[Any], *, data: bool = False) -> Iterator[None]:
+    """Put back the attributes of these objects on exit, and the content of their plain containers.
+
+    By identity: no tensor, array or other object is copied. Containers of very many entries, and objects
+    that run a thread (which goes on writing on them), stay as they become.
+
+    Args:
+        objects: the objects, as `objects_within` finds them.
+        data: whether they belong to a loader, where longer containers are put back too.
+    """
+    longest = _LONGEST_IN_DATA if data else _LONGEST
+    attributes = [(vars(item), dict(vars(item))) for item in objects]
+    saved = [(live, kept) for live, kept in attributes if not _runs_a_thread(kept)]
+    values = {id(v): v for _, kept in saved for v in kept.values() if type(v) in CONTAINERS and len(v) <= longest}
+    contents = [(live, live.copy()) for live in values.values()]
+    try:
+        yield
+    finally:
+        for live, kept in saved:
+            for name in [name for name in live if name not in kept]:
+                del live[name]
+            live.update((name, value) for name, value in kept.items() if live.get(name, saved) is not value)
+        for live, kept in contents:
+            if not _is_same(live, kept):
+                _write_back(live, kept)
+
+
+def _runs_a_thread(attributes: dict[str, Any]) -> bool:
+    return any(isinstance(value, threading.Thread) for value in attributes.values())
+
+
+def _is_same(live: Any, kept: Any) -> bool:
+    if len(live) != len(kept):
+        return False
+    if isinstance(live, set):
+        return bool(live == kept)
+    if isinstance(live, dict) and not all(map(operator.is_, live.values(), kept.values())):
+        return False
+    return all(map(operator.is_, live, kept))
+
+
+def _write_back(live: Any, kept: Any) -> None:
+    live.clear()
+    if isinstance(live, dict):
+        for key, value in kept.items():
+            live[key] = value
+    elif isinstance(live, set):
+        live |= kept
+    else:
+        live.extend(kept)

@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
-from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Subset, TensorDataset, WeightedRandomSampler
 
 from losscope.landscape import Hessian, Objective, SettingError, top_eigenpairs, trace
 from losscope.landscape.isolation import isolated
@@ -710,7 +711,111 @@ def test_generators_of_the_model_and_the_loss_are_not_consumed(way: str, kind: s
     assert told(rng) == before
 
 
+class CountingTrainer:
+    """Its loss depends on how often it was called, as a warm-up or a running scale does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.optimizer = model, torch.optim.SGD(model.parameters(), lr=0.1)
+        self.step, self.history, self.table, self.names = 0, [], {"calls": 0}, {"a"}
+        self.helper = SimpleNamespace(calls=0)
+        self.fails = False
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.step += 1
+        self.helper.calls += 1
+        self.history.append(self.step)
+        self.table["calls"] += 1
+        self.names.add(str(self.step))
+        self.last = model(batch[0])
+        if self.fails:
+            raise ZeroDivisionError("on purpose")
+        return F.cross_entropy(self.last, batch[1]) * self.step * self.table["calls"]
+
+    def count(self, batch: tuple[Tensor, Tensor]) -> int:
+        self.step += 1
+        return len(batch[0])
+
+
+WAYS_TO_A_TRAINER: dict[str, Callable[[CountingTrainer], dict[str, Any]]] = {
+    "bound method": lambda t: {"loss_fn": t.loss},
+    "closure": lambda t: {"loss_fn": lambda m, b: t.loss(m, b)},
+    "partial": lambda t: {"loss_fn": functools.partial(CountingTrainer.loss, t)},
+    "list": lambda t: (lambda ts: {"loss_fn": lambda m, b: ts[0].loss(m, b)})([t]),
+    "weight": lambda t: {"loss_fn": lambda m, b: F.cross_entropy(m(b[0]), b[1]), "weight": t.count},
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_A_TRAINER)
+def test_objects_that_the_loss_is_bound_to_do_not_advance(way: str) -> None:
+    model = nn.Linear(4, 3)
+    trainer = CountingTrainer(model)
+    trainer.loss(model, batches()[0])
+    trainer.optimizer.step()
+    before = described(vars(trainer)), list(vars(trainer)), vars(trainer.helper).copy()
+    objective = Objective(model, batches(), **WAYS_TO_A_TRAINER[way](trainer))
+    measure(objective)
+    V, operator = torch.randn(objective.space.size), Hessian(objective)
+    assert torch.equal(operator @ V, operator @ V)
+    assert objective.value() == objective.value()
+    assert (described(vars(trainer)), list(vars(trainer)), vars(trainer.helper)) == before
+    trainer.fails = True
+    before = described(vars(trainer)), list(vars(trainer)), vars(trainer.helper).copy()
+    if way != "weight":
+        with pytest.raises(ZeroDivisionError):
+            objective.value()
+    assert (described(vars(trainer)), list(vars(trainer)), vars(trainer.helper)) == before
+
+
+def test_what_is_written_between_evaluations_stays() -> None:
+    """By a probe that is a method of the same object, inside the isolation."""
+    trainer = CountingTrainer(nn.Linear(4, 3))
+    objective = Objective(trainer.model, batches(), loss_fn=trainer.loss)
+    with objective.isolated():
+        trainer.history.append(objective.value())
+        trainer.found = objective.value()
+    assert trainer.history == [trainer.found] and trainer.step == 0
+
+
 # --------------------------------------------------------------------------- loaders
+
+
+class EpochSampler(Sampler):
+    """Shuffles by its own count of epochs, and keeps a list of what it gave."""
+
+    def __init__(self) -> None:
+        self.epoch, self.given = 0, []
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch += 1
+        for index in np.random.default_rng(self.epoch).permutation(12).tolist():
+            self.given.append(index)
+            yield index
+
+    def __len__(self) -> int:
+        return 12
+
+
+class CountingSet(Dataset):
+    def __init__(self) -> None:
+        self.seen, self.cache = 0, {}
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.seen += 1
+        self.cache[index] = self.seen
+        return torch.full((4,), float(index + 100 * self.seen)), index % 3
+
+
+class CountingBatches:
+    def __init__(self) -> None:
+        self.epoch, self.loader = 0, DataLoader(CountingSet(), batch_size=4, sampler=EpochSampler())
+
+    def __iter__(self) -> Iterator[Any]:
+        self.epoch += 1
+        for x, y in self.loader:
+            yield x + self.epoch, y
 
 
 class Augmented(Dataset):
@@ -742,6 +847,10 @@ def _loader(kind: str) -> DataLoader:
             batch_size=4,
             sampler=WeightedRandomSampler(weights, 12, generator=torch.Generator().manual_seed(3)),
         ),
+        "counting sampler": lambda: DataLoader(plain, batch_size=4, sampler=EpochSampler()),
+        "counting batch sampler": lambda: DataLoader(plain, batch_sampler=BatchSampler(EpochSampler(), 4, False)),
+        "counting data set": lambda: DataLoader(Subset(CountingSet(), range(12)), batch_size=4),
+        "counting batches": CountingBatches,
         "two workers": lambda: DataLoader(Augmented(), batch_size=4, shuffle=True, num_workers=2),
         "persistent worker": lambda: DataLoader(
             Augmented(), batch_size=4, shuffle=True, num_workers=1, persistent_workers=True
@@ -753,7 +862,8 @@ def _loader(kind: str) -> DataLoader:
     "kind",
     [
         "global shuffle", "own generator", "augmented", "weighted sampler", "weighted sampler with its own generator",
-        "two workers", "persistent worker",
+        "two workers", "persistent worker", "counting sampler", "counting batch sampler", "counting data set",
+        "counting batches",
     ],
 )  # fmt: skip
 def test_the_loop_sees_the_same_data_while_its_loader_is_measured_on(kind: str) -> None:

@@ -1,8 +1,9 @@
 """Watching changes no bit of a training: weights, optimizer state, losses, random streams; nor does one measurement."""
 
+import contextlib
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from losscope.probes import Player, Sharpness, Snapshot, Stability, Trace, watch
 from probe_cases import (
@@ -121,6 +122,79 @@ def test_the_same_when_every_probe_fails() -> None:
     with pytest.warns(RuntimeWarning, match="on purpose"):
         watched = train("cnn", "adamw", watching)
     assert watched.differences(unwatched("cnn", "adamw")) == []
+
+
+class Order(Sampler):
+    """Shuffles by its own count of epochs."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch += 1
+        yield from np.random.default_rng(self.epoch).permutation(12).tolist()
+
+    def __len__(self) -> int:
+        return 12
+
+
+class Counted(Dataset):
+    """Items that fade with the count of items given so far, with noise of the data set's own."""
+
+    def __init__(self) -> None:
+        self.seen, self.rng = 0, random.Random(1)
+        self.x, self.y = torch.randn(12, 6), torch.randint(CLASSES, (12,))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.seen += 1
+        return self.x[index] / (1 + 0.1 * self.seen) + self.rng.random(), self.y[index]
+
+
+class OwnNoise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.rng = nn.Linear(6, CLASSES), torch.Generator().manual_seed(2)
+        self.body.register_forward_hook(lambda m, i, o: 2 * o)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x + 0.1 * torch.randn(x.shape, generator=self.rng))
+
+
+class Trainer:
+    """A loss with a warm-up and noise of its own."""
+
+    def __init__(self) -> None:
+        self.calls, self.losses, self.rng = 0, [], np.random.default_rng(3)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.calls += 1
+        loss = F.cross_entropy(model(batch[0]), batch[1]) * min(1.0, self.calls / 50) * (1 + self.rng.random())
+        self.losses.append(float(loss.detach()))
+        return loss
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_same_with_generators_and_counters_of_the_users_own(mode: str) -> None:
+    """In the model, the loss, the sampler and the data set; measured on the loader that is being iterated."""
+    found = []
+    for watched in (False, True):
+        seed_everything(8)
+        model, trainer, data = OwnNoise(), Trainer(), DataLoader(Counted(), batch_size=4, sampler=Order())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        options: dict[str, Any] = {"probes": probes(), "mode": mode, "every": 2, "on_error": "raise"}
+        run = watch(model, optimizer, data=data, loss_fn=trainer.loss, weight=lambda b: len(b[0]), **options)
+        with run if watched else contextlib.nullcontext():
+            for _ in range(2):
+                for batch in data:
+                    optimizer.zero_grad()
+                    trainer.loss(model, batch).backward()
+                    optimizer.step()
+        counts = trainer.calls, data.dataset.seen, data.sampler.epoch  # type: ignore[attr-defined]
+        own = str(model.rng.get_state().tolist()), str(trainer.rng.bit_generator.state)
+        found.append((outcome([model], [optimizer], list(trainer.losses)), counts, own))
+    assert found[1][0].differences(found[0][0]) == []
+    assert found[1][1:] == found[0][1:]
+    assert found[0][1] == (6, 24, 2)
 
 
 # --------------------------------------------------------------------------- the comparer itself
