@@ -30,7 +30,7 @@ def print_audit(audit: Audit, console: Console | None = None, *, title: str = ""
         >>> from rich.console import Console
         >>> print_audit(Run.from_records({"players": {"model": {}}}, []).audit(), Console(width=80, no_color=True))
         <BLANKLINE>
-        No verdict: No criterion applies: no stability measurement in this run...
+        No verdict: No criterion applies: no measurement...
     """
     console = console or Console(highlight=False)
     console.print(audit_table(audit, title=title, signs=_can_show_signs(console)), highlight=False)
