@@ -27,6 +27,7 @@ class Loss:
         forward: ``forward(model, batch) -> outputs``; default: call the model on the inputs.
         targets: ``targets(batch) -> targets``; default: the second item of the batch.
         weight: ``weight(batch)``, the denominator of that batch's mean; inferred by default.
+        seen_to_sum: whether it was seen to add over samples, though it does not say so.
     """
 
     criterion: Callable[..., Tensor] | None = None
@@ -34,6 +35,7 @@ class Loss:
     forward: Callable[..., Any] | None = None
     targets: Callable[..., Any] | None = None
     weight: Callable[..., Any] | None = None
+    seen_to_sum: bool = False
 
     def __post_init__(self) -> None:
         """Refuse combinations that mean nothing."""
@@ -56,7 +58,9 @@ class Loss:
 
     @property
     def summed(self) -> bool:
-        """Whether the criterion says that it sums over samples instead of averaging."""
+        """Whether it sums over samples instead of averaging."""
+        if self.seen_to_sum:
+            return True
         keywords = self.criterion.keywords if isinstance(self.criterion, functools.partial) else {}
         return (getattr(self.criterion, "reduction", None) or keywords.get("reduction")) == "sum"
 
@@ -120,7 +124,8 @@ def _pair(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Mapping) or not isinstance(batch, list | tuple) or len(batch) != 2:
         raise DataError(
             f"a batch must be an (inputs, targets) pair, got {describe(batch)}; for other batches pass "
-            "forward=(model, batch) -> outputs and targets=batch -> targets, or loss_fn=(model, batch) -> scalar"
+            "forward=(model, batch) -> outputs and targets=batch -> targets, or loss_fn=(model, batch) -> scalar "
+            "(data that is one batch must be a tuple: a list is read as a list of batches)"
         )
     return batch[0], batch[1]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .batches import Batch, copied, fix_batches, is_one_shot
+from .batches import Batch, batch_length, copied, fix_batches, is_one_shot, take
 from .errors import LossError, ParameterError, SettingError
 from .isolation import MODES, isolated, reseed, unchanged
 from .loss import Loss
@@ -29,7 +31,7 @@ class Objective:
 
     with :math:`\ell_b` the mean loss of batch b and :math:`w_b` its denominator, so that uneven batches
     give exactly the loss (and gradient, and Hessian) of the data taken as one batch. With a criterion
-    of ``reduction="sum"`` the objective is the plain sum over batches.
+    of ``reduction="sum"``, or a loss that is seen to add over samples, it is the plain sum over batches.
 
     Evaluating it changes nothing: not the model, its buffers or flags, nor any random stream
     or generator that the model or the functions own (`losscope.landscape.isolation`). Every evaluation
@@ -125,15 +127,43 @@ class Objective:
                 if not self._batches:
                     self._batches = None
                     raise LossError("the weights of all batches are zero, so their mean is not defined; check weight=")
+                if len(self._batches) > 1 and self._sums_unsaid(self._batches[0]):
+                    self._batches = tuple(Batch(b.content, 1.0) for b in self._batches)
         return self._batches
+
+    def _sums_unsaid(self, batch: Batch) -> bool:
+        """Whether the loss adds over samples without saying so, as a lambda around a summed criterion does.
+
+        Tried once, on a batch and its two halves: a sum is what they add up to, a mean is not.
+        """
+        if self._tried or self.loss.weight is not None or self.loss.summed:
+            return False
+        self._tried = True
+        try:
+            n = batch_length(batch.content)
+            parts = [take(batch.content, torch.arange(n)[half]) for half in (slice(n // 2), slice(n // 2, n))]
+            values = []
+            for content in (batch.content, *parts):
+                with self._evaluation(0, content) as copy_of_it:
+                    values.append(float(self.loss(self.model, copy_of_it).detach()))
+        except Exception:
+            return False  # it cannot be cut, and says what is wrong with it when it is evaluated
+        whole, added = values[0], values[1] + values[2]
+        if n < 2 or not math.isclose(whole, added, rel_tol=1e-4) or math.isclose(whole, added / 2, rel_tol=0.1):
+            return False
+        self.loss = dataclasses.replace(self.loss, seen_to_sum=True)
+        return True
+
+    _tried = False
 
     @property
     def shares(self) -> list[float]:
         """The factor of each batch's loss in the objective: ``w_b / W``, or 1 for a summed loss."""
+        batches = self.batches  # reading them may show that the loss is summed
         if self.loss.summed:
-            return [1.0] * len(self.batches)
-        total = sum(b.weight for b in self.batches)
-        return [b.weight / total for b in self.batches]
+            return [1.0] * len(batches)
+        total = sum(b.weight for b in batches)
+        return [b.weight / total for b in batches]
 
     def snapshot(self, seed: int) -> Objective:
         """The same objective with its data unread, to be fixed again, with masks drawn from ``seed``.
@@ -259,6 +289,8 @@ class Objective:
             with preserved_objects(probe._objects):
                 probe._batches = fix_batches(probe.data, probe.loss.weight_of, probe.space.device, limit=1)
             probe.gradients(probe.batch_loss(0))
+            probe._sums_unsaid(probe._batches[0])
+        self.loss, self._tried = probe.loss, True
 
 
 # --------------------------------------------------------------------------- parameters

@@ -180,8 +180,12 @@ class Watch:
         facts = {p.name: p.facts(objectives[p.name]) for p in players}
         for player in players:
             facts[player.name]["coupled"] = _is_coupled(player, objectives[player.name], players)
+        earlier = Run(out).meta if self._resume and out is not None else {}
+        for name, known in (earlier.get("players") or {}).items():  # what only a measurement shows, until the next one
+            facts[name] = {**known, **facts[name]}
         self._meta: dict[str, Any] = {
-            "v": SCHEMA_VERSION, "status": "running", "reason": None, "created": _now(), "finished": None,
+            "v": SCHEMA_VERSION, "status": "running", "reason": None, "created": earlier.get("created") or _now(),
+            "finished": None,
             "identity": identity, "seed": seed, "first_step": first_step, "probes": [p.name for p in probes],
             "players": facts, **describe_environment(),
         }  # fmt: skip

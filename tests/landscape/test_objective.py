@@ -330,3 +330,18 @@ def test_repr_says_what_is_bound() -> None:
     assert "data unread" in repr(target)
     target.value()
     assert "2 batches" in repr(target)
+
+
+@pytest.mark.parametrize("way", ["lambda", "loss_fn"])
+def test_a_loss_that_adds_over_samples_without_saying_so_is_summed(way: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    x, y = torch.randn(10, 3).double(), torch.randn(10, 2).double()
+    criterion = lambda outputs, targets: (outputs - targets).square().sum()  # noqa: E731
+    options = {"criterion": criterion} if way == "lambda" else {"loss_fn": lambda m, b: criterion(m(b[0]), b[1])}
+    objective = Objective(model, [(x[:7], y[:7]), (x[7:], y[7:])], **options)
+    assert objective.value() == pytest.approx(float(criterion(model(x), y)))
+    assert objective.loss.summed
+    mean = Objective(model, [(x[:7], y[:7]), (x[7:], y[7:])], criterion=lambda o, t: (o - t).square().mean())
+    assert mean.value() == pytest.approx(float((model(x) - y).square().mean()))
+    assert not mean.loss.summed
