@@ -156,6 +156,9 @@ class Objective:
 
     _tried = False
 
+    isolations = 0
+    """How often an isolation was begun: within one, nothing outside can have moved the parameters."""
+
     @property
     def shares(self) -> list[float]:
         """The factor of each batch's loss in the objective: ``w_b / W``, or 1 for a summed loss."""
@@ -191,6 +194,7 @@ class Objective:
             return
         with isolated(self.model, also=self.also, mode=self.mode, at=at, generators=self._generators):
             self._depth += 1
+            self.isolations += 1
             try:
                 yield
             finally:

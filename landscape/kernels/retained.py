@@ -40,6 +40,7 @@ class RetainedGraph:
         self._marks: list[tuple[int, int]] = []
         self._values: list[Tensor] = []
         self._checked = False
+        self._isolation = 0
 
     def __call__(self, V: Tensor) -> Tensor:
         """H V for a block of vectors V (n, k).
@@ -68,6 +69,9 @@ class RetainedGraph:
             for i, share in enumerate(shares):
                 yield self._build(i, share)
             return
+        if self._graph is not None and self._isolation == self.objective.isolations:
+            yield self._graph
+            return
         modules = (self.objective.model, *self.objective.also)
         marks = [(p.data_ptr(), p._version) for module in modules for p in module.parameters()]
         chosen = [p.detach() for p in self.objective.parameters.values()]
@@ -75,6 +79,7 @@ class RetainedGraph:
             self._graph = None  # free the old one before building the new one
             self._marks, self._values = marks, [p.clone() for p in chosen]
             self._graph = self._build(0, shares[0])
+        self._isolation = self.objective.isolations
         yield self._graph
 
     def _build(self, index: int, share: float) -> tuple[Tensor, list[Tensor]]:
