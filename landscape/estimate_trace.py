@@ -66,17 +66,24 @@ def trace(
         raise SettingError(f"min_matvecs and max_matvecs must be at least 2, got {min_matvecs!r} and {max_matvecs!r}")
     min_matvecs = min(min_matvecs, max_matvecs)
     operator = Observed(as_operator(A))
-    n = operator.space.size
-    if n <= min_matvecs:
-        return _exact(operator, confidence)
     generator = generator_for(seed, operator.space.device)
-    samples: list[float] = []
-    block, seen = min_matvecs, 0
+    with operator.held():
+        if operator.space.size <= min_matvecs:
+            return _exact(operator, confidence)
+        return _hutchinson(operator, rtol, min_matvecs, max_matvecs, confidence, generator)
+
+
+def _hutchinson(
+    operator: Observed, rtol: float, block: int, max_matvecs: int, confidence: float, generator: torch.Generator
+) -> Estimate:
+    """Blocks of samples until the interval is narrow, the products run out, or n of them are cheaper."""
+    n = operator.space.size
     at_once = max(1, _MEMORY // (n * torch.finfo(operator.space.dtype).bits // 8))
+    samples: list[float] = []
     while True:
-        while len(samples) < seen + block:  # a few at a time, so that memory stays bounded
-            samples += _quadratic_forms(operator, min(at_once, seen + block - len(samples)), generator)
-        seen = len(samples)
+        wanted = len(samples) + block
+        while len(samples) < wanted:  # a few at a time, so that memory stays bounded
+            samples += _quadratic_forms(operator, min(at_once, wanted - len(samples)), generator)
         estimate = _student(samples, operator, rtol, confidence)
         if estimate.converged or len(samples) >= max_matvecs:
             return estimate

@@ -89,15 +89,16 @@ def top_eigenpairs(
     basis = _Basis(operator, block, generator_for(seed, operator.space.device))
     basis.begin(start, 1.0 - confidence)
     step, next_check = 0, 1
-    while True:
-        basis.extend()
-        step += 1
-        last = basis.size >= n or operator.matvecs + block > budget
-        if last or basis.broke_down or step >= next_check:
-            ritz = basis.ritz(k, which)
-            if last or ritz.converged(tol) or ritz.stalled():
-                return ritz.result(operator, tol, confidence)
-            next_check = step + max(1, step // 5)
+    with operator.held():
+        while True:
+            basis.extend()
+            step += 1
+            last = basis.size >= n or operator.matvecs + block > budget
+            if last or basis.broke_down or step >= next_check:
+                ritz = basis.ritz(k, which)
+                if last or ritz.converged(tol) or ritz.stalled():
+                    return ritz.result(operator, tol, confidence)
+                next_check = step + max(1, step // 5)
 
 
 def _check(space: VectorSpace, k: int, which: str, tol: float, max_matvecs: int | None, confidence: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,10 @@ class SymmetricOperator:
     def product(self, V: Tensor) -> Tensor:
         """A V for a block of vectors: (n, k) -> (n, k)."""
         raise NotImplementedError
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the matrix stays as it is, so that what its products share is set up once."""
+        return contextlib.nullcontext()
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """A V for one vector (n,) or a block (n, k).
@@ -102,6 +107,10 @@ class Hessian(SymmetricOperator):
         """H V, (n, k) -> (n, k)."""
         return self._engine(V)
 
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """One isolation for many products."""
+        return self.objective.isolated()
+
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """The objective's value and gradient (n,), sharing the Hessian's graph where it can."""
         return self._engine.value_and_gradient()
@@ -136,6 +145,10 @@ class Observed(SymmetricOperator):
         self.space, self.psd, self.kernel = operator.space, operator.psd, operator.kernel
         self.matvecs = 0
         self.on_product = on_product
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Holds the operator."""
+        return self.operator.held()
 
     def product(self, V: Tensor) -> Tensor:
         """A V, (n, k) -> (n, k).
