@@ -106,6 +106,9 @@ class Objective:
         self._objects = objects_within(functions)
         self._batches: tuple[Batch, ...] | None = None
         self._depth = 0
+        self._mask_seed = 0
+        self._tried = False
+        self.isolations = 0  # begun so far: within one, nothing outside can have moved the parameters
 
     def __repr__(self) -> str:
         """Model, number of parameters, mode."""
@@ -154,11 +157,6 @@ class Objective:
         self.loss = dataclasses.replace(self.loss, seen_to_sum=True)
         return True
 
-    _tried = False
-
-    isolations = 0
-    """How often an isolation was begun: within one, nothing outside can have moved the parameters."""
-
     @property
     def shares(self) -> list[float]:
         """The factor of each batch's loss in the objective: ``w_b / W``, or 1 for a summed loss."""
@@ -167,6 +165,15 @@ class Objective:
             return [1.0] * len(batches)
         total = sum(b.weight for b in batches)
         return [b.weight / total for b in batches]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in the data.
+
+        Raises:
+            DataError: if a batch does not show how many it holds.
+        """
+        return sum(batch_length(batch.content) for batch in self.batches)
 
     def snapshot(self, seed: int) -> Objective:
         """The same objective with its data unread, to be fixed again, with masks drawn from ``seed``.
@@ -177,8 +184,6 @@ class Objective:
         fresh = copy.copy(self)
         fresh._batches, fresh._depth, fresh._mask_seed = None, 0, seed
         return fresh
-
-    _mask_seed = 0
 
     # ------------------------------------------------------------------ evaluation
 

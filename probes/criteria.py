@@ -119,24 +119,20 @@ def trace(window: list[Record], facts: dict[str, Any]) -> Criterion:
     line: dict[str, Any] = {
         "name": "trace", "symbol": "tr(H)", "kind": "necessary", "assumptions": assumptions, **ratio.fields(),
     }  # fmt: skip
-    if reason := _not_applicable(facts, window) or _trace_bar(facts):
-        return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason)
-    if reason := _inconclusive(facts):
-        return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
-    return _necessary(line, ratio, facts, None)
+    return _necessary(line, ratio, facts, None, bar=_not_applicable(facts, window) or _trace_bar(facts))
 
 
 def _trace_bar(facts: dict[str, Any]) -> str | None:
     outputs, batch = facts.get("outputs"), facts.get("batch_size")
-    if batch is None and not facts["full_batch"]:
-        return "tr(H) <= 2/lr concerns SGD's noise: pass batch_size= to watch"
     if facts["full_batch"]:
         return "full-batch training has no gradient noise: lambda_max carries the verdict"
+    if batch is None:
+        return "tr(H) <= 2/lr concerns SGD's noise: pass batch_size= to watch"
     if outputs is None:
         return "for scalar outputs only, and the outputs are hidden behind loss_fn: s_mu carries the verdict"
     if outputs > 1:
         return f"for scalar outputs only, and there are {outputs}: s_mu carries the verdict"
-    if batch is None or batch > 1:
+    if batch > 1:
         return f"derived for batch size 1, training uses {batch}: s_mu carries the verdict"
     return _noise_bar(facts)
 
@@ -163,13 +159,8 @@ def s_mu(window: list[Record], facts: dict[str, Any], oscillation: Oscillation) 
         "name": "s_mu", "symbol": "S_mu = E|g_B|^2/2L", "kind": "necessary", "assumptions": assumptions,
         **ratio.fields(),
     }  # fmt: skip
-    reason = _not_applicable(facts, window)
-    reason = reason or _s_mu_bar(facts)
-    if reason := reason or _noise_bar(facts):
-        return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason)
-    if reason := _inconclusive(facts):
-        return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
-    return _necessary(line, ratio, facts, oscillation)
+    bar = _not_applicable(facts, window) or _s_mu_bar(facts) or _noise_bar(facts)
+    return _necessary(line, ratio, facts, oscillation, bar=bar)
 
 
 def _s_mu_bar(facts: dict[str, Any]) -> str | None:
@@ -192,7 +183,14 @@ def _interpolation(window: Sequence[Record]) -> Assumption:
     return Assumption("near interpolation" + (f" (loss {loss:.3g})" if loss is not None else ""), None)
 
 
-def _necessary(line: dict[str, Any], ratio: Ratio, facts: dict[str, Any], oscillation: Oscillation | None) -> Criterion:
+def _necessary(
+    line: dict[str, Any], ratio: Ratio, facts: dict[str, Any], oscillation: Oscillation | None, *, bar: str | None
+) -> Criterion:
+    """A line whose criterion is necessary for stability: barred, not what is trained, or judged."""
+    if bar:
+        return Criterion(**line, verdict="NOT_APPLICABLE", reason=bar)
+    if reason := _inconclusive(facts):
+        return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
     seen = oscillation.seen if oscillation else None
     verdict = judge(ratio.ratio, ratio.ratio_low, ratio.ratio_high, necessary=True, oscillates=seen)
     if ratio.ratio is None and ratio.measured is not None and ratio.threshold is None:

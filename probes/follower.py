@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from losscope.landscape import NonFiniteError, Objective
-from losscope.landscape.batches import batch_length
 from losscope.landscape.isolation import LIVE
 from losscope.landscape.stability import Threshold, loss_family, outputs_per_sample
 
@@ -253,9 +252,11 @@ class Follower:
         """What the audit must know and only an evaluation shows."""
         self._facts_told = True
         facts: dict[str, Any] = {"batches": len(objective.batches)}
-        for name, observe in (("outputs", outputs_per_sample), ("loss_family", loss_family), ("samples", _samples)):
+        for name, observe in (("outputs", outputs_per_sample), ("loss_family", loss_family)):
             with contextlib.suppress(Exception):
                 facts[name] = observe(objective)
+        with contextlib.suppress(Exception):  # batches that do not show it
+            facts["samples"] = objective.samples
         self._tell(self.player.name, facts)
 
     def _compare_modes(self, objective: Objective, at: Mapping[nn.Parameter, Tensor] | None) -> None:
@@ -341,10 +342,6 @@ def _say(message: str) -> None:
     """Warn, but never raise: with ``-W error`` a warning of ours must not end a training run."""
     with contextlib.suppress(Warning):
         warnings.warn(message, RuntimeWarning, stacklevel=3)
-
-
-def _samples(objective: Objective) -> int:
-    return sum(batch_length(b.content) for b in objective.batches)
 
 
 def _release_memory() -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from losscope.landscape import Estimate, SettingError
-from losscope.landscape.batches import batch_length
 from losscope.landscape.stability import minibatch_index
 
 from .probe import Measurement, Needs, Probe
@@ -94,15 +93,11 @@ class Stability(Probe):
 
     def _minibatch_index(self, snapshot: Snapshot) -> Estimate | None:
         batch = snapshot.batch_size
-        if batch is None or batch >= _samples(snapshot):
+        if batch is None or batch >= snapshot.objective.samples:
             return None
         return minibatch_index(
             snapshot.objective, batch, loss=snapshot.loss, rtol=self.rtol, seed=snapshot._seed_of("minibatches")
         )
-
-
-def _samples(snapshot: Snapshot) -> int:
-    return sum(batch_length(b.content) for b in snapshot.objective.batches)
 
 
 def _alignment(snapshot: Snapshot, index: Estimate, trace: float) -> float | None:
@@ -110,7 +105,7 @@ def _alignment(snapshot: Snapshot, index: Estimate, trace: float) -> float | Non
 
     E|g_B|^2 - |g|^2 falls as (n - B) / (B (n - 1)) when batches are drawn without replacement.
     """
-    batch, n = snapshot.batch_size, _samples(snapshot)
+    batch, n = snapshot.batch_size, snapshot.objective.samples
     assert batch is not None
     full = snapshot.gradient_norm**2 / (2 * snapshot.loss) if snapshot.loss > 0 else math.nan
     single = full + (index.value - full) * batch * (n - 1) / (n - batch)
