@@ -11,9 +11,10 @@ from .errors import (
     SettingError,
 )
 from .estimate_trace import trace
+from .hessian import Hessian
 from .krylov import top_eigenpairs
 from .objective import Objective
-from .operators import Hessian, SymmetricOperator
+from .operators import SymmetricOperator
 from .results import Eigenpairs, Estimate
 
 __all__ = [

@@ -235,17 +235,17 @@ def records(run: Watch, player: str | None = None) -> list[tuple[int, float | No
 @contextlib.contextmanager
 def counted_products() -> Iterator[list[int]]:
     """The number of vectors in each block that the engine of the products is given."""
-    from losscope.landscape.kernels.retained import RetainedGraph
+    from losscope.landscape.kernels.retained import Retained
 
     blocks: list[int] = []
-    engine = RetainedGraph.__call__
+    engine = Retained.__call__
 
-    def counting(self: RetainedGraph, V: Tensor) -> Tensor:
+    def counting(self: Retained, V: Tensor) -> Tensor:
         blocks.append(V.shape[1])
         return engine(self, V)
 
-    RetainedGraph.__call__ = counting  # type: ignore[method-assign]
+    Retained.__call__ = counting  # type: ignore[method-assign]
     try:
         yield blocks
     finally:
-        RetainedGraph.__call__ = engine  # type: ignore[method-assign]
+        Retained.__call__ = engine  # type: ignore[method-assign]

@@ -1,0 +1,106 @@
+"""Autograd graphs of the data batches, kept from one product to the next where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..objective import Objective
+
+__all__ = ["BatchGraphs", "default_memory"]
+
+Graph = TypeVar("Graph")
+
+_CPU_MEMORY = 256 << 20
+
+
+def default_memory(device: torch.device) -> int:
+    """Bytes a kernel may hold besides the graph of one batch: a quarter of a GPU's free memory, 256 MiB on a CPU.
+
+    The CPU's is small because the memory is the training's, and its other processes'.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    return _CPU_MEMORY
+
+
+class BatchGraphs(Generic[Graph]):
+    """One graph per data batch; iterate over them inside the objective's isolation.
+
+    The graph of a single batch is always kept. With several, all are kept where together they are within
+    ``memory``; otherwise each is built anew at every pass, so that only one exists at a time. They are
+    built again when a parameter has been changed, chosen or not. A write through ``.data`` leaves no mark
+    on a tensor, so the chosen parameters are compared by value, once per isolation.
+
+    Args:
+        objective: whose batches.
+        build: ``build(index, share)``, the graph of one batch; ``share`` is its factor in the objective.
+        memory: bytes that kept graphs may take; None for `default_memory`.
+    """
+
+    def __init__(self, objective: Objective, build: Callable[[int, float], Graph], memory: int | None = None) -> None:
+        self.objective = objective
+        self.memory = memory
+        self._build = build
+        self._kept: dict[int, Graph] = {}
+        self._keeps: bool | None = None
+        self._bytes: int | None = None
+        self._marks: list[tuple[int, int]] = []
+        self._values: list[Tensor] = []
+        self._isolation = 0
+
+    def __iter__(self) -> Iterator[Graph]:
+        """The batches' graphs in order."""
+        shares = self.objective.shares
+        self._drop_if_stale()
+        if self._keeps is None:
+            self._keeps = len(shares) == 1 or len(shares) * self.bytes_of_one() <= self._allowed()
+        for index, share in enumerate(shares):
+            graph = self._kept.get(index)
+            if graph is None:
+                graph = self._build(index, share)
+                if self._keeps:
+                    self._kept[index] = graph
+            yield graph
+            del graph  # before the next one is built
+
+    def bytes_of_one(self) -> int:
+        """What the graph of the first batch holds on to, in bytes, the parameters themselves not counted.
+
+        Measured on a graph that is built for this and thrown away: hooks on saved tensors would slow
+        every product down, and reading what a node saved makes a checkpoint recompute it.
+        """
+        if self._bytes is None:
+            modules = (self.objective.model, *self.objective.also)
+            seen = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
+            total = 0
+
+            def count(tensor: Tensor) -> Tensor:
+                nonlocal total
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in seen:
+                    seen.add(storage.data_ptr())
+                    total += storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                self._build(0, 1.0)
+            self._bytes = total
+        return self._bytes
+
+    def _allowed(self) -> int:
+        return default_memory(self.objective.space.device) if self.memory is None else self.memory
+
+    def _drop_if_stale(self) -> None:
+        if self._isolation == self.objective.isolations:
+            return
+        self._isolation = self.objective.isolations
+        modules = (self.objective.model, *self.objective.also)
+        marks = [(p.data_ptr(), p._version) for module in modules for p in module.parameters()]
+        chosen = [p.detach() for p in self.objective.parameters.values()]
+        if not self._values or marks != self._marks or not all(map(torch.equal, chosen, self._values)):
+            self._kept.clear()
+            self._marks, self._values = marks, [p.clone() for p in chosen]
