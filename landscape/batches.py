@@ -7,7 +7,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,18 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .errors import DataError
 from .reach import generators_within, objects_within, preserved_generators, preserved_objects
 
-__all__ = ["Batch", "batch_length", "concatenated", "copied", "fix_batches", "take", "tensors_of"]
+__all__ = [
+    "Batch",
+    "Weighted",
+    "batch_length",
+    "concatenated",
+    "copied",
+    "fix_batches",
+    "map_tensors",
+    "take",
+    "tensors_of",
+    "without_weights",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +35,31 @@ class Batch:
     """One batch, on the parameters' device.
 
     Attributes:
-        content: what the user's data yielded.
+        content: what the user's data yielded; `Weighted` in an objective with weights per sample.
         weight: the denominator of this batch's mean loss (1 for a summed loss).
     """
 
     content: Any
     weight: float
+
+
+class Weighted(NamedTuple):
+    """The content of a batch with a factor for each sample's term in the loss.
+
+    Together, so that whoever copies, casts or cuts the content does the same to the weights.
+
+    Attributes:
+        content: what the user's data yielded.
+        weights: (n,), one per sample.
+    """
+
+    content: Any
+    weights: Tensor
+
+
+def without_weights(content: Any) -> Any:
+    """The content of a batch as the user's data yielded it."""
+    return content.content if isinstance(content, Weighted) else content
 
 
 def fix_batches(
@@ -123,19 +153,19 @@ def _untouched_loader(data: Any) -> Iterator[None]:
 # --------------------------------------------------------------------------- structure of a batch
 
 
-def _map_tensors(content: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(content: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply ``function`` to every tensor of a batch, keeping its structure; the batch is not changed."""
     if isinstance(content, Tensor):
         return function(content)
     if isinstance(content, collections.abc.MutableMapping):  # a dict of any kind, a BatchEncoding
         mapped = copy.copy(content)
         for key, value in content.items():
-            mapped[key] = _map_tensors(value, function)
+            mapped[key] = map_tensors(value, function)
         return mapped
     if isinstance(content, tuple) and hasattr(content, "_fields"):
-        return type(content)(*(_map_tensors(v, function) for v in content))
+        return type(content)(*(map_tensors(v, function) for v in content))
     if isinstance(content, list | tuple):
-        return type(content)(_map_tensors(v, function) for v in content)
+        return type(content)(map_tensors(v, function) for v in content)
     return content
 
 
@@ -144,12 +174,12 @@ def to_device(content: Any, device: torch.device) -> Any:
     known = Tensor | collections.abc.MutableMapping | list | tuple
     if not isinstance(content, known) and hasattr(content, "to"):
         return copy.copy(content).to(device)
-    return _map_tensors(content, lambda t: t.to(device, non_blocking=True))
+    return map_tensors(content, lambda t: t.to(device, non_blocking=True))
 
 
 def copied(content: Any) -> Any:
     """A batch with every tensor copied, for a model that may write on its input."""
-    return _map_tensors(content, torch.clone)
+    return map_tensors(content, torch.clone)
 
 
 def tensors_of(content: Any) -> list[Tensor]:
@@ -160,7 +190,7 @@ def tensors_of(content: Any) -> list[Tensor]:
         found.append(tensor)
         return tensor
 
-    _map_tensors(content, keep)
+    map_tensors(content, keep)
     return found
 
 
@@ -187,13 +217,13 @@ def concatenated(contents: list[Any]) -> Any:
     if not same_count or any(t.ndim == 0 or t.shape[1:] != column[0].shape[1:] for column in columns for t in column):
         return None
     joined = iter([torch.cat(column) for column in columns])
-    return _map_tensors(contents[0], lambda _: next(joined))
+    return map_tensors(contents[0], lambda _: next(joined))
 
 
 def take(content: Any, index: Tensor) -> Any:
     """The samples ``index`` of a batch, in every tensor with the batch's first dimension."""
     length = batch_length(content)
-    return _map_tensors(content, lambda t: t[index.to(t.device)] if t.ndim and t.shape[0] == length else t)
+    return map_tensors(content, lambda t: t[index.to(t.device)] if t.ndim and t.shape[0] == length else t)
 
 
 def describe(content: Any) -> str:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .batches import batch_length, describe, tensors_of
+from .batches import Weighted, batch_length, describe, tensors_of, without_weights
 from .errors import DataError, LossError, SettingError
+from .per_sample import Terms, class_weight_sum
 
 __all__ = ["Loss"]
 
@@ -28,6 +27,8 @@ class Loss:
         targets: ``targets(batch) -> targets``; default: the second item of the batch.
         weight: ``weight(batch)``, the denominator of that batch's mean; inferred by default.
         seen_to_sum: whether it was seen to add over samples, though it does not say so.
+        terms: ``terms(outputs, targets) -> (n,)``, the criterion's value sample by sample; found by
+            `Objective.weighted`.
     """
 
     criterion: Callable[..., Tensor] | None = None
@@ -36,6 +37,7 @@ class Loss:
     targets: Callable[..., Any] | None = None
     weight: Callable[..., Any] | None = None
     seen_to_sum: bool = False
+    terms: Terms | None = None
 
     def __post_init__(self) -> None:
         """Refuse combinations that mean nothing."""
@@ -73,6 +75,7 @@ class Loss:
         """
         if self.criterion is None:
             raise LossError("this needs the model's outputs: pass criterion= (and forward=, targets=), not loss_fn=")
+        batch = without_weights(batch)
         if self.forward is not None:
             return self.forward(model, batch)
         return model(_pair(batch)[0])
@@ -83,7 +86,32 @@ class Loss:
         Raises:
             DataError: if the batch is not a pair and no ``targets`` function was given.
         """
+        batch = without_weights(batch)
         return self.targets(batch) if self.targets is not None else _pair(batch)[1]
+
+    def weights_of(self, batch: Any) -> Tensor | None:
+        """The factors of a batch's samples, (n,), in an objective that has them; see `value`."""
+        return batch.weights if isinstance(batch, Weighted) else None
+
+    def value(self, outputs: Any, targets: Any, weights: Tensor | None = None) -> Tensor:
+        """The criterion as a function of the outputs, a scalar tensor.
+
+        Args:
+            outputs: the model's outputs for a batch.
+            targets: the targets of that batch.
+            weights: (n,), the factor of each sample's term; None for the criterion as it is.
+
+        Raises:
+            LossError: if it is not a real scalar tensor, or has another number of terms than weights.
+        """
+        assert self.criterion is not None
+        if weights is None:
+            return _checked_scalar(self.criterion(outputs, targets), "criterion")
+        assert self.terms is not None
+        terms = self.terms(outputs, targets)
+        if terms.shape != weights.shape:
+            raise LossError(f"{len(weights)} weights for a batch with {len(terms)} samples in its outputs")
+        return (weights * terms).sum()
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of one batch, a scalar tensor.
@@ -92,11 +120,8 @@ class Loss:
             LossError: if it is not a real scalar tensor.
         """
         if self.loss_fn is not None:
-            value = self.loss_fn(model, batch)
-        else:
-            assert self.criterion is not None
-            value = self.criterion(self.outputs(model, batch), self.targets_of(batch))
-        return _checked_scalar(value, "loss_fn" if self.loss_fn is not None else "criterion")
+            return _checked_scalar(self.loss_fn(model, batch), "loss_fn")
+        return self.value(self.outputs(model, batch), self.targets_of(batch), self.weights_of(batch))
 
     def weight_of(self, batch: Any) -> float:
         """The denominator of this batch's mean: what makes a mean over uneven batches exact.
@@ -107,17 +132,24 @@ class Loss:
         Raises:
             DataError: if it cannot be inferred.
         """
+        batch = without_weights(batch)
         if self.weight is not None:
             return float(self.weight(batch))
         if self.summed:
             return 1.0
         if self.criterion is None:
             return float(batch_length(batch))
+        known = class_weight_sum(self.criterion, self.targets_of(batch))
+        return float(self.samples_of(batch)) if known is None else known
+
+    def samples_of(self, batch: Any) -> int:
+        """Number of samples in a batch as the criterion sees them: the first dimension of the targets.
+
+        Raises:
+            DataError: if it cannot be seen.
+        """
         targets = self.targets_of(batch)
-        known = _classification_weight(self.criterion, targets)
-        if known is not None:
-            return known
-        return float(batch_length(targets if tensors_of(targets) else batch))
+        return batch_length(targets if tensors_of(targets) else without_weights(batch))
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
@@ -141,25 +173,3 @@ def _checked_scalar(value: Any, name: str) -> Tensor:
     if not value.is_floating_point():
         raise LossError(f"{name} must return a real floating-point scalar, got {value.dtype}")
     return value.reshape(())
-
-
-def _classification_weight(criterion: Any, targets: Any) -> float | None:
-    """torch's own denominator for class-index targets, else None.
-
-    ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` divide by the sum of the class weights of the targets
-    that are not ``ignore_index``.
-    """
-    if isinstance(criterion, functools.partial):
-        function, options = criterion.func, criterion.keywords
-    else:
-        function, options = criterion, {}
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:
-        return None
-    if isinstance(function, nn.CrossEntropyLoss | nn.NLLLoss):
-        ignored, class_weights = function.ignore_index, function.weight
-    elif function in (F.cross_entropy, F.nll_loss):
-        ignored, class_weights = options.get("ignore_index", -100), options.get("weight")
-    else:
-        return None
-    kept = targets[targets != ignored]
-    return float(kept.numel() if class_weights is None else class_weights.to(kept.device)[kept].sum())

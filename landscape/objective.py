@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .batches import Batch, batch_length, copied, fix_batches, is_one_shot, take
+from .batches import Batch, batch_length, copied, fix_batches, is_one_shot, take, without_weights
 from .errors import LossError, ParameterError, SettingError
 from .isolation import MODES, isolated, reseed, unchanged
 from .loss import Loss
+from .per_sample import Terms, checked_weights, find_terms, with_weights
 from .reach import closed_over_modules, generators_within, objects_within, preserved_objects
 from .space import ParameterSpace
 
@@ -104,10 +105,13 @@ class Objective:
         functions = [*self.loss.functions, *([weight] if weight is not None else [])]
         self._generators = generators_within([*functions, model, *self.also])
         self._objects = objects_within(functions)
+        self._fixed: tuple[Batch, ...] = ()  # as read; those without a share are not in batches
         self._batches: tuple[Batch, ...] | None = None
+        self._weights: Tensor | None = None
         self._depth = 0
         self._mask_seed = 0
         self._tried = False
+        self.kept: dict[Any, Any] = {}  # what kernels keep from one snapshot to the next: compiled code, trials
         self.isolations = 0  # begun so far: within one, nothing outside can have moved the parameters
 
     def __repr__(self) -> str:
@@ -122,17 +126,23 @@ class Objective:
         """The fixed batches; read on first use."""
         if self._batches is None:
             with self.isolated():
-                reseed(self.seed, self._generators)
-                with preserved_objects(self._objects):
-                    fixed = fix_batches(self.data, self.loss.weight_of, self.space.device)
+                self._fixed = self._fixed or self._read()
                 # A batch of padding alone has the mean 0 / 0, and no share in the objective.
-                self._batches = tuple(b for b in fixed if b.weight > 0 or self.loss.summed)
+                self._batches = tuple(b for b in self._fixed if b.weight > 0 or self.loss.summed)
                 if not self._batches:
                     self._batches = None
                     raise LossError("the weights of all batches are zero, so their mean is not defined; check weight=")
                 if len(self._batches) > 1 and self._sums_unsaid(self._batches[0]):
-                    self._batches = tuple(Batch(b.content, 1.0) for b in self._batches)
+                    self._fixed = self._batches = tuple(dataclasses.replace(b, weight=1.0) for b in self._fixed)
         return self._batches
+
+    def _read(self, limit: int | None = None) -> tuple[Batch, ...]:
+        reseed(self.seed, self._generators)
+        with preserved_objects(self._objects):
+            fixed = fix_batches(self.data, self.loss.weight_of, self.space.device, limit=limit)
+        if self._weights is None:
+            return fixed
+        return with_weights(fixed, self._weights, self.loss.samples_of, some=limit is not None)
 
     def _sums_unsaid(self, batch: Batch) -> bool:
         """Whether the loss adds over samples without saying so, as a lambda around a summed criterion does.
@@ -147,7 +157,7 @@ class Objective:
             parts = [take(batch.content, torch.arange(n)[half]) for half in (slice(n // 2), slice(n // 2, n))]
             values = []
             for content in (batch.content, *parts):
-                with self._evaluation(0, content) as copy_of_it:
+                with self.evaluation(0, content) as copy_of_it:
                     values.append(float(self.loss(self.model, copy_of_it).detach()))
         except Exception:
             return False  # it cannot be cut, and says what is wrong with it when it is evaluated
@@ -173,7 +183,7 @@ class Objective:
         Raises:
             DataError: if a batch does not show how many it holds.
         """
-        return sum(batch_length(batch.content) for batch in self.batches)
+        return sum(batch_length(without_weights(batch.content)) for batch in self.batches)
 
     def snapshot(self, seed: int) -> Objective:
         """The same objective with its data unread, to be fixed again, with masks drawn from ``seed``.
@@ -182,8 +192,50 @@ class Objective:
         comparable; dropout masks follow the new one.
         """
         fresh = copy.copy(self)
-        fresh._batches, fresh._depth, fresh._mask_seed = None, 0, seed
+        fresh._fixed, fresh._batches, fresh._depth, fresh._mask_seed = (), None, 0, seed
         return fresh
+
+    def weighted(self, weights: Tensor) -> Objective:
+        r"""The same objective with every sample's term multiplied by its weight.
+
+        .. math:: L_c(\theta) = \sum_i c_i t_i(\theta) \quad\text{where}\quad L(\theta) = \sum_i t_i(\theta)
+
+        Denominators stay as they are, so the objectives (and Hessians) of the classes, each with the weights
+        ``labels == class``, add up to the whole. Weights multiply those that the objective has already.
+
+        Args:
+            weights: (N,), for the samples of all batches in order; any finite number, negative too. A sample
+                is one entry of the first dimension of the outputs: a token, where ``forward`` flattens them.
+
+        Raises:
+            SettingError: if they are not one finite number per sample.
+            LossError: if the loss does not show its terms: a ``loss_fn``, or a criterion that does not add
+                over samples.
+        """
+        factors = checked_weights(weights, self.space)
+        terms = self._terms()
+        fixed = with_weights(self._fixed, factors, self.loss.samples_of)
+        fresh = copy.copy(self)
+        fresh.loss = dataclasses.replace(self.loss, terms=terms)
+        fresh._weights = factors if self._weights is None else factors * self._weights
+        fresh._fixed = fixed if self._weights is None else with_weights(fixed, fresh._weights, self.loss.samples_of)
+        fresh._batches, fresh._depth, fresh.kept = None, 0, {}
+        return fresh
+
+    def _terms(self) -> Terms:
+        """How the criterion is taken apart, seen on the batch with the most samples."""
+        if self.loss.criterion is None:
+            raise LossError(
+                "samples are weighted in the criterion, and a loss_fn hides it: pass criterion= (and forward=, "
+                "targets=), not loss_fn="
+            )
+        lengths = [self.loss.samples_of(batch.content) for batch in self.batches]
+        if self.loss.terms is not None:
+            return self.loss.terms
+        index = max(range(len(lengths)), key=lengths.__getitem__)
+        with self.isolated(), self.evaluation(index) as batch:
+            outputs, targets = self.loss.outputs(self.model, batch), self.loss.targets_of(batch)
+            return find_terms(self.loss.criterion, outputs, targets, lengths[index])
 
     # ------------------------------------------------------------------ evaluation
 
@@ -216,11 +268,11 @@ class Objective:
         Raises:
             LossError: if the loss is not a scalar.
         """
-        with self._evaluation(index, content, mask) as batch:
+        with self.evaluation(index, content, mask) as batch:
             return self.loss(self.model, batch)
 
     @contextlib.contextmanager
-    def _evaluation(self, index: int, content: Any = None, mask: int = 0) -> Iterator[Any]:
+    def evaluation(self, index: int, content: Any = None, mask: int = 0) -> Iterator[Any]:
         """One pass over a copy of a batch, from the same state and random numbers each time.
 
         Dropout masks and the like are fixed by the position of the batch and the snapshot. The attributes
@@ -238,7 +290,7 @@ class Objective:
         Raises:
             LossError: if only a ``loss_fn`` was given.
         """
-        with self._evaluation(index) as batch:
+        with self.evaluation(index) as batch:
             return self.loss.outputs(self.model, batch)
 
     def gradients(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor]:
@@ -294,9 +346,7 @@ class Objective:
             return
         probe = self.snapshot(0)
         with probe.isolated():
-            reseed(probe.seed, probe._generators)
-            with preserved_objects(probe._objects):
-                probe._batches = fix_batches(probe.data, probe.loss.weight_of, probe.space.device, limit=1)
+            probe._batches = probe._read(limit=1)
             probe.gradients(probe.batch_loss(0))
             probe._sums_unsaid(probe._batches[0])
         self.loss, self._tried = probe.loss, True
