@@ -1,8 +1,10 @@
 """The loss surface at one point: objectives, curvature operators, Krylov methods and estimators."""
 
+from .compositions import BlockDiagonal, Preconditioned, Restricted
 from .errors import (
     DataError,
     DoubleBackwardError,
+    KernelError,
     LosscopeError,
     LossError,
     NonFiniteError,
@@ -18,16 +20,20 @@ from .operators import SymmetricOperator
 from .results import Eigenpairs, Estimate
 
 __all__ = [
+    "BlockDiagonal",
     "DataError",
     "DoubleBackwardError",
     "Eigenpairs",
     "Estimate",
     "Hessian",
+    "KernelError",
     "LossError",
     "LosscopeError",
     "NonFiniteError",
     "Objective",
     "ParameterError",
+    "Preconditioned",
+    "Restricted",
     "RunError",
     "SettingError",
     "SymmetricOperator",

@@ -29,6 +29,10 @@ class DoubleBackwardError(LosscopeError, RuntimeError):
     """Something in the model or the loss cannot be differentiated twice."""
 
 
+class KernelError(LosscopeError, RuntimeError):
+    """A Hessian-vector kernel that cannot run this model, loss or data."""
+
+
 class NonFiniteError(LosscopeError, ArithmeticError):
     """The loss, its gradient or a product with the curvature is NaN or infinite."""
 

@@ -366,7 +366,7 @@ def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Para
     if params is None:
         chosen = {n: p for n, p in named.items() if p.requires_grad}
     else:
-        accepts = _selector(params)
+        accepts = selector(params)
         accepted = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if accepts(n, p)}
         chosen = {n: p for n, p in named.items() if id(p) in accepted}
         unfit = [n for n, p in chosen.items() if p.is_complex() or not p.is_floating_point()]
@@ -394,7 +394,12 @@ def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Para
     return chosen
 
 
-def _selector(params: Any) -> Callable[[str, nn.Parameter], bool]:
+def selector(params: Any) -> Callable[[str, nn.Parameter], bool]:
+    """What decides whether a parameter is selected.
+
+    Raises:
+        SettingError: if ``params`` is not a selection.
+    """
     if isinstance(params, str):
         return lambda name, _: fnmatch.fnmatchcase(name, params)
     if isinstance(params, nn.Module):
@@ -405,7 +410,7 @@ def _selector(params: Any) -> Callable[[str, nn.Parameter], bool]:
     if callable(params):
         return lambda name, p: bool(params(name, p))
     if isinstance(params, Iterable):
-        selectors = [_selector(item) for item in params]
+        selectors = [selector(item) for item in params]
         return lambda name, p: any(accepts(name, p) for accepts in selectors)
     raise SettingError(
         "params must be a name pattern, a module, a parameter, a predicate (name, parameter) -> bool, or a list of "

@@ -6,16 +6,18 @@ that a sharded or distributed space has to replace this room only.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .errors import SettingError
 
-__all__ = ["ParameterSpace", "VectorSpace", "generator_for"]
+__all__ = ["ParameterSpace", "VectorSpace", "common_space", "generator_for", "named"]
 
 
 def generator_for(seed: int | torch.Generator | None, device: torch.device) -> torch.Generator:
@@ -103,3 +105,72 @@ class ParameterSpace(VectorSpace):
         return [
             piece.view(shape).to(dtype) for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
         ]
+
+    def unflatten_rows(self, rows: Tensor) -> list[Tensor]:
+        """k vectors as rows (k, n) -> one tensor (k, ...) per parameter, views where the dtypes agree."""
+        pieces = rows.split(self.numels, dim=1)
+        return [
+            piece.view(len(rows), *shape).to(dtype)
+            for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
+        ]
+
+    def rows(self, group: Iterable[int]) -> list[slice]:
+        """Rows of the parameters at these positions in ``names``, neighbours joined."""
+        ends = list(itertools.accumulate(self.numels, initial=0))
+        rows: list[slice] = []
+        for i in sorted(group):
+            if rows and rows[-1].stop == ends[i]:
+                rows[-1] = slice(rows[-1].start, ends[i + 1])
+            else:
+                rows.append(slice(ends[i], ends[i + 1]))
+        return rows
+
+    def subspace(self, group: Iterable[int]) -> ParameterSpace:
+        """The space of the parameters at these positions in ``names``, in their order here."""
+        kept, sub = sorted(group), copy.copy(self)
+        sub.names = tuple(self.names[i] for i in kept)
+        sub.shapes = tuple(self.shapes[i] for i in kept)
+        sub.dtypes = tuple(self.dtypes[i] for i in kept)
+        sub.numels = tuple(self.numels[i] for i in kept)
+        sub.size = sum(sub.numels)
+        return sub
+
+
+def common_space(spaces: Sequence[VectorSpace]) -> VectorSpace:
+    """The space that all of these are, with names if any has them, and the coarsest rounding among them.
+
+    Raises:
+        SettingError: if they differ in size, dtype, device or parameters.
+    """
+    first = next((s for s in spaces if isinstance(s, ParameterSpace)), spaces[0])
+    for other in spaces:
+        if (other.size, other.dtype, other.device) != (first.size, first.dtype, first.device):
+            raise SettingError(
+                f"operators on different spaces: {first.size} entries of {first.dtype} on {first.device}, and "
+                f"{other.size} of {other.dtype} on {other.device}"
+            )
+        if isinstance(first, ParameterSpace) and isinstance(other, ParameterSpace):
+            pairs = zip(first.names, first.shapes, other.names, other.shapes, strict=False)
+            differing = next((p for p in pairs if p[:2] != p[2:]), None)
+            if differing is not None:
+                raise SettingError(
+                    f"operators on different parameters: one has {differing[0]} {differing[1]} where the other has "
+                    f"{differing[2]} {differing[3]}; select the same ones with params="
+                )
+    space = copy.copy(first)
+    space.rounding = max(s.rounding for s in spaces)
+    return space
+
+
+def named(space: VectorSpace) -> ParameterSpace:
+    """The space, which must be one of a model's parameters.
+
+    Raises:
+        SettingError: if it is not.
+    """
+    if not isinstance(space, ParameterSpace):
+        raise SettingError(
+            f"this needs an operator over a model's parameters, and this one has {space.size} entries without names: "
+            "build it on an Objective"
+        )
+    return space
