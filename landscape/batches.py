@@ -42,6 +42,11 @@ class Batch:
     content: Any
     weight: float
 
+    @property
+    def sample_weights(self) -> Tensor | None:
+        """The factor of each sample's term in the loss, (n,); None if they are not weighted."""
+        return self.content.weights if isinstance(self.content, Weighted) else None
+
 
 class Weighted(NamedTuple):
     """The content of a batch with a factor for each sample's term in the loss.

@@ -140,7 +140,7 @@ class Loss:
         if self.criterion is None:
             return float(batch_length(batch))
         known = class_weight_sum(self.criterion, self.targets_of(batch))
-        return float(self.samples_of(batch)) if known is None else known
+        return float(self.samples_of(batch) if known is None else known)
 
     def samples_of(self, batch: Any) -> int:
         """Number of samples in a batch as the criterion sees them: the first dimension of the targets.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import math
@@ -122,12 +121,26 @@ def _reduction(criterion: Any) -> str | None:
     return found if found in ("mean", "sum", "batchmean") else None
 
 
+class _Unreduced:
+    """Stands in for ``self`` in a criterion's ``forward``: the module as it is now, but for its reduction.
+
+    Not a copy of the module, which the compiler cannot trace, nor a change in it.
+    """
+
+    reduction = "none"
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
 def _unreduced(criterion: Any, outputs: Any, targets: Any) -> Tensor:
     """The terms of a criterion that can leave out its reduction, divided by its own denominator."""
     function, args, options = _parts(criterion)
     if isinstance(function, nn.Module):
-        function = copy.copy(function)
-        function.__dict__["reduction"] = "none"
+        function = functools.partial(type(function).forward, _Unreduced(function))
     else:
         options = options | {"reduction": "none"}
     entries = function(*args, outputs, targets, **options)
@@ -141,7 +154,7 @@ def _unreduced(criterion: Any, outputs: Any, targets: Any) -> Tensor:
     return terms / (entries.numel() if known is None else known)
 
 
-def class_weight_sum(criterion: Any, targets: Any) -> float | None:
+def class_weight_sum(criterion: Any, targets: Any) -> Tensor | None:
     """torch's own denominator for class-index targets, else None.
 
     ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` divide by the sum of the class weights of the targets
@@ -156,8 +169,10 @@ def class_weight_sum(criterion: Any, targets: Any) -> float | None:
         ignored, class_weights = options.get("ignore_index", -100), options.get("weight")
     else:
         return None
-    kept = targets[targets != ignored]
-    return float(kept.numel() if class_weights is None else class_weights.to(kept.device)[kept].sum())
+    counted = targets != ignored
+    if class_weights is None:
+        return counted.sum()
+    return (class_weights.to(targets.device)[targets.where(counted, 0)] * counted).sum()
 
 
 # --------------------------------------------------------------------------- any other criterion

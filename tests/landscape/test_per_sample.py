@@ -159,6 +159,8 @@ def test_weights_stay_with_the_samples_in_snapshots_and_multiply() -> None:
     assert again.weighted(w).value() == pytest.approx(setup.objective().weighted(w * w).value(), rel=1e-13)
     assert setup.objective().value() == pytest.approx(reference("uneven_batches")[0])  # the original has none
     assert objective.samples == 15
+    assert torch.equal(torch.cat([b.sample_weights for b in objective.batches]), w)
+    assert all(b.sample_weights is None for b in setup.objective().batches)
 
 
 def test_a_one_shot_loader_is_read_once_for_all_weights() -> None:
@@ -271,6 +273,14 @@ def test_criteria_taken_apart_by_samples_have_hessians(criterion: Any, sizes: li
     V = torch.randn(objective.space.size, 2, dtype=F64)
     pieces = [Hessian(objective.weighted(torch.arange(8) % 3 == r)) @ V for r in range(3)]
     torch.testing.assert_close(sum(pieces), Hessian(objective) @ V, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["all three", "partial", "pixels", "mse", "lambda"])
+def test_terms_can_be_traced_by_the_compiler(kind: str) -> None:
+    criterion, outputs, targets = CRITERIA[kind]
+    terms = find_terms(criterion, outputs, targets, N)
+    compiled = torch.compile(lambda out: terms(out, targets), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(outputs), terms(outputs, targets))
 
 
 # --------------------------------------------------------------------------- bad input
