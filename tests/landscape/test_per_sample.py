@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from landscape_cases import IGNORED, build, dense_hessian, flat, joined, labelled, mlp, reference, selected
 from losscope.landscape import Hessian, LossError, NonFiniteError, Objective, SettingError, top_eigenpairs, trace
 from losscope.landscape.per_sample import find_terms
+from losscope.landscape.stability import minibatch_index
 
 F64 = torch.float64
 
@@ -181,6 +182,21 @@ def test_solvers_take_weighted_objectives() -> None:
     )
     found = trace(operator, rtol=1e-9, seed=0)
     assert found.value == pytest.approx(float(H.trace()), rel=1e-9)
+
+
+def test_mini_batches_keep_the_weights_of_their_samples() -> None:
+    """At batch size 1, the mean over samples of the squared norms of weighted gradients; nearly all are drawn."""
+    setup = build("mlp_cross_entropy")
+    w = factors(12)
+    norms = []
+    for i, c in enumerate(w):
+        x, y = setup.data
+        loss = c * at_labels(setup.model(x[i : i + 1]).log_softmax(dim=1), y[i : i + 1])
+        norms.append(float(flat(torch.autograd.grad(loss, selected(setup.model))).square().sum()))
+    objective = setup.objective().weighted(w)
+    found = minibatch_index(objective, 1, loss=0.5, rtol=1e-3, max_draws=2000, seed=0)
+    assert found.value == pytest.approx(sum(norms) / 12, abs=4 * found.stderr)
+    assert found.stderr < 0.1 * found.value
 
 
 # --------------------------------------------------------------------------- criteria
