@@ -13,7 +13,10 @@ from .errors import (
     SettingError,
 )
 from .estimate_trace import trace
+from .fisher import EmpiricalFisher, MonteCarloFisher
+from .gauss_newton import GaussNewton
 from .hessian import Hessian
+from .jacobian import Jacobian
 from .krylov import top_eigenpairs
 from .objective import Objective
 from .operators import SymmetricOperator
@@ -24,11 +27,15 @@ __all__ = [
     "DataError",
     "DoubleBackwardError",
     "Eigenpairs",
+    "EmpiricalFisher",
     "Estimate",
+    "GaussNewton",
     "Hessian",
+    "Jacobian",
     "KernelError",
     "LossError",
     "LosscopeError",
+    "MonteCarloFisher",
     "NonFiniteError",
     "Objective",
     "ParameterError",

@@ -16,7 +16,7 @@ from .batches import Batch, Weighted, describe, map_tensors, tensors_of, without
 from .errors import LossError, NonFiniteError, SettingError
 from .space import VectorSpace
 
-__all__ = ["Terms", "checked_weights", "class_weight_sum", "find_terms", "with_weights"]
+__all__ = ["Terms", "checked_weights", "class_weight_sum", "entry_weights", "find_terms", "with_weights"]
 
 Terms = Callable[[Any, Any], Tensor]
 """``terms(outputs, targets) -> (n,)``: one term per entry of the outputs' first dimension, adding up to the loss."""
@@ -160,6 +160,12 @@ def class_weight_sum(criterion: Any, targets: Any) -> Tensor | None:
     ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` divide by the sum of the class weights of the targets
     that are not ``ignore_index``.
     """
+    weights = entry_weights(criterion, targets)
+    return None if weights is None else weights.sum()
+
+
+def entry_weights(criterion: Any, targets: Any) -> Tensor | None:
+    """The class weight of each class-index target, 0 where it is ignored; None for any other criterion."""
     function, _, options = _parts(criterion)
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:
         return None
@@ -171,8 +177,8 @@ def class_weight_sum(criterion: Any, targets: Any) -> Tensor | None:
         return None
     counted = targets != ignored
     if class_weights is None:
-        return counted.sum()
-    return (class_weights.to(targets.device)[targets.where(counted, 0)] * counted).sum()
+        return counted
+    return class_weights.to(targets.device)[targets.where(counted, 0)] * counted
 
 
 # --------------------------------------------------------------------------- any other criterion
