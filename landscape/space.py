@@ -53,7 +53,17 @@ class VectorSpace:
         self.size = size
         self.dtype = dtype
         self.device = device
-        self.rounding = 32 * torch.finfo(dtype).eps
+        self._rounding = 32 * torch.finfo(dtype).eps
+        self._sources: tuple[VectorSpace, ...] = ()  # of an operator made from others: the spaces of those
+
+    @property
+    def rounding(self) -> float:
+        """As large as that of any operator this one is made from, also when that is measured later."""
+        return max([self._rounding, *(source.rounding for source in self._sources)])
+
+    @rounding.setter
+    def rounding(self, value: float) -> None:
+        self._rounding = value
 
     def inner(self, U: Tensor, V: Tensor) -> Tensor:
         """Inner products of the columns, ``U.T @ V``: (n, a), (n, b) -> (a, b)."""
@@ -97,7 +107,11 @@ class ParameterSpace(VectorSpace):
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
         """One tensor per parameter -> (n,)."""
-        return torch.cat([t.reshape(-1).to(self.dtype) for t in tensors])
+        return torch.cat([t.reshape(-1) if t.dtype == self.dtype else t.reshape(-1).to(self.dtype) for t in tensors])
+
+    def flatten_rows(self, tensors: Sequence[Tensor]) -> Tensor:
+        """One tensor (k, ...) per parameter -> k vectors as rows (k, n)."""
+        return torch.cat([t.reshape(t.shape[0], -1).to(self.dtype) for t in tensors], dim=1)
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """(n,) -> one tensor per parameter, views where the dtypes agree."""
@@ -128,6 +142,7 @@ class ParameterSpace(VectorSpace):
     def subspace(self, group: Iterable[int]) -> ParameterSpace:
         """The space of the parameters at these positions in ``names``, in their order here."""
         kept, sub = sorted(group), copy.copy(self)
+        sub._sources = (self,)
         sub.names = tuple(self.names[i] for i in kept)
         sub.shapes = tuple(self.shapes[i] for i in kept)
         sub.dtypes = tuple(self.dtypes[i] for i in kept)
@@ -158,7 +173,7 @@ def common_space(spaces: Sequence[VectorSpace]) -> VectorSpace:
                     f"{differing[2]} {differing[3]}; select the same ones with params="
                 )
     space = copy.copy(first)
-    space.rounding = max(s.rounding for s in spaces)
+    space._sources = tuple(spaces)
     return space
 
 

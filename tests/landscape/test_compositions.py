@@ -138,6 +138,9 @@ def test_compositions_name_their_engines_and_keep_the_coarsest_rounding() -> Non
     total = (H - 2 * M + H).shifted(1)
     assert total.kernel == f"{H.kernel} + dense" and H.kernel
     assert total.space.rounding == 1e-3 and H.space.rounding < 1e-3
+    part = total.restricted("2.*")
+    M.space.rounding = 1e-2  # measured later, as that of finite differences is
+    assert total.space.rounding == part.space.rounding == 1e-2
     assert total.space.names == H.space.names
     assert Preconditioned(total, torch.ones(H.space.size)).kernel == total.kernel
     assert (H - H).kernel == "identity"
