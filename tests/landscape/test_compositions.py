@@ -437,6 +437,27 @@ def test_vectors_that_cannot_be_split_are_refused() -> None:
         BlockDiagonal(Hessian(build("mlp_cross_entropy").objective())).split(torch.ones(3, 51))
 
 
+class TwoPrecisions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).tanh().bfloat16()).float()
+
+
+def test_blocks_of_parameters_in_half_precision() -> None:
+    hessian = Hessian(Objective(TwoPrecisions(), labelled([6])[0], criterion=nn.CrossEntropyLoss()))
+    blocks = BlockDiagonal(hessian)
+    V = probes(hessian.shape[0], 2, torch.float32)
+    for name, found in blocks.split(blocks @ V).items():
+        masked = torch.zeros_like(V)
+        blocks.split(masked)[name].copy_(blocks.split(V)[name])
+        expected = blocks.split(hessian @ masked)[name]
+        assert expected.norm() > 0
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+
+
 def test_all_layers_of_a_resnet_in_one_call_agree_with_full_products() -> None:
     """Against a masked product with the full Hessian for each layer: convolutions, normalisations, the head."""
     with torch.random.fork_rng():
