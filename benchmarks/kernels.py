@@ -1,0 +1,166 @@
+"""Curvature products by losscope, PyHessian, curvlinops and plain PyTorch, on the same problems in one process.
+
+    python benchmarks/kernels.py [--device cuda] [--repeats 7] [--only mlp]
+
+Writes ``benchmarks/results/kernels-<device>.md``, a figure and the raw numbers. How to read them: ``README.md``.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import checklist
+import figures
+import lanczos
+import products
+import torch
+from contenders import (
+    KERNELS,
+    Contender,
+    curvlinops_version,
+    gauss_newton_contenders,
+    hessian_contenders,
+    pyhessian_version,
+)
+from measuring import machine
+from problems import Problem, gauss_newton_reference, hessian_reference, problems
+
+RESULTS = Path(__file__).parent / "results"
+
+Ways = tuple[Callable[[Problem], list[Contender]], Callable]
+TABLES: dict[str, Ways] = {
+    "hessian": (hessian_contenders, hessian_reference),
+    "gauss_newton": (gauss_newton_contenders, gauss_newton_reference),
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu, cuda")
+    parser.add_argument("--repeats", type=int, default=7, help="interleaved rounds")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="problems whose key contains a word")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--quick", action="store_true", help="does it run at all: no memory, nothing compiled")
+    parser.add_argument("--budget", type=float, default=6.0, help="seconds for one row and block size on one problem")
+    parser.add_argument("--memory", nargs=2, metavar=("TABLE", "KEY"), help="only this, printed as JSON")
+    return parser.parse_args()
+
+
+class Benchmark:
+    """One run of everything."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = torch.device(options.device)
+        self.blocks = (1, 8, 16) if self.device.type == "cuda" else (1, 8)
+        self.least, self.budget = (0.002, 0.1) if options.quick else (0.04, options.budget)
+        self.repeats = 2 if options.quick else options.repeats
+
+    def contenders(self, table: str, problem: Problem) -> list[Contender]:
+        found = TABLES[table][0](problem)
+        return [c for c in found if not (self.options.quick and c.kernel == "compiled")]
+
+    def products(self, table: str, problem: Problem) -> products.Result:
+        """One problem's rows of the first or third table, with their memory."""
+        started = time.perf_counter()
+        reference = TABLES[table][1](problem, products.vectors(problem, max(self.blocks)))
+        result = products.measure(
+            problem, self.contenders(table, problem), reference, self.blocks, self.repeats,
+            least=self.least, budget=self.budget,
+        )  # fmt: skip
+        products.note_memory(result, self.memory(table, problem))
+        print(f"{products.table(result, self.blocks)}\n({table}, {time.perf_counter() - started:.0f} s)\n", flush=True)
+        return result
+
+    def lanczos(self, problem: Problem) -> lanczos.Forty:
+        """One problem's runs of the second table, with their memory."""
+        started = time.perf_counter()
+        forty = lanczos.measure(problem, self.repeats, budget=5 * self.budget)
+        memory = self.memory("lanczos", problem)
+        for run in forty.runs:
+            run.memory = memory.get(run.name)
+        print(f"{lanczos.table(forty)}\n({time.perf_counter() - started:.0f} s)\n", flush=True)
+        return forty
+
+    def memory(self, table: str, problem: Problem) -> dict:
+        """Peak memory of a table's rows on a problem: here on a GPU, in a child process on a CPU."""
+        if self.options.quick:
+            return {}
+        if self.device.type == "cuda":
+            return self.memory_here(table, problem)
+        return products.memory_in_child(["--memory", table, problem.key])
+
+    def memory_here(self, table: str, problem: Problem) -> dict:
+        if table == "lanczos":
+            return lanczos.memory_of(problem)
+        return products.memory_of(problem, self.contenders(table, problem), self.blocks)
+
+    def run(self) -> None:
+        """Measure everything, and write it after each table."""
+        found = problems(self.device, tuple(self.options.only))
+        hessian, chosen = [], []
+        for problem in found:
+            hessian.append(self.products("hessian", problem))
+            chosen += [] if self.options.quick else checklist.picks(problem, self.blocks)
+        forties = [self.lanczos(problem) for problem in found if problem.key in lanczos.PROBLEMS]
+        gauss_newton = [self.products("gauss_newton", problem) for problem in found]
+        self.write(hessian, forties, gauss_newton, chosen)
+
+    def write(self, hessian: list, forties: list, gauss_newton: list, chosen: list) -> None:
+        out: Path = self.options.out
+        out.mkdir(parents=True, exist_ok=True)
+        target = out / f"kernels-{self.device.type}"
+        where = machine(self.device)
+        shown = checklist.lines(hessian, forties, chosen, self.blocks)
+        parts = [
+            "# Curvature products\n",
+            f"{where}; PyHessian {pyhessian_version()}, curvlinops {curvlinops_version()}; medians of "
+            f"{self.repeats} interleaved repeats, fewer where a row takes long. TF32 is off.\n",
+            f"![cost per vector]({target.name}.png)\n",
+            "## One product with the Hessian\n",
+            *(products.table(result, self.blocks) for result in hessian),
+            "## Forty steps of Lanczos\n",
+            *map(lanczos.table, forties),
+            "## One product with the Gauss-Newton matrix\n",
+            *(products.table(result, self.blocks) for result in gauss_newton),
+            "## What must hold\n",
+            checklist.table(shown),
+        ]
+        target.with_suffix(".md").write_text("\n".join(parts))
+        raw = {
+            "machine": where,
+            "hessian": products.as_json(hessian),
+            "lanczos": [{**asdict(forty), "runs": [_plain(run) for run in forty.runs]} for forty in forties],
+            "gauss_newton": products.as_json(gauss_newton),
+            "choices": [asdict(pick) for pick in chosen],
+        }
+        target.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
+        files = figures.draw(hessian, self.blocks, where, target)
+        print(checklist.table(shown))
+        print("written:", *map(str, (target.with_suffix(".md"), *files)))
+
+
+def _plain(run: lanczos.Run) -> dict:
+    kept = ("name", "products", "value", "seconds", "ratios", "memory", "failure")
+    return {name: getattr(run, name) for name in kept}
+
+
+def main() -> None:
+    options = arguments()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    benchmark = Benchmark(options)
+    if options.memory is None:
+        print(f"{machine(benchmark.device)}; kernels tried: {', '.join(KERNELS)}\n", flush=True)
+        benchmark.run()
+        return
+    table, key = options.memory
+    [problem] = [p for p in problems(benchmark.device, (key,)) if p.key == key]
+    print(json.dumps(benchmark.memory_here(table, problem)))
+
+
+if __name__ == "__main__":
+    main()

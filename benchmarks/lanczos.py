@@ -1,0 +1,291 @@
+"""Second table: forty steps of Lanczos, from the model and the data to the eigenvalue, everything included.
+
+The smallest eigenvalue is asked for: the largest converges to rounding in half as many steps, and ends the run.
+"""
+
+import contextlib
+import statistics
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from contenders import (
+    Contender,
+    NotAvailable,
+    curvlinops_operator,
+    objective,
+    plain_retained,
+    pyhessian_object,
+)
+from measuring import MIB, peak_memory, short, timed
+from problems import CRITERION, Problem
+from products import vectors
+
+from losscope.landscape import Hessian, SettingError, top_eigenpairs
+
+STEPS = 40
+PROBLEMS = ("mlp-1797", "mlp-128", "resnet-512")
+
+
+@dataclass
+class Run:
+    """One way to do forty products; ``seconds`` and ``ratios`` (to the bare call) per product, one per repeat."""
+
+    name: str
+    go: Callable[[int], tuple[int, float]]
+    products: int = 0
+    value: float = float("nan")
+    seconds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    memory: float | None = None
+    failure: str = ""
+
+
+@dataclass
+class Forty:
+    """The runs on one problem, and what the bare call and a gradient take there, in seconds."""
+
+    key: str
+    title: str
+    bare: float
+    gradient: float
+    runs: list[Run]
+
+
+# --------------------------------------------------------------------------- the ways
+
+
+def ours(problem: Problem, kernel: str | None, block: int = 1) -> Callable[[int], tuple[int, float]]:
+    """`top_eigenpairs` with an objective and an operator of its own each time."""
+    model = problem.fresh()
+
+    def go(steps: int) -> tuple[int, float]:
+        made = objective(problem, model)
+        operator = Hessian(made) if kernel is None else Hessian(made, kernel=kernel)
+        found = top_eigenpairs(operator, k=block, which="SA", max_matvecs=steps, tol=operator.space.rounding, seed=0)
+        return found.matvecs, float(found.values[0])
+
+    return go
+
+
+def ours_kept(problem: Problem, kernel: str, block: int) -> Callable[[int], tuple[int, float]]:
+    """The same on snapshots of one objective, as a watched run takes them: compiled code is there already."""
+    first = objective(problem, problem.fresh())
+
+    def go(steps: int) -> tuple[int, float]:
+        operator = Hessian(first.snapshot(0), kernel=kernel)
+        steps = max(steps, block)
+        found = top_eigenpairs(operator, k=block, which="SA", max_matvecs=steps, tol=operator.space.rounding, seed=0)
+        return found.matvecs, float(found.values[0])
+
+    return go
+
+
+def density(problem: Problem) -> Callable[[int], tuple[int, float]]:
+    """PyHessian's Lanczos."""
+    model = problem.fresh()
+
+    def go(steps: int) -> tuple[int, float]:
+        try:
+            values, _ = pyhessian_object(problem, model).density(iter=steps, n_v=1)
+        finally:
+            model.zero_grad()
+        return steps, float(min(values[0]))
+
+    return go
+
+
+def power(problem: Problem) -> Callable[[int], tuple[int, float]]:
+    """PyHessian's power iteration, which finds the eigenvalue that is largest in magnitude."""
+    model = problem.fresh()
+
+    def go(steps: int) -> tuple[int, float]:
+        try:
+            values, _ = pyhessian_object(problem, model).eigenvalues(maxIter=steps, tol=0.0)
+        finally:
+            model.zero_grad()
+        return steps, float(values[0])
+
+    return go
+
+
+def eigsh(problem: Problem) -> Callable[[int], tuple[int, float]]:
+    """curvlinops as its documentation computes eigenvalues: ARPACK, here one sweep of as many vectors."""
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator
+    from scipy.sparse.linalg import eigsh as arpack
+
+    model = problem.fresh()
+
+    def go(steps: int) -> tuple[int, float]:
+        operator = curvlinops_operator(problem, model).to_scipy()
+        spent = 0
+
+        def product(x):
+            nonlocal spent
+            spent += 1
+            return operator @ x
+
+        counted = LinearOperator(operator.shape, matvec=product, dtype=operator.dtype)
+        try:
+            values = arpack(counted, k=1, which="SA", ncv=max(3, steps), maxiter=1, return_eigenvectors=False)
+        except ArpackNoConvergence as error:
+            values = error.eigenvalues
+        return spent, float(values[0]) if len(values) else float("nan")
+
+    return go
+
+
+def own_lanczos(problem: Problem) -> Callable[[int], tuple[int, float]]:
+    """curvlinops' own Lanczos, which does not reorthogonalise."""
+    from curvlinops.papyan2020traces.spectrum import fast_lanczos
+
+    model = problem.fresh()
+
+    def go(steps: int) -> tuple[int, float]:
+        values, _ = fast_lanczos(curvlinops_operator(problem, model), steps)
+        return steps, float(values.min())
+
+    return go
+
+
+def _ways(problem: Problem) -> list[tuple[str, Callable[[], Callable[[int], tuple[int, float]]]]]:
+    ways = [
+        ("losscope: top_eigenpairs", lambda: ours(problem, None)),
+        ("losscope: top_eigenpairs, retained", lambda: ours(problem, "retained")),
+    ]
+    if problem.key == "mlp-128":
+        ways.append(("losscope: top_eigenpairs, k = 8, compiled before", lambda: ours_kept(problem, "compiled", 8)))
+    return [
+        *ways,
+        ("PyHessian: density", lambda: density(problem)),
+        ("PyHessian: eigenvalues", lambda: power(problem)),
+        ("curvlinops: eigsh", lambda: eigsh(problem)),
+        ("curvlinops: fast_lanczos", lambda: own_lanczos(problem)),
+    ]
+
+
+@contextlib.contextmanager
+def _failure_in(run: Run) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (NotAvailable, ImportError) as error:
+        run.failure = f"not available: {short(error)}"
+    except SettingError as error:
+        run.failure = f"not available: {short(error)}" if "kernel must be" in str(error) else f"fails: {short(error)}"
+    except Exception as error:
+        run.failure = f"fails: {short(error)}"
+
+
+def _opened(problem: Problem) -> list[Run]:
+    """Every way, tried with a few steps."""
+    runs = []
+    for name, make in _ways(problem):
+        run = Run(name, lambda _: (0, float("nan")))
+        with _failure_in(run):
+            run.go = make()
+            run.go(4)
+        runs.append(run)
+    return runs
+
+
+# --------------------------------------------------------------------------- timing
+
+
+def measure(problem: Problem, repeats: int, budget: float) -> Forty:
+    """Time all ways in turns; the bare call right before and after each.
+
+    Args:
+        problem: what is differentiated.
+        repeats: rounds; peers whose rounds would last longer than ``budget`` get fewer, at least two.
+        budget: seconds.
+    """
+    device, runs = problem.device, _opened(problem)
+    bare_contender = Contender("plain torch", "retained", plain_retained, math=problem.family.attention)
+    gradients: list[float] = []
+    bares: list[float] = []
+    with bare_contender.engine(problem) as engine:
+        native = engine.native(vectors(problem, 1))
+
+        def bare() -> float:
+            for _ in range(2):
+                engine.product(native)
+            once = timed(lambda: engine.product(native), device)
+            calls = max(2, min(STEPS, round(0.1 / once)))
+            return timed(lambda: [engine.product(native) for _ in range(calls)], device) / calls
+
+        for turn in range(repeats):
+            gradients.append(_gradient_seconds(problem))
+            before = bare()
+            bares.append(before)
+            for run in runs:
+                if run.failure or _spent_enough(run, turn, budget):
+                    continue
+                with _failure_in(run):
+                    run.seconds.append(timed(lambda run=run: _go(run), device) / max(1, run.products))
+                    after = bare()
+                    run.ratios.append(run.seconds[-1] / ((before + after) / 2))
+                    before = after
+                    bares.append(after)
+    return Forty(problem.key, problem.title, statistics.median(bares), statistics.median(gradients), runs)
+
+
+def _go(run: Run) -> None:
+    run.products, run.value = run.go(STEPS)
+
+
+def _spent_enough(run: Run, turn: int, budget: float) -> bool:
+    if turn < 2 or run.name.startswith("losscope"):
+        return False
+    return (turn + 1) * statistics.median(run.seconds) * run.products > budget
+
+
+def _gradient_seconds(problem: Problem) -> float:
+    model = problem.fresh()
+    parameters = list(model.parameters())
+
+    def one() -> None:
+        for x, y in problem.batches:
+            torch.autograd.grad(CRITERION(model(x), y), parameters)
+
+    one()
+    calls = max(1, min(50, round(0.05 / timed(one, problem.device))))
+    return timed(lambda: [one() for _ in range(calls)], problem.device) / calls
+
+
+def memory_of(problem: Problem) -> dict[str, int]:
+    """Peak bytes of each whole run, above the model and the data."""
+    found = {}
+    for name, make in _ways(problem):
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            go = make()
+            go(4)
+            found[name] = peak_memory(lambda go=go: go(STEPS), problem.device)
+    return found
+
+
+# --------------------------------------------------------------------------- the table
+
+
+def table(forty: Forty) -> str:
+    """One problem's runs in Markdown."""
+    lines = [
+        f"**{forty.title}**: the bare retained call {1e3 * forty.bare:.2f} ms, one gradient "
+        f"{1e3 * forty.gradient:.2f} ms\n",
+        "| run | products | ms per product | times the bare call | gradients | eigenvalue found | MiB | repeats |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for run in forty.runs:
+        if run.failure or not run.seconds:
+            lines.append(f"| {run.name} | **{run.failure}** | | | | | | |")
+            continue
+        seconds = statistics.median(run.seconds)
+        memory = "" if run.memory is None else f"{run.memory / MIB:.1f}"
+        lines.append(
+            f"| {run.name} | {run.products} | {1e3 * seconds:.3g} | {statistics.median(run.ratios):.2f} "
+            f"| {seconds / forty.gradient:.2f} | {run.value:.5g} | {memory} | {len(run.seconds)} |"
+        )
+    return "\n".join(lines) + "\n"
