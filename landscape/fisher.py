@@ -144,7 +144,8 @@ def _shares(seen: Evaluated, terms: Tensor, outputs: Any, targets: Any) -> Tenso
     known = entry_weights(seen.loss.criterion, targets)
     if known is None:
         return torch.full_like(terms, 1 / n)
-    return (_per_sample(known) / known.sum()).to(terms.dtype)
+    known = known.to(terms.dtype)
+    return _per_sample(known) / known.sum()
 
 
 def _adds(seen: Evaluated, terms: Tensor, outputs: Any, targets: Any) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 from torch import Tensor
 
 from .kernels.jacobian import OutputMetric, ThroughOutputs
 from .objective import Objective
 from .operators import SymmetricOperator
-from .output_curvature import autograd_hessian, seen_hessian
+from .output_curvature import AutogradHessian, autograd_hessian, seen_hessian
 
 __all__ = ["GaussNewton", "has_negative_weights"]
 
@@ -59,7 +60,14 @@ class GaussNewton(SymmetricOperator):
             self.objective, [seen_hessian, autograd_hessian], memory
         )
         self.kernel = self._engine.name
-        self.psd = self._engine.first_metric().psd and not has_negative_weights(self.objective)
+        metric = self._engine.first_metric()
+        self.psd = metric.psd and not has_negative_weights(self.objective)
+        if isinstance(metric, AutogradHessian) and metric.vanishes():
+            warnings.warn(
+                "the criterion is linear in the model's outputs, so that its Gauss-Newton matrix is zero; if the "
+                "model returns log-probabilities or computes the loss itself, let forward= return the logits",
+                stacklevel=2,
+            )
 
     def product(self, V: Tensor) -> Tensor:
         """G V, (n, k) -> (n, k)."""

@@ -8,7 +8,6 @@ on nothing else. Then its Hessian is ``sum_j A_j' H_j A_j`` exactly. Anything el
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -42,16 +41,24 @@ class AutogradHessian(OutputMetric):
         """H w."""
         if not self._heads:
             return [], None
-        along = [*tangents, *(pieces[i] for i in self._direct)]
-        found = torch.autograd.grad(
-            self._heads, self._inputs, along, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        found = self._product([*tangents, *(pieces[i] for i in self._direct)])
         if not self._direct:
             return list(found), None
         of_parameters = [torch.zeros_like(p) for p in pieces]
         for i, product in zip(self._direct, found[len(self.used) :], strict=True):
             of_parameters[i] = product
         return list(found[: len(self.used)]), of_parameters
+
+    def vanishes(self) -> bool:
+        """Whether its product with a random vector is exactly zero, as where the loss is linear."""
+        own = torch.Generator().manual_seed(0)
+        along = [torch.randn(t.shape, generator=own).to(t) for t in self._inputs]
+        return not self._heads or not any(bool(t.any()) for t in self._product(along))
+
+    def _product(self, along: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            self._heads, self._inputs, along, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
 
 
 def autograd_hessian(seen: Evaluated) -> AutogradHessian:
@@ -65,12 +72,6 @@ def autograd_hessian(seen: Evaluated) -> AutogradHessian:
         gradients = list(torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True))
     # A gradient without a graph is constant: the loss is linear there, and its Hessian zero.
     live = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
-    if not live:
-        warnings.warn(
-            "the criterion is linear in the model's outputs, so that its Gauss-Newton matrix is zero; if the model "
-            "returns log-probabilities or computes the loss itself, let forward= return the logits",
-            stacklevel=2,
-        )
     heads = [g for i in live if (g := gradients[i]) is not None]
     used = [i for i in live if i < len(leaves)]
     direct = [i - len(leaves) for i in live if i >= len(leaves)]
