@@ -68,6 +68,7 @@ def trace(
     operator = Observed(as_operator(A))
     generator = generator_for(seed, operator.space.device)
     with operator.held():
+        operator.plan(min(max_matvecs, operator.space.size), min_matvecs)
         if operator.space.size <= min_matvecs:
             return _exact(operator, confidence)
         return _hutchinson(operator, rtol, min_matvecs, max_matvecs, confidence, generator)
@@ -108,7 +109,7 @@ def _student(samples: list[float], operator: Observed, rtol: float, confidence: 
     low = mean - stderr * _without_skewness(quantile, skewness, m)
     high = mean - stderr * _without_skewness(-quantile, skewness, m)
     reached = (high - low) / 2 <= rtol * abs(mean)
-    return Estimate(mean, stderr, low, high, confidence, m, "hutchinson", reached, operator.kernel)
+    return Estimate(mean, stderr, low, high, confidence, m, "hutchinson", reached, operator.kernel, operator.note)
 
 
 def _without_skewness(quantile: float, skewness: float, m: int) -> float:
@@ -133,4 +134,5 @@ def _exact(operator: Observed, confidence: float, block: int = 64) -> Estimate:
         units = torch.zeros(width, n, dtype=operator.space.dtype, device=operator.space.device)
         units[torch.arange(width), torch.arange(first, first + width)] = 1.0
         value += float((units.T * (operator @ units.T)).to(torch.float64).sum())
-    return Estimate(value, 0.0, value, value, confidence, operator.matvecs, "exact", True, operator.kernel)
+    m, kernel, note = operator.matvecs, operator.kernel, operator.note
+    return Estimate(value, 0.0, value, value, confidence, m, "exact", True, kernel, note)

@@ -7,9 +7,9 @@ into live tensors, so even version counters (which a pending backward pass check
 
 What is protected: random streams (Python, NumPy, torch on every device, and the generators that the
 model or the loss own), buffers and plain attributes of modules, train/eval flags, ``.grad``, hooks of
-modules and of parameters, the autocast state and the parameters' data. What is arranged: attention
-that can be differentiated twice (the fused kernels cannot), RNNs without cuDNN (likewise), eager
-execution of compiled modules.
+modules and of parameters, autocast and the precision of float32 arithmetic, and the parameters' data.
+What is arranged: attention that can be differentiated twice (the fused kernels cannot), RNNs without
+cuDNN (likewise), eager execution of compiled modules.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
 from .errors import SettingError
+from .precision import float32_arithmetic
 from .reach import CONTAINERS, MODULE_INTERNALS, all_modules, preserved_generators, reseed_generators
 
 __all__ = ["MODES", "isolated", "preserved_rng", "reseed", "unchanged"]
@@ -268,8 +269,8 @@ def _untouched_parameters(modules: list[nn.Module], at: Mapping[nn.Parameter, Te
 
 
 @contextlib.contextmanager
-def _twice_differentiable(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
-    """Full precision, gradients on, and only kernels that have a double backward."""
+def _twice_differentiable(modules: list[nn.Module], device: torch.device, tf32: bool) -> Iterator[None]:
+    """Float32 as it is, gradients on, and only kernels that have a double backward."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -279,6 +280,7 @@ def _twice_differentiable(modules: list[nn.Module], device: torch.device) -> Ite
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in modules):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # pytorch#5261
+        stack.enter_context(float32_arithmetic(device, tf32))
         if "torch._dynamo" in sys.modules:  # compiled code has no double backward: pytorch#91469
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -301,6 +303,7 @@ def isolated(
     mode: str = "eval",
     at: Mapping[nn.Parameter, Tensor] | None = None,
     generators: Iterable[Any] = (),
+    tf32: bool = False,
 ) -> Iterator[None]:
     """Evaluate ``model`` inside, and leave no trace of it behind.
 
@@ -310,6 +313,7 @@ def isolated(
         mode: ``"eval"``, ``"train"`` or ``"train_frozen"``; see `set_mode`.
         at: values at which to evaluate instead of the parameters' own; exchanged by reference.
         generators: random generators that the evaluation may draw from, besides the global streams.
+        tf32: let tensor cores round float32 products; otherwise they do not, whatever the process has set.
 
     Raises:
         SettingError: if ``mode`` is not one of `MODES`.
@@ -322,7 +326,7 @@ def isolated(
     with (
         preserved_rng(),
         preserved_generators(generators),
-        _twice_differentiable(modules, device),  # first, so that no stand-in is an inference tensor
+        _twice_differentiable(modules, device, tf32),  # first, so that no stand-in is an inference tensor
         _untouched_parameters(modules, at),
         _untouched_modules(modules),
         _no_watchers_of_all_modules(),

@@ -19,6 +19,7 @@ from .errors import LossError, ParameterError, SettingError
 from .isolation import MODES, isolated, reseed, unchanged
 from .loss import Loss
 from .per_sample import Terms, checked_weights, find_terms, with_weights
+from .precision import checked_precision
 from .reach import closed_over_modules, generators_within, objects_within, preserved_objects
 from .space import ParameterSpace
 
@@ -111,6 +112,7 @@ class Objective:
         self._depth = 0
         self._mask_seed = 0
         self._tried = False
+        self.precision = "full"
         self.kept: dict[Any, Any] = {}  # what kernels keep from one snapshot to the next: compiled code, trials
         self.isolations = 0  # begun so far: within one, nothing outside can have moved the parameters
 
@@ -237,6 +239,17 @@ class Objective:
             outputs, targets = self.loss.outputs(self.model, batch), self.loss.targets_of(batch)
             return find_terms(self.loss.criterion, outputs, targets, lengths[index])
 
+    def computed_in(self, precision: str) -> Objective:
+        """The same objective, evaluated on tensor cores: "tf32", or "bf16" (forward passes under autocast).
+
+        Raises:
+            SettingError: if there is no such precision on the device.
+        """
+        fresh = copy.copy(self)
+        fresh.precision, fresh.kept = checked_precision(precision, self.space.device), {}
+        fresh._depth = 0
+        return fresh
+
     # ------------------------------------------------------------------ evaluation
 
     @contextlib.contextmanager
@@ -249,7 +262,8 @@ class Objective:
         if self._depth:
             yield
             return
-        with isolated(self.model, also=self.also, mode=self.mode, at=at, generators=self._generators):
+        tf32 = self.precision == "tf32"
+        with isolated(self.model, also=self.also, mode=self.mode, at=at, generators=self._generators, tf32=tf32):
             self._depth += 1
             self.isolations += 1
             try:
@@ -282,7 +296,8 @@ class Objective:
         content = self.batches[index].content if content is None else content
         with unchanged(self.model, self.also), preserved_objects(self._objects):
             reseed(hash((self.seed, self._mask_seed, index, mask)) % 2**63, self._generators)
-            yield copied(content)
+            with torch.autocast(self.space.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                yield copied(content)
 
     def outputs(self, index: int) -> Any:
         """The model's outputs for one batch.

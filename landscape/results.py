@@ -23,6 +23,7 @@ class Estimate:
         method: the estimator that was used, e.g. ``"hutchinson"``.
         converged: True if and only if the requested accuracy was reached.
         kernel: name of the engine that computed the products.
+        note: what is to be known of them, e.g. that the Hessian is ambiguous; mostly empty.
     """
 
     value: float
@@ -34,13 +35,15 @@ class Estimate:
     method: str
     converged: bool
     kernel: str = ""
+    note: str = ""
 
     def __repr__(self) -> str:
         """One line: value, interval, method, cost."""
         flag = "" if self.converged else ", NOT converged"
+        note = f"; {self.note}" if self.note else ""
         return (
             f"Estimate({self.value:.6g} in [{self.low:.6g}, {self.high:.6g}] at {self.confidence:.0%}, "
-            f"{self.method}, {self.matvecs} products{flag})"
+            f"{self.method}, {self.matvecs} products{flag}{note})"
         )
 
 
@@ -65,6 +68,7 @@ class Eigenpairs:
         which: ``"LA"``, ``"SA"`` or ``"LM"``.
         tol: the relative residual that was asked for.
         kernel: name of the engine that computed the products.
+        note: what is to be known of them, e.g. that the Hessian is ambiguous; mostly empty.
     """
 
     values: torch.Tensor
@@ -79,13 +83,15 @@ class Eigenpairs:
     which: str
     tol: float
     kernel: str = ""
+    note: str = ""
 
     def __repr__(self) -> str:
         """One line: the values, their worst residual, cost."""
         shown = ", ".join(f"{v:.6g}" for v in self.values[:5].tolist())
         more = ", ..." if len(self.values) > 5 else ""
         flag = "" if self.converged else ", NOT converged"
+        note = f"; {self.note}" if self.note else ""
         return (
             f"Eigenpairs({self.which}: [{shown}{more}], residual <= {float(self.residuals.max()):.2g}, "
-            f"bound {self.bound}, {self.matvecs} products{flag})"
+            f"bound {self.bound}, {self.matvecs} products{flag}{note})"
         )

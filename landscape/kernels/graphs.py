@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import SettingError
 from ..objective import Objective
 
 __all__ = ["BatchGraphs", "default_memory"]
@@ -39,6 +40,9 @@ class BatchGraphs(Generic[Graph]):
         objective: whose batches.
         build: ``build(index, share)``, the graph of one batch; ``share`` is its factor in the objective.
         memory: bytes that kept graphs may take; None for `default_memory`.
+
+    Raises:
+        SettingError: on the first pass, if ``memory`` is given and less than the graph of one batch takes.
     """
 
     def __init__(self, objective: Objective, build: Callable[[int, float], Graph], memory: int | None = None) -> None:
@@ -57,6 +61,7 @@ class BatchGraphs(Generic[Graph]):
         shares = self.objective.shares
         self._drop_if_stale()
         if self._keeps is None:
+            self._refuse_too_little()
             self._keeps = len(shares) == 1 or len(shares) * self.bytes_of_one() <= self._allowed()
         for index, share in enumerate(shares):
             graph = self._kept.get(index)
@@ -90,6 +95,14 @@ class BatchGraphs(Generic[Graph]):
                 self._build(0, 1.0)
             self._bytes = total
         return self._bytes
+
+    def _refuse_too_little(self) -> None:
+        if self.memory is not None and self.memory < self.bytes_of_one():
+            raise SettingError(
+                f"memory={self.memory} bytes is too little for one vector: the graph of one batch takes about "
+                f"{self.bytes_of_one()}; allow more, cut the data into smaller batches, or pass "
+                'kernel="finite_difference", which keeps no graph'
+            )
 
     def _allowed(self) -> int:
         return default_memory(self.objective.space.device) if self.memory is None else self.memory

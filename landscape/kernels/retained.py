@@ -6,14 +6,34 @@ vector of a block, and where it fits (`graphs`) every product of a Krylov run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+# What `torch.autograd.grad` calls once it has checked its arguments, which takes a tenth of a small net's product.
+from torch.autograd.graph import _engine_run_backward as run_backward
 
 from ..objective import Objective
 from .graphs import BatchGraphs
 from .once import refuse_once_differentiable, second_order_errors
 
-__all__ = ["Retained"]
+__all__ = ["Gradient", "Retained"]
+
+
+class Gradient(NamedTuple):
+    """The gradient of one batch's loss, with its graph.
+
+    Attributes:
+        loss: the batch's loss times its share.
+        tensors: its gradient, one tensor per parameter.
+        flat: the same as one vector (n,).
+    """
+
+    loss: Tensor
+    tensors: list[Tensor]
+    flat: Tensor
 
 
 class Retained:
@@ -21,7 +41,8 @@ class Retained:
 
     Args:
         objective: what is differentiated.
-        memory: bytes that the kept graphs of several batches may take.
+        memory: bytes that kept graphs may take; with several batches, they are built for each block
+            of vectors where together they take more.
     """
 
     name = "retained"
@@ -29,6 +50,7 @@ class Retained:
     def __init__(self, objective: Objective, memory: int | None = None) -> None:
         self.objective = objective
         self.graphs = BatchGraphs(objective, self._build, memory)
+        self._parameters = tuple(objective.parameters.values())
         self._checked = False
 
     def __call__(self, V: Tensor) -> Tensor:
@@ -36,46 +58,82 @@ class Retained:
 
         Raises:
             DoubleBackwardError: if the model or the loss has no second derivative in torch.
+            SettingError: if the memory allowed is less than the graph of one batch takes.
         """
+        out: Tensor | None = None
         with self.objective.isolated(), second_order_errors():
             rows = V.T.clone() if V.is_inference() else V.T.contiguous()
-            out = torch.zeros_like(rows)
-            for _, gradients in self.graphs:
-                self._accumulate(gradients, rows, out)
-        return out.T
+            for gradient in self.graphs:
+                # A gradient that does not depend on the parameters has no graph, and a Hessian of zero.
+                if gradient.flat.requires_grad:
+                    products = self._times(gradient, rows)
+                    out = products if out is None else out.add_(products)
+        return torch.zeros_like(rows).T if out is None else out.T
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """The objective's value and gradient (n,), from the kept graph where there is one."""
         if len(self.objective.batches) > 1:
             return self.objective.value_and_gradient()
         with self.objective.isolated(), second_order_errors():
-            loss, gradients = next(iter(self.graphs))
-        return float(loss.detach()), self.objective.space.flatten([g.detach() for g in gradients])
+            gradient = next(iter(self.graphs))
+        return float(gradient.loss.detach()), gradient.flat.detach().clone()
 
-    def _build(self, index: int, share: float) -> tuple[Tensor, list[Tensor]]:
+    def _build(self, index: int, share: float) -> Gradient:
         loss = self.objective.batch_loss(index)
         if not self._checked:
             refuse_once_differentiable(loss)
             self._checked = True
         loss = loss if share == 1.0 else share * loss
-        return loss, self.objective.gradients(loss, create_graph=True)
+        tensors = self.objective.gradients(loss, create_graph=True)
+        return Gradient(loss, tensors, self.objective.space.flatten(tensors))
 
-    def _accumulate(self, gradients: list[Tensor], rows: Tensor, out: Tensor) -> None:
-        """Add this batch's H v to every row of ``out``."""
-        parameters = list(self.objective.parameters.values())
-        # A gradient that does not depend on the parameters has no graph, and a Hessian of zero.
-        live = [i for i, g in enumerate(gradients) if g.requires_grad]
+    def _times(self, gradient: Gradient, rows: Tensor) -> Tensor:
+        """This batch's H v for every row of (k, n), as rows."""
+        if len(rows) == 1:
+            return self._pulled_back(gradient.flat, rows[0])[None]
+        return torch.stack([self._pulled_back(gradient.flat, row) for row in rows])
+
+    def _pulled_back(self, flat: Tensor, row: Tensor) -> Tensor:
+        products = run_backward(
+            (flat,), (row,), True, False, self._parameters, True, accumulate_grad=False
+        )  # torch.autograd.grad(flat, parameters, row, retain_graph=True, allow_unused=True)
+        return self.objective.space.flatten(
+            [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, products, strict=True)]
+        )
+
+    def blocks(self, V: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+        """The products of disjoint diagonal blocks: (n, k) -> (n, k), zero outside them.
+
+        Each takes the way from its own gradients to its own parameters through the graph, and no other.
+
+        Args:
+            V: (n, k).
+            groups: positions in ``space.names`` of each block's parameters.
+        """
+        space = self.objective.space
+        rows = V.T.contiguous()
+        out = torch.zeros_like(rows)
+        with self.objective.isolated(), second_order_errors():
+            for gradient in self.graphs:
+                for row, result in zip(rows, out, strict=True):
+                    pieces, results = space.unflatten(row), result.split(space.numels)
+                    for group in groups:
+                        self._add_block(gradient, pieces, results, group)
+        return out.T
+
+    def _add_block(
+        self, gradient: Gradient, pieces: list[Tensor], results: Sequence[Tensor], group: Sequence[int]
+    ) -> None:
+        live = [i for i in group if gradient.tensors[i].requires_grad]
         if not live:
             return
-        heads = [gradients[i] for i in live]
-        for row, result in zip(rows, out, strict=True):
-            pieces = self.objective.space.unflatten(row)
-            products = torch.autograd.grad(
-                heads,
-                parameters,
-                [pieces[i] for i in live],
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            result += self.objective.space.flatten(products)
+        products = torch.autograd.grad(
+            [gradient.tensors[i] for i in live],
+            [self._parameters[i] for i in group],
+            [pieces[i] for i in live],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for i, product in zip(group, products, strict=True):
+            results[i].add_(product.reshape(-1))

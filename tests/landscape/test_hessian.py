@@ -239,7 +239,8 @@ class _Once(torch.autograd.Function):
 def test_operations_without_a_second_derivative_are_refused_by_name(after: Callable[[Tensor], Tensor]) -> None:
     """Torch itself is silent about both, and leaves their part out of the second derivative."""
     model = nn.Linear(2, 1)
-    operator = Hessian(Objective(model, [torch.ones(3, 2)], loss_fn=lambda m, x: after(_Once.apply(m(x))).mean()))
+    objective = Objective(model, [torch.ones(3, 2)], loss_fn=lambda m, x: after(_Once.apply(m(x))).mean())
+    operator = Hessian(objective, "retained")
     with pytest.raises(DoubleBackwardError, match="differentiate twice through _Once"):
         operator @ torch.ones(3)
 
@@ -251,7 +252,7 @@ def test_fused_kernels_without_a_second_derivative_are_refused_with_advice() -> 
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
             return nn.functional.scaled_dot_product_attention(model(x), model(x), model(x)).square().mean()
 
-    operator = Hessian(Objective(nn.Linear(4, 4), [torch.ones(2, 1, 3, 4)], loss_fn=loss_fn, weight=len))
+    operator = Hessian(Objective(nn.Linear(4, 4), [torch.ones(2, 1, 3, 4)], loss_fn=loss_fn, weight=len), "retained")
     with pytest.raises(DoubleBackwardError, match=r"cannot differentiate twice .*plain operations in place"):
         operator @ torch.ones(20)
 

@@ -127,7 +127,7 @@ def test_to_scipy_is_the_same_matrix(dtype: torch.dtype) -> None:
 
 
 def test_a_kernel_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"kernel must be .*auto.*got .magic."):
+    with pytest.raises(SettingError, match=r"kernel must be one of .*auto.*retained.*got .magic."):
         Hessian(build("mlp_cross_entropy").objective(), kernel="magic")
 
 

@@ -1,0 +1,191 @@
+"""Whether double backward is the derivative of the gradient, and the gradient that of the loss.
+
+Double backward differentiates what autograd was told, not what is computed. Where a loss stops gradients,
+a layer rounds and passes the gradient straight through, or a custom backward is wrong or leaves its own
+derivative out, the two differ, and there is no one Hessian. Faster kernels follow autograd too, so that
+none of them could tell: the referee here is a difference of gradients in float64, on a few samples. Double
+backward multiplies a vector from the left by the Jacobian of the gradient, a difference from the right: in
+a random direction they agree only if it is symmetric, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batches import batch_length, map_tensors, take
+from ..errors import LosscopeError
+from ..objective import Objective
+from .functional import FunctionalLoss
+from .once import refuse_once_differentiable
+
+__all__ = ["Agreement", "agreement"]
+
+_SAMPLES = 16
+_CLOSE = 1e-3  # relative; two ways to compute a product that agree to this agree
+_STEPS = {torch.float64: (1e-8, 1e-6, 1e-4, 1e-10), torch.float32: (1e-3, 1e-2, 1e-4)}
+"""Relative steps, in the order in which they are tried: small enough in float64 to cross no kink of a ReLU."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What comparing double backward with differences found.
+
+    Attributes:
+        status: ``"agrees"``; ``"ambiguous"`` where they differ; ``"unverified"`` where it could not be told.
+        reason: why, with both values; empty where they agree.
+        double_backward: ``v'Hv`` by double backward, for the unit direction v it was tried in.
+        difference: the same from differences of the gradient.
+    """
+
+    status: str
+    reason: str = ""
+    double_backward: float = math.nan
+    difference: float = math.nan
+
+
+def agreement(objective: Objective) -> Agreement:
+    """Compare, once per objective and its snapshots.
+
+    It takes about five gradients on at most 16 samples of the first batch, in float64 where the model can.
+    """
+    key = ("agreement", id(objective.loss))
+    if key not in objective.kept:
+        objective.kept[key] = _compare(objective)
+    found: Agreement = objective.kept[key]
+    return found
+
+
+def _compare(objective: Objective) -> Agreement:
+    content = objective.batches[0].content
+    parts = [content]
+    try:
+        n = batch_length(content)
+        if n > _SAMPLES:
+            parts.insert(0, take(content, torch.arange(_SAMPLES)))
+    except LosscopeError:
+        pass  # a batch that cannot be cut
+    problem = ""
+    for dtype in (torch.float64, None):
+        for part in parts:
+            try:
+                with objective.isolated():
+                    return _Comparison(objective, part, dtype).result()
+            except Exception as error:
+                problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return Agreement("unverified", f"double backward could not be compared with differences ({problem})")
+
+
+class _Comparison:
+    """Products with one direction, by double backward and by differences, in one precision."""
+
+    def __init__(self, objective: Objective, content: Any, dtype: torch.dtype | None) -> None:
+        self.objective, self.loss, self.dtype = objective, FunctionalLoss(objective), dtype
+        if dtype is None:
+            self.content, self.others = content, self.loss.others()
+        else:
+            self.content = map_tensors(content, self._cast)
+            self.others = {name: self._cast(t) for name, t in self.loss.others().items()}
+        self.theta = [self._cast(p.detach()).requires_grad_() for p in objective.parameters.values()]
+        self.eps = max(torch.finfo(t.dtype).eps for t in self.theta)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
+
+    def _evaluated(self, theta: list[Tensor], then: Callable[[Tensor], Any]) -> Any:
+        with self.objective.evaluation(0, self.content) as batch:
+            return self.loss(theta, batch, {name: t.clone() for name, t in self.others.items()}, then)
+
+    def _gradient(self, loss: Tensor, theta: list[Tensor], create_graph: bool = False) -> Tensor:
+        if not bool(torch.isfinite(loss)):
+            raise ArithmeticError(f"the loss is {float(loss)} on these samples")
+        found = torch.autograd.grad(loss, theta, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+        return torch.cat([g.reshape(-1) for g in found])
+
+    def _times(self, gradient: Tensor, v: Tensor) -> Tensor:
+        if not gradient.requires_grad:
+            return torch.zeros_like(gradient)
+        products = torch.autograd.grad(
+            gradient, self.theta, v, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([p.reshape(-1) for p in products])
+
+    def result(self) -> Agreement:
+        agreed: Agreement = self._evaluated(self.theta, self._by_double_backward)
+        return agreed
+
+    def _by_double_backward(self, loss: Tensor) -> Agreement:
+        refuse_once_differentiable(loss)
+        graph = self._gradient(loss, self.theta, create_graph=True)
+        g = graph.detach()
+        v = self._direction(g)
+        Hv = self._times(graph, v)
+        if not bool(torch.isfinite(Hv).all()):
+            raise ArithmeticError("a product with the Hessian is not finite on these samples")
+        return self._referee(loss.detach(), g, v, Hv)
+
+    def _direction(self, g: Tensor) -> Tensor:
+        """A random unit vector that has a share of the gradient, so that the loss changes along it."""
+        v = torch.randn(g.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(g)
+        size = g.norm()
+        v = v / v.norm() + (g / size if size > 0 else 0.0)
+        return v / v.norm()
+
+    def _referee(self, loss: Tensor, g: Tensor, v: Tensor, Hv: Tensor) -> Agreement:
+        size = math.sqrt(sum(float(t.detach().norm()) ** 2 for t in self.theta)) or 1.0
+        along, before = float(v @ Hv), None
+        tolerance = _CLOSE if self.eps < 1e-10 else 2e-2
+        for step in _STEPS.get(self.theta[0].dtype, _STEPS[torch.float32]):
+            h = step * size
+            ahead_loss, ahead = self._at(v, h)
+            if self.eps > 1e-10:  # the step is too long for a one-sided difference
+                behind_loss, behind = self._at(v, -h)
+                difference, slope = (ahead - behind) / (2 * h), float(ahead_loss - behind_loss) / (2 * h)
+                curving = 0.0
+            else:
+                difference, slope, curving = (ahead - g) / h, float(ahead_loss - loss) / h, abs(h * along)
+            noise = 100 * self.eps * float(g.norm()) / h
+            apart = float((difference - Hv).norm())
+            if apart <= tolerance * float(difference.norm() + Hv.norm()) + noise:
+                return self._first_order(slope, float(g @ v), 1e3 * self.eps * abs(float(loss)) / h + curving, along)
+            if before is not None and float((difference - before).norm()) <= 10 * tolerance * float(difference.norm()):
+                return Agreement(
+                    "ambiguous",
+                    f"double backward gives v'Hv = {along:.6g}, differences of the gradient give "
+                    f"{float(v @ difference):.6g} (products {apart / max(float(Hv.norm()), 1e-300):.2g} apart): "
+                    "the loss stops a gradient, passes one straight through, or has a custom backward that is wrong or "
+                    "leaves its own derivative out",
+                    along,
+                    float(v @ difference),
+                )
+            before = difference
+        return Agreement(
+            "unverified",
+            f"differences of the gradient do not settle (v'Hv by double backward is {along:.6g}, by differences "
+            f"{float(v @ difference):.6g})",
+            along,
+            float(v @ difference),
+        )
+
+    def _at(self, v: Tensor, h: float) -> tuple[Tensor, Tensor]:
+        pieces = v.split([t.numel() for t in self.theta])
+        moved = [(t.detach() + h * d.view_as(t)).requires_grad_() for t, d in zip(self.theta, pieces, strict=True)]
+        found: tuple[Tensor, Tensor] = self._evaluated(moved, lambda loss: (loss.detach(), self._gradient(loss, moved)))
+        return found
+
+    def _first_order(self, slope: float, expected: float, noise: float, along: float) -> Agreement:
+        """Whether the gradient is the derivative of the loss; a wrong one can have a consistent Jacobian."""
+        if abs(slope - expected) <= (_CLOSE if self.eps < 1e-10 else 5e-2) * abs(expected) + noise:
+            return Agreement("agrees", "", along, along)
+        return Agreement(
+            "ambiguous",
+            f"along a unit vector v autograd gives the slope g'v = {expected:.6g}, the loss itself changes by "
+            f"{slope:.6g}: the loss stops a gradient or a custom backward is wrong, and its Hessian is not the "
+            "Jacobian of its gradient",
+            along,
+        )

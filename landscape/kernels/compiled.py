@@ -1,0 +1,183 @@
+"""Hessian-vector products as one compiled function: reverse over reverse mode, vmapped over the vectors.
+
+What is compiled is the whole product (`torch.func` inside `torch.compile`), never the model: compiled
+models have no double backward (pytorch#91469). It pays where Python and kernel launches dominate, which
+are small models, and on a GPU most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp, vmap
+
+from ..errors import KernelError
+from ..objective import Objective
+from .functional import FunctionalLoss
+
+__all__ = ["Compiled"]
+
+_CHUNK = 8
+"""Most vectors in one call: beyond it the time per vector stays, and memory grows."""
+
+
+class Compiled:
+    """The map ``V -> H V``, (n, k) -> (n, k), as compiled code that is reused while shapes hold.
+
+    The code is kept with the objective and shared by its snapshots. torch's own guards make it anew when
+    something the model or the loss reads has changed.
+
+    Args:
+        objective: what is differentiated.
+        memory: unused: the code plans its memory itself; here so that kernels are made alike.
+        backend: of ``torch.compile``.
+    """
+
+    name = "compiled"
+
+    def __init__(self, objective: Objective, memory: int | None = None, backend: str = "inductor") -> None:
+        self.objective = objective
+        self.backend = backend
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that calls which had to compile have taken so far."""
+        program = self.objective.kept.get(self._key)
+        return program.compile_seconds if program is not None else 0.0
+
+    @property
+    def _key(self) -> tuple[str, str, int]:
+        return ("compiled", self.backend, id(self.objective.loss))
+
+    def __call__(self, V: Tensor) -> Tensor:
+        """H V for a block of vectors V (n, k).
+
+        Raises:
+            KernelError: if the product cannot be compiled, or draws random numbers.
+        """
+        objective = self.objective
+        with objective.isolated():
+            program = objective.kept.get(self._key)
+            if program is None:
+                _refuse_random_numbers(objective)
+                program = objective.kept[self._key] = _Program(objective, self.backend)
+            rows = V.T.clone() if V.is_inference() else V.T.contiguous()
+            out = torch.zeros_like(rows)
+            for index, share in enumerate(objective.shares):
+                for first in range(0, len(rows), _CHUNK):
+                    chunk = slice(first, first + _CHUNK)
+                    out[chunk].add_(self._product(program, index, rows[chunk]), alpha=share)
+        return out.T
+
+    def is_ready(self, block: int) -> bool:
+        """Whether blocks of this many vectors have been compiled for."""
+        program = self.objective.kept.get(self._key)
+        return program is not None and program.width(min(block, _CHUNK)) in program.widths
+
+    def _product(self, program: _Program, index: int, rows: Tensor) -> Tensor:
+        with self.objective.evaluation(index) as batch:
+            try:
+                return program(rows, batch).to(rows.dtype)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # dynamo, functorch and inductor each have their own kinds
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise KernelError(
+                    f'the product cannot be compiled ({reason}); pass kernel="retained", or leave the choice to "auto"'
+                ) from error
+
+
+class _Program:
+    """The compiled function of one model and loss.
+
+    torch keeps compiled code with the Python code object it was made from, for at most eight variants, so
+    the function gets a code object of its own: else a ninth model in a process would find no room.
+    """
+
+    def __init__(self, objective: Objective, backend: str) -> None:
+        self.space, self.parameters = objective.space, list(objective.parameters.values())
+        self.compile_seconds = 0.0
+        self.widths: set[int] = set()
+        function = _block_product(FunctionalLoss(objective))
+        code = function.__code__.replace(co_name="hessian_block_product")
+        own = types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
+        on_gpu = objective.space.device.type == "cuda" and backend == "inductor"
+        # CUDA graphs, for the launches; what they return lives until the next call only, hence `clone` below.
+        mode = "reduce-overhead" if on_gpu else None
+        self._cloned = on_gpu
+        self.function = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+
+    def width(self, k: int) -> int:
+        """How wide a block to compute k vectors in: one compiled already, if it is not for a vector alone."""
+        fitting = [width for width in self.widths if width >= k > 1 or width == k]
+        return min(fitting, default=k)
+
+    def __call__(self, rows: Tensor, batch: Any) -> Tensor:
+        k, width = len(rows), self.width(len(rows))
+        self.widths.add(width)
+        if k < width:
+            rows = torch.cat([rows, rows.new_zeros(width - k, rows.shape[1])])
+        blocks = self.space.unflatten_rows(rows)
+        parameters = [p.detach() for p in self.parameters]
+        compiled_before, started = _frames_compiled(), time.perf_counter()
+        # The isolation makes user's compiled modules run eagerly; this one is ours.
+        with torch.compiler.set_stance("default"), _traceable():
+            result = self.function(parameters, blocks, batch)
+        if _frames_compiled() != compiled_before:
+            self.compile_seconds += time.perf_counter() - started
+        return (result.clone() if self._cloned else result)[:k]
+
+
+def _block_product(loss: FunctionalLoss) -> Callable[..., Tensor]:
+    """The function ``(parameters, rows of vectors, batch) -> rows of products (k, n)``."""
+
+    def product(parameters: list[Tensor], rows: list[Tensor], batch: Any) -> Tensor:
+        pullback: Any = vjp(grad(lambda values: loss(values, batch)), parameters)[1]
+        products = vmap(pullback)(rows)[0]
+        return torch.cat([t.reshape(t.shape[0], -1) for t in products], dim=1)
+
+    return product
+
+
+@contextlib.contextmanager
+def _traceable() -> Iterator[None]:
+    """Keep transformer layers off the fused path that they take where no parameter requires gradients."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _frames_compiled() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _refuse_random_numbers(objective: Objective) -> None:
+    """Refuse losses that draw random numbers: compiled code draws others than the objective's own masks.
+
+    Raises:
+        KernelError: if one evaluation moves a random stream.
+    """
+    with objective.evaluation(0) as batch:
+        before = _streams(objective)
+        objective.loss(objective.model, batch)
+        if any(not torch.equal(a, b) for a, b in zip(before, _streams(objective), strict=True)):
+            raise KernelError(
+                "the loss draws random numbers (dropout, sampling), and compiled code would draw others than the "
+                'masks that define the objective; pass kernel="retained"'
+            )
+
+
+def _streams(objective: Objective) -> list[Tensor]:
+    device = objective.space.device
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]

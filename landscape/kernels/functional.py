@@ -1,0 +1,67 @@
+"""The loss as a function of parameter values, for `torch.func` and for other precisions than the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..objective import Objective
+
+__all__ = ["FunctionalLoss"]
+
+
+class FunctionalLoss:
+    """``loss(values, batch)``, with ``values`` in place of the chosen parameters.
+
+    The other parameters and the buffers are those of the model and of the modules that the loss uses.
+    Call it inside the objective's isolation.
+
+    Args:
+        objective: whose loss.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.module = _Evaluated(objective)
+        chosen = {id(p) for p in objective.parameters.values()}
+        self.names = [name for name, p in self.module.named_parameters() if id(p) in chosen]
+
+    def __call__(
+        self,
+        values: list[Tensor],
+        batch: Any,
+        others: Mapping[str, Tensor] | None = None,
+        then: Callable[[Tensor], Any] = lambda loss: loss,
+    ) -> Any:
+        """What ``then`` makes of the loss of a batch; by default the loss.
+
+        Args:
+            values: one tensor per chosen parameter.
+            batch: the batch's content.
+            others: tensors in place of other parameters and of buffers, by name; by default clones of the
+                buffers, which functional transforms let the forward pass write on.
+            then: called while the values are in place, as a backward pass through a checkpoint needs them.
+        """
+        if others is None:
+            others = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        return functional_call(self.module, {**others, **dict(zip(self.names, values, strict=True))}, (batch, then))
+
+    def others(self) -> dict[str, Tensor]:
+        """The tensors besides the chosen parameters, by name."""
+        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return {name: t.detach() for name, t in tensors.items() if name not in self.names}
+
+
+class _Evaluated(nn.Module):
+    """The loss of a batch as a module."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.model = objective.model
+        self.also = nn.ModuleList(objective.also)
+        self.loss = objective.loss
+
+    def forward(self, batch: Any, then: Callable[[Tensor], Any]) -> Any:
+        return then(self.loss(self.model, batch))

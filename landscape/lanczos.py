@@ -1,0 +1,187 @@
+"""The block Lanczos process: an orthonormal Krylov basis and the operator's projection on it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.linalg import eigh, eigh_tridiagonal
+from torch import Tensor
+
+from .operators import SymmetricOperator
+
+__all__ = ["LanczosBasis"]
+
+_CHUNK_BYTES = 64 << 20
+
+
+class LanczosBasis:
+    """An orthonormal basis Q of a block Krylov space, with ``A Q = Q T + Q_next R E_m'``.
+
+    Every new block is orthogonalised twice: against its two neighbours, where nearly all of it lies, and
+    then against the whole basis; a third time where that takes away more than it leaves, and so leaves
+    rounding too ("twice is enough", Kahan; Daniel et al. 1976; Giraud et al. 2005). Vectors are rows of
+    chunks, so that the basis grows without being copied.
+
+    Args:
+        operator: A.
+        block: vectors per block.
+        generator: for the random directions that replace exhausted ones.
+
+    Attributes:
+        T: (size, size) float64 projection, on the host.
+        R: (next, width) float64 coupling of the last block to the next.
+        size: vectors already multiplied.
+        total: vectors in the basis, the newest block included.
+        broke_down: whether the newest block came from an invariant subspace.
+    """
+
+    def __init__(self, operator: SymmetricOperator, block: int, generator: torch.Generator) -> None:
+        self.operator, self.space, self.block, self.generator = operator, operator.space, block, generator
+        self.size = self.total = 0
+        self.R = np.zeros((0, 0))
+        self.broke_down = False
+        self._eps = float(torch.finfo(self.space.dtype).eps)
+        self._scale = 0.0
+        self._T = np.zeros((64, 64))
+        self._chunks: list[Tensor] = []
+        self._used = 0  # rows of the last chunk
+        self._filled: list[Tensor] = []  # the basis, newest block included, as rows of each chunk
+        self._near: list[Tensor] = []  # the last two blocks
+        self._newest = torch.empty(0, self.space.size, dtype=self.space.dtype, device=self.space.device)
+
+    @property
+    def T(self) -> np.ndarray:
+        """The projection on the vectors already multiplied."""
+        return self._T[: self.size, : self.size]
+
+    def eigh(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues of T, ascending, and eigenvectors, (size,) and (size, size)."""
+        if self.block == 1:  # on one thread: starting others takes longer than the work
+            values, vectors = eigh_tridiagonal(self.T.diagonal(), self.T.diagonal(1), check_finite=False)
+        else:
+            values, vectors = eigh(self.T, driver="evd", check_finite=False)
+        return values, vectors
+
+    def begin(self, first: Tensor) -> np.ndarray:
+        """Set the first block to the orthonormalised columns of ``first`` (n, block); their R factor."""
+        Q, R = self._orthonormal(first)
+        self._append(Q)
+        return R
+
+    def combined(self, Y: np.ndarray) -> Tensor:
+        """``Q Y``, (size, j) -> (n, j)."""
+        weights = torch.as_tensor(np.ascontiguousarray(Y)).to(self._newest)
+        out = torch.zeros(self.space.size, weights.shape[1], dtype=self._newest.dtype, device=self._newest.device)
+        first = 0
+        for rows in self._filled:
+            part = weights[first : first + len(rows)]
+            out.addmm_(rows[: len(part)].T, part)
+            first += len(rows)
+        return out
+
+    def extend(self) -> None:
+        """Multiply the newest block and append the next one."""
+        width = self.total - self.size
+        # A copy, since the operator's result may be its own; of rows, since torch is slow on a column.
+        W = (self.operator @ self._newest.T).T.clone().T
+        near, far = self._cleaned(W, self._near), self._cleaned(W, self._filled)
+        together = torch.cat((near.view(-1), far.view(-1), torch.linalg.vector_norm(W.T, dim=1)))
+        found = together.to("cpu", torch.float64).numpy()  # the one synchronisation of a step
+        self._scale = max(self._scale, math.sqrt(found @ found))
+        cut, square = near.numel(), width * width
+        removed, norms = found[cut:-width], found[-width:]
+        diagonal = found[cut - square : cut] + removed[-square:]
+        if removed @ removed > min(norms) ** 2:
+            diagonal = diagonal + self._cleaned(W, self._filled)[-width:].reshape(-1).to("cpu", torch.float64).numpy()
+            norms = torch.linalg.vector_norm(W.T, dim=1).to("cpu", torch.float64).numpy()
+        diagonal = diagonal.reshape(width, width)
+        self._T[self.size : self.total, self.size : self.total] = 0.5 * (diagonal + diagonal.T)
+        self.size = self.total
+        self._append_next(W, norms)
+
+    def _cleaned(self, W: Tensor, basis: list[Tensor]) -> Tensor:
+        """Take rows of the basis out of the columns of W, in place; what was in them, (.., width)."""
+        found = []
+        for rows in basis:
+            Q = rows.T
+            C = self.space.inner(Q, W)
+            W.addmm_(Q, C, alpha=-1)
+            found.append(C)
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _append_next(self, W: Tensor, norms: np.ndarray) -> None:
+        width = W.shape[1]
+        room = min(width, self.space.size - self.size)
+        tiny = 10 * self._eps * self._scale
+        Q, R = self._orthonormal(W, norms)
+        self.broke_down = room < width or min(map(abs, R.diagonal())) <= tiny
+        if self.broke_down:
+            Q, R = self._orthonormal_with_refill(W, room, tiny)
+        self._append(Q)
+        last, after = slice(self.size - width, self.size), slice(self.size, self.total)
+        self._T[after, last], self._T[last, after] = R, R.T
+        self.R = R
+
+    def _orthonormal(self, W: Tensor, norms: np.ndarray | None = None) -> tuple[Tensor, np.ndarray]:
+        """W (n, b) = Q R: orthonormal columns Q, and R (b, b) in float64 on the host."""
+        if W.shape[1] == 1:
+            norm = float(torch.linalg.vector_norm(W) if norms is None else norms[0])
+            return (W.T / norm).T, np.array([[norm]])
+        Q, R = torch.linalg.qr(W)
+        return Q, R.to("cpu", torch.float64).numpy()
+
+    def _orthonormal_with_refill(self, W: Tensor, room: int, tiny: float) -> tuple[Tensor, np.ndarray]:
+        """Orthonormalise column by column; where nothing is left, go on in a random direction.
+
+        The basis spans an invariant subspace then. A random direction orthogonal to it, with zero
+        coupling, keeps the relation A Q = Q T + ... exact and finds further copies of an eigenvalue.
+        """
+        found: list[Tensor] = []
+        R = np.zeros((room, W.shape[1]))
+        for j, w in enumerate(W.T):
+            for _ in range(2):
+                for i, q in enumerate(found):
+                    c = torch.dot(q, w)
+                    R[i, j] += float(c)
+                    w = w - c * q
+            norm = float(torch.linalg.vector_norm(w))
+            if norm > tiny and len(found) < room:
+                R[len(found), j] = norm
+                found.append(self._direction(w / norm, found))
+        while len(found) < room:
+            w = self.space.random(1, self.generator)[:, 0]
+            found.append(self._direction(w / torch.linalg.vector_norm(w), found))
+        return (torch.stack(found, dim=1) if found else W[:, :0]), R
+
+    def _direction(self, w: Tensor, found: list[Tensor]) -> Tensor:
+        """A unit vector made orthogonal to the basis and to the new block so far."""
+        w = w[:, None].clone()
+        for _ in range(3):
+            self._cleaned(w, self._filled)
+            for q in found:
+                w -= torch.dot(q, w[:, 0]) * q[:, None]
+            w /= torch.linalg.vector_norm(w)
+        return w[:, 0]
+
+    def _append(self, Q: Tensor) -> None:
+        n, width = Q.shape
+        if not self._chunks or self._used + width > self._chunks[-1].shape[0]:
+            fits = min(64, n, max(1, _CHUNK_BYTES // (n * Q.element_size())))
+            fits = max(self.block, fits // self.block * self.block)  # so that no block lies on two chunks
+            self._chunks.append(torch.empty(fits, n, dtype=Q.dtype, device=Q.device))
+            self._filled.append(self._chunks[-1][:0])
+            self._used = 0
+        chunk, before = self._chunks[-1], self._newest
+        first, self._used = self._used, self._used + width
+        self._newest = chunk[first : self._used]
+        self._newest.copy_(Q.T)
+        self._filled[-1] = chunk[: self._used]
+        same = first >= before.shape[0]  # the block before is on the same chunk
+        self._near = [chunk[first - before.shape[0] : self._used]] if same else [before, self._newest]
+        self.total += width
+        if self.total > len(self._T):
+            T = np.zeros((2 * self.total, 2 * self.total))
+            T[: len(self._T), : len(self._T)] = self._T
+            self._T = T
