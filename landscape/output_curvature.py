@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from .kernels.jacobian import Evaluated, OutputMetric, stand_in
+from .kernels.once import refuse_once_differentiable
 from .predictive import FORMS, Prediction, options_of
 
 __all__ = ["AutogradHessian", "SeenHessian", "autograd_hessian", "seen_hessian"]
@@ -62,13 +63,18 @@ class AutogradHessian(OutputMetric):
 
 
 def autograd_hessian(seen: Evaluated) -> AutogradHessian:
-    """The Hessian of whatever the loss is."""
+    """The Hessian of whatever the loss is.
+
+    Raises:
+        DoubleBackwardError: if it has an operation that says it can be differentiated once only.
+    """
     leaves = [t.detach().requires_grad_() for t in seen.tensors]
     parameters = list(seen.objective.parameters.values())
     loss = seen.value(seen.outputs_with([leaf.clone() for leaf in leaves]))  # a criterion may write on its input
     inputs = [*leaves, *parameters]
     gradients: list[Tensor | None] = [None] * len(inputs)
     if loss.requires_grad:
+        refuse_once_differentiable(loss)
         gradients = list(torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True))
     # A gradient without a graph is constant: the loss is linear there, and its Hessian zero.
     live = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]

@@ -315,6 +315,30 @@ def test_what_cannot_be_differentiated_twice_is_refused() -> None:
         GaussNewton(objective)
 
 
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+@pytest.mark.parametrize("where", ["model", "criterion"])
+def test_operations_that_can_be_differentiated_once_are_refused_by_name(where: str) -> None:
+    """Torch itself may be silent about them, and leave their part out."""
+    model, (x, y) = nn.Linear(4, 3), labelled([6])[0]
+    options = {
+        "model": {"forward": lambda m, b: _Once.apply(m(b[0])), "criterion": nn.CrossEntropyLoss()},
+        "criterion": {"criterion": lambda z, y: _Once.apply(z).mean() + F.cross_entropy(z, y)},
+    }
+    with pytest.raises(DoubleBackwardError, match="differentiate twice through _Once"):
+        GaussNewton(Objective(model, (x, y), **options[where]))
+
+
 @pytest.mark.parametrize("V", [torch.ones(3), torch.ones(51, 2, dtype=torch.float32), [1.0]])
 def test_wrong_vectors_are_refused(V: object) -> None:
     operator = GaussNewton(build("mlp_cross_entropy").objective())
