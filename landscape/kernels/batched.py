@@ -8,6 +8,7 @@ from torch import Tensor
 from ..errors import KernelError
 from ..objective import Objective
 from .graphs import default_memory
+from .once import is_second_order
 from .retained import Gradient, Retained
 
 __all__ = ["Batched"]
@@ -58,6 +59,8 @@ class Batched(Retained):
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            if is_second_order(error):
+                raise
             raise KernelError(
                 f"torch cannot pull several vectors back together here ({str(error).strip().splitlines()[0]}); pass "
                 'kernel="retained", or leave the choice to "auto"'

@@ -138,7 +138,10 @@ def _block_product(loss: FunctionalLoss) -> Callable[..., Tensor]:
     """The function ``(parameters, rows of vectors, batch) -> rows of products (k, n)``."""
 
     def product(parameters: list[Tensor], rows: list[Tensor], batch: Any) -> Tensor:
-        pullback: Any = vjp(grad(lambda values: loss(values, batch)), parameters)[1]
+        def value(values: list[Tensor]) -> Tensor:
+            return loss(values, batch)
+
+        pullback: Any = vjp(grad(value), parameters)[1]
         products = vmap(pullback)(rows)[0]
         return torch.cat([t.reshape(t.shape[0], -1) for t in products], dim=1)
 

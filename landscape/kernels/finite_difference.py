@@ -81,7 +81,7 @@ class FiniteDifference:
         first = torch.finfo(min(space.dtypes, key=lambda d: torch.finfo(d).bits)).eps ** (1 / 3)
         v = torch.randn(space.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         v = v.to(space.device, space.dtype)
-        with self.objective.isolated(), self._any_attention(), second_order_errors():
+        with self.objective.isolated(), self._any_attention(), second_order_errors(self.objective):
             curved = self._difference(v / v.norm(), 2 * first)
             norm = float(curved.norm())
             v = curved / norm if norm > 0 and math.isfinite(norm) else v / v.norm()
@@ -114,7 +114,7 @@ class FiniteDifference:
         self.calibrate()
         rows = V.T.clone() if V.is_inference() else V.T.contiguous()
         out = torch.empty_like(rows)
-        with self.objective.isolated(), self._any_attention(), second_order_errors():
+        with self.objective.isolated(), self._any_attention(), second_order_errors(self.objective):
             for row, result in zip(rows, out, strict=True):
                 norm = float(row.norm())
                 result.copy_(self._checked(row / norm) * norm if norm > 0 else row)

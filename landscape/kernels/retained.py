@@ -61,7 +61,7 @@ class Retained:
             SettingError: if the memory allowed is less than the graph of one batch takes.
         """
         out: Tensor | None = None
-        with self.objective.isolated(), second_order_errors():
+        with self.objective.isolated(), second_order_errors(self.objective):
             rows = V.T.clone() if V.is_inference() else V.T.contiguous()
             for gradient in self.graphs:
                 # A gradient that does not depend on the parameters has no graph, and a Hessian of zero.
@@ -74,14 +74,14 @@ class Retained:
         """The objective's value and gradient (n,), from the kept graph where there is one."""
         if len(self.objective.batches) > 1:
             return self.objective.value_and_gradient()
-        with self.objective.isolated(), second_order_errors():
+        with self.objective.isolated(), second_order_errors(self.objective):
             gradient = next(iter(self.graphs))
         return float(gradient.loss.detach()), gradient.flat.detach().clone()
 
     def _build(self, index: int, share: float) -> Gradient:
         loss = self.objective.batch_loss(index)
         if not self._checked:
-            refuse_once_differentiable(loss)
+            refuse_once_differentiable(loss, self.objective)
             self._checked = True
         loss = loss if share == 1.0 else share * loss
         tensors = self.objective.gradients(loss, create_graph=True)
@@ -113,7 +113,7 @@ class Retained:
         space = self.objective.space
         rows = V.T.contiguous()
         out = torch.zeros_like(rows)
-        with self.objective.isolated(), second_order_errors():
+        with self.objective.isolated(), second_order_errors(self.objective):
             for gradient in self.graphs:
                 for row, result in zip(rows, out, strict=True):
                     pieces, results = space.unflatten(row), result.split(space.numels)
