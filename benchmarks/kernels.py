@@ -7,6 +7,8 @@ Writes ``benchmarks/results/kernels-<device>.md``, a figure and the raw numbers.
 
 import argparse
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -66,9 +68,9 @@ class Benchmark:
     def products(self, table: str, problem: Problem) -> products.Result:
         """One problem's rows of the first or third table, with their memory."""
         started = time.perf_counter()
-        reference = TABLES[table][1](problem, products.vectors(problem, max(self.blocks)))
+        right = products.reference(problem, TABLES[table][1], max(self.blocks))
         result = products.measure(
-            problem, self.contenders(table, problem), reference, self.blocks, self.repeats,
+            problem, self.contenders(table, problem), right, self.blocks, self.repeats,
             least=self.least, budget=self.budget,
         )  # fmt: skip
         products.note_memory(result, self.memory(table, problem))
@@ -150,6 +152,9 @@ def _plain(run: lanczos.Run) -> dict:
 
 def main() -> None:
     options = arguments()
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # else code compiled yesterday would make compiling look cheap
+        cache = tempfile.TemporaryDirectory(prefix="kernels-", ignore_cleanup_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
     benchmark = Benchmark(options)
