@@ -16,7 +16,7 @@ from .batches import Batch, Weighted, describe, map_tensors, tensors_of, without
 from .errors import LossError, NonFiniteError, SettingError
 from .space import VectorSpace
 
-__all__ = ["Terms", "checked_weights", "class_weight_sum", "entry_weights", "find_terms", "with_weights"]
+__all__ = ["checked_weights", "class_weight_sum", "entry_weights", "find_terms", "with_weights"]
 
 Terms = Callable[[Any, Any], Tensor]
 """``terms(outputs, targets) -> (n,)``: one term per entry of the outputs' first dimension, adding up to the loss."""

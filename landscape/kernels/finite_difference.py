@@ -115,8 +115,7 @@ class FiniteDifference:
         rows = V.T.clone() if V.is_inference() else V.T.contiguous()
         out = torch.empty_like(rows)
         with self.objective.isolated(), self._any_attention(), second_order_errors(self.objective):
-            for row, result in zip(rows, out, strict=True):
-                norm = float(row.norm())
+            for row, norm, result in zip(rows, rows.norm(dim=1).tolist(), out, strict=True):
                 result.copy_(self._checked(row / norm) * norm if norm > 0 else row)
         return out.T
 
@@ -140,8 +139,8 @@ class FiniteDifference:
     def _difference(self, unit: Tensor, step: float) -> Tensor:
         space = self.objective.space
         theta = [p.detach() for p in self.objective.parameters.values()]
-        size = math.sqrt(sum(float(t.norm(dtype=torch.float64)) ** 2 for t in theta)) or 1.0
-        h = step * size
+        norms = torch.stack([t.norm().to(unit.dtype) for t in theta])
+        h = step * (float(norms.norm()) or 1.0)
         direction = space.unflatten(unit)
         out = torch.zeros_like(unit)
         for index, share in enumerate(self.objective.shares):
