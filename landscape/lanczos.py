@@ -93,11 +93,13 @@ class LanczosBasis:
         cut, square = near.numel(), width * width
         removed, norms = found[cut:-width], found[-width:]
         diagonal = found[cut - square : cut] + removed[-square:]
-        if removed @ removed > min(norms) ** 2:
+        if removed @ removed > norms.min() ** 2:
             diagonal = diagonal + self._cleaned(W, self._filled)[-width:].reshape(-1).to("cpu", torch.float64).numpy()
             norms = torch.linalg.vector_norm(W.T, dim=1).to("cpu", torch.float64).numpy()
-        diagonal = diagonal.reshape(width, width)
-        self._T[self.size : self.total, self.size : self.total] = 0.5 * (diagonal + diagonal.T)
+        if width > 1:
+            diagonal = diagonal.reshape(width, width)
+            diagonal = 0.5 * (diagonal + diagonal.T)
+        self._T[self.size : self.total, self.size : self.total] = diagonal
         self.size = self.total
         self._append_next(W, norms)
 
