@@ -58,7 +58,7 @@ class Jacobian:
     def shape(self) -> tuple[int, int]:
         """(number of outputs, n); the first use evaluates the model."""
         if self._rows is None:
-            with self.objective.isolated(), second_order_errors():
+            with self.objective.isolated(), second_order_errors(self.objective, differences=False):
                 self._rows = sum(graph.size for graph, _ in self._graphs)
         return (self._rows, self.space.size)
 
@@ -94,7 +94,7 @@ class Jacobian:
         space = self.space
         if V.dtype != space.dtype or V.device != space.device:
             raise SettingError(f"expected {space.dtype} on {space.device}, got {V.dtype} on {V.device}")
-        with self.objective.isolated(), second_order_errors():
+        with self.objective.isolated(), second_order_errors(self.objective, differences=False):
             rows = contiguous_rows(V if V.ndim == 2 else V[:, None])
             out = product(rows)
         return out.T if V.ndim == 2 else out[0]

@@ -74,7 +74,7 @@ def autograd_hessian(seen: Evaluated) -> AutogradHessian:
     inputs = [*leaves, *parameters]
     gradients: list[Tensor | None] = [None] * len(inputs)
     if loss.requires_grad:
-        refuse_once_differentiable(loss)
+        refuse_once_differentiable(loss, differences=False)
         gradients = list(torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True))
     # A gradient without a graph is constant: the loss is linear there, and its Hessian zero.
     live = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]

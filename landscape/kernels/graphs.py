@@ -50,7 +50,7 @@ class BatchGraphs(Generic[Graph]):
         self.memory = memory
         self._build = build
         self._kept: dict[int, Graph] = {}
-        self._complete = False
+        self._count = 0  # batches of the last pass
         self._keeps: bool | None = None
         self._bytes: int | None = None
         self._marks: list[tuple[int, int]] = []
@@ -60,7 +60,7 @@ class BatchGraphs(Generic[Graph]):
     def __iter__(self) -> Iterator[Graph]:
         """The batches' graphs in order."""
         self._drop_if_stale()
-        if self._complete:
+        if self._kept and len(self._kept) == self._count:
             yield from self._kept.values()
             return
         shares = self.objective.shares
@@ -75,7 +75,7 @@ class BatchGraphs(Generic[Graph]):
                     self._kept[index] = graph
             yield graph
             del graph  # before the next one is built
-        self._complete = len(self._kept) == len(shares)
+        self._count = len(shares)
 
     def bytes_of_one(self) -> int:
         """What the graph of the first batch holds on to, in bytes, the parameters themselves not counted.
@@ -121,5 +121,4 @@ class BatchGraphs(Generic[Graph]):
         chosen = [p.detach() for p in self.objective.parameters.values()]
         if not self._values or marks != self._marks or not all(map(torch.equal, chosen, self._values)):
             self._kept.clear()
-            self._complete = False
             self._marks, self._values = marks, [p.clone() for p in chosen]

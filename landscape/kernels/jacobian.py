@@ -212,7 +212,7 @@ class OutputGraphs(BatchGraphs[tuple[OutputGraph, M]], Generic[M]):
                 seen = Evaluated(self.objective, index, share, batch)
                 if not self._checked:
                     for tensor in seen.tensors:
-                        refuse_once_differentiable(tensor)
+                        refuse_once_differentiable(tensor, self.objective, differences=False)
                 metric = self._forms[0](seen)
             if metric is not None:
                 break
@@ -241,7 +241,7 @@ class ThroughOutputs(Generic[M]):
 
     def first_metric(self) -> M:
         """That of the first batch."""
-        with self.objective.isolated(), second_order_errors():
+        with self.objective.isolated(), second_order_errors(self.objective, differences=False):
             return next(iter(self.graphs))[1]
 
     def __call__(self, V: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ class ThroughOutputs(Generic[M]):
             DoubleBackwardError: if the model cannot be differentiated twice.
         """
         space = self.objective.space
-        with self.objective.isolated(), second_order_errors():
+        with self.objective.isolated(), second_order_errors(self.objective, differences=False):
             rows = contiguous_rows(V)
             out = torch.zeros_like(rows)
             for graph, metric in self.graphs:

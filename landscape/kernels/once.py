@@ -19,17 +19,23 @@ _NO_SECOND_ORDER = ("derivative for", "double backward", "not implemented", "not
 
 _ONCE = once_differentiable(lambda ctx: None).__code__
 
-_ADVICE = (
-    'put plain operations in its place, or pass kernel="finite_difference", which needs first derivatives only '
-    '(kernel="auto" takes it by itself)'
+_ADVICE = "put plain operations in its place"
+_HESSIAN_ADVICE = (
+    f'{_ADVICE}, or pass kernel="finite_difference", which needs first derivatives only (kernel="auto" takes it by '
+    "itself)"
 )
 
 
-def refuse_once_differentiable(loss: Tensor, objective: Objective | None = None) -> None:
+def refuse_once_differentiable(loss: Tensor, objective: Objective | None = None, *, differences: bool = True) -> None:
     """Refuse custom functions that say they can be differentiated once only.
 
     Torch's own error for them hangs on a branch of the graph that leads to no parameter, so that
     ``torch.autograd.grad`` does not visit it and returns a second derivative that lacks their part.
+
+    Args:
+        loss: whose graph is searched.
+        objective: where to look for the layer, to name it.
+        differences: whether finite differences are to be advised.
 
     Raises:
         DoubleBackwardError: if the graph of ``loss`` has one.
@@ -40,7 +46,7 @@ def refuse_once_differentiable(loss: Tensor, objective: Objective | None = None)
         if function is not None and getattr(backward, "__code__", None) is _ONCE:
             raise DoubleBackwardError(
                 f"torch cannot differentiate twice through {function.__qualname__}{_in_layer(objective, node.name())}: "
-                f"its backward is marked @once_differentiable; {_ADVICE}"
+                f"its backward is marked @once_differentiable; {_HESSIAN_ADVICE if differences else _ADVICE}"
             )
 
 
@@ -54,8 +60,8 @@ def is_second_order(error: BaseException | None) -> bool:
 class second_order_errors:
     """Turn torch's many ways of saying "no double backward" into one error that says where, and what to do."""
 
-    def __init__(self, objective: Objective | None = None) -> None:
-        self.objective = objective
+    def __init__(self, objective: Objective, *, differences: bool = True) -> None:
+        self.objective, self.advice = objective, _HESSIAN_ADVICE if differences else _ADVICE
 
     def __enter__(self) -> None:
         return None
@@ -69,7 +75,7 @@ class second_order_errors:
                 f"the model or the loss has an operation that torch cannot differentiate twice"
                 f"{_in_layer(self.objective, operation) if operation else ''} ({message.splitlines()[0]}). Attention "
                 "through torch's own functions, compiled modules and cuDNN RNNs are handled; use non-reentrant "
-                f"checkpointing (use_reentrant=False); for others, {_ADVICE}"
+                f"checkpointing (use_reentrant=False); for others, {self.advice}"
             ) from error
 
 
