@@ -10,6 +10,7 @@ a random direction they agree only if it is symmetric, too.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..batches import batch_length, map_tensors, take
 from ..errors import LosscopeError
 from ..objective import Objective
 from .functional import FunctionalLoss
-from .once import refuse_once_differentiable
+from .once import nodes_behind, refuse_once_differentiable
 
 __all__ = ["Agreement", "agreement"]
 
@@ -98,12 +100,13 @@ class _Comparison:
         return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
 
     def _evaluated(self, theta: list[Tensor], then: Callable[[Tensor], Any]) -> Any:
-        with self.objective.evaluation(0, self.content) as batch:
+        precise = contextlib.nullcontext() if self.dtype is None else _KeptPrecise()
+        with self.objective.evaluation(0, self.content) as batch, precise:
             return self.loss(theta, batch, {name: t.clone() for name, t in self.others.items()}, then)
 
     def _gradient(self, loss: Tensor, theta: list[Tensor], create_graph: bool = False) -> Tensor:
         if not bool(torch.isfinite(loss)):
-            raise ArithmeticError(f"the loss is {float(loss)} on these samples")
+            raise ArithmeticError(f"the loss is {float(loss.detach())} on these samples")
         found = torch.autograd.grad(loss, theta, create_graph=create_graph, allow_unused=True, materialize_grads=True)
         return torch.cat([g.reshape(-1) for g in found])
 
@@ -121,6 +124,9 @@ class _Comparison:
 
     def _by_double_backward(self, loss: Tensor) -> Agreement:
         refuse_once_differentiable(loss)
+        self.loss.refuse_captured(loss)
+        seen = {m.dtype for node in nodes_behind([loss]) for m in getattr(node, "_input_metadata", ())}
+        self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in seen if dtype.is_floating_point)])
         graph = self._gradient(loss, self.theta, create_graph=True)
         g = graph.detach()
         v = self._direction(g)
@@ -133,14 +139,14 @@ class _Comparison:
         """A random unit vector that has a share of the gradient, so that the loss changes along it."""
         v = torch.randn(g.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(g)
         size = g.norm()
-        v = v / v.norm() + (g / size if size > 0 else 0.0)
+        v = v / v.norm() + (g / size * (1 if g @ v >= 0 else -1) if size > 0 else 0.0)
         return v / v.norm()
 
     def _referee(self, loss: Tensor, g: Tensor, v: Tensor, Hv: Tensor) -> Agreement:
         size = math.sqrt(sum(float(t.detach().norm()) ** 2 for t in self.theta)) or 1.0
         along, before = float(v @ Hv), None
         tolerance = _CLOSE if self.eps < 1e-10 else 2e-2
-        for step in _STEPS.get(self.theta[0].dtype, _STEPS[torch.float32]):
+        for step in _STEPS[torch.float64 if self.eps < 1e-10 else torch.float32]:
             h = step * size
             ahead_loss, ahead = self._at(v, h)
             if self.eps > 1e-10:  # the step is too long for a one-sided difference
@@ -189,3 +195,17 @@ class _Comparison:
             "Jacobian of its gradient",
             along,
         )
+
+
+class _KeptPrecise(TorchDispatchMode):
+    """Computes in float64 what the model or the loss casts down: ``logits.float()``, autocast, new tensors.
+
+    Else its rounding, and not the loss, would decide what the differences are.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        dtype = kwargs.get("dtype")
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)

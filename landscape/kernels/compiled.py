@@ -59,13 +59,15 @@ class Compiled:
         """H V for a block of vectors V (n, k).
 
         Raises:
-            KernelError: if the product cannot be compiled, or draws random numbers.
+            KernelError: if the product cannot be compiled, draws random numbers, or depends on parameters that
+                the loss holds on to.
         """
         objective = self.objective
         with objective.isolated():
             program = objective.kept.get(self._key)
             if program is None:
                 _refuse_random_numbers(objective)
+                _refuse_captured_parameters(objective)
                 program = objective.kept[self._key] = _Program(objective, self.backend)
             rows = V.T.clone() if V.is_inference() else V.T.contiguous()
             out = torch.zeros_like(rows)
@@ -88,6 +90,8 @@ class Compiled:
                 raise
             except Exception as error:  # dynamo, functorch and inductor each have their own kinds
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                if type(error).__name__ == "FailOnRecompileLimitHit":
+                    reason = "shapes of the data, or numbers that the loss reads, were other ones too often"
                 raise KernelError(
                     f'the product cannot be compiled ({reason}); pass kernel="retained", or leave the choice to "auto"'
                 ) from error
@@ -179,6 +183,12 @@ def _refuse_random_numbers(objective: Objective) -> None:
                 "the loss draws random numbers (dropout, sampling), and compiled code would draw others than the "
                 'masks that define the objective; pass kernel="retained"'
             )
+
+
+def _refuse_captured_parameters(objective: Objective) -> None:
+    with objective.evaluation(0) as batch:
+        loss = FunctionalLoss(objective)
+        loss.refuse_captured(loss([p.detach() for p in objective.parameters.values()], batch))
 
 
 def _streams(objective: Objective) -> list[Tensor]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..errors import KernelError
 from ..objective import Objective
 
 __all__ = ["FunctionalLoss"]
@@ -25,6 +27,7 @@ class FunctionalLoss:
 
     def __init__(self, objective: Objective) -> None:
         self.module = _Evaluated(objective)
+        self._live = objective.parameters
         chosen = {id(p) for p in objective.parameters.values()}
         self.names = [name for name, p in self.module.named_parameters() if id(p) in chosen]
 
@@ -47,6 +50,24 @@ class FunctionalLoss:
         if others is None:
             others = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         return functional_call(self.module, {**others, **dict(zip(self.names, values, strict=True))}, (batch, then))
+
+    def refuse_captured(self, loss: Tensor) -> None:
+        """Refuse a loss, computed by this function, that still depends on the live parameters.
+
+        It holds on to them (weight decay over a list made beforehand), so that values cannot be put in their place.
+
+        Raises:
+            KernelError: if it does.
+        """
+        if not loss.requires_grad:
+            return
+        found = torch.autograd.grad(loss, list(self._live.values()), retain_graph=True, allow_unused=True)
+        captured = [name for name, g in zip(self._live, found, strict=True) if g is not None]
+        if captured:
+            raise KernelError(
+                f"the loss holds on to the parameter {captured[0]} itself, in a list or a closure; let it read the "
+                'parameters from the model that it is given, or pass kernel="retained"'
+            )
 
     def others(self) -> dict[str, Tensor]:
         """The tensors besides the chosen parameters, by name."""

@@ -13,7 +13,7 @@ from ..batches import tensors_of
 from ..errors import DoubleBackwardError, LosscopeError
 from ..objective import Objective
 
-__all__ = ["is_second_order", "refuse_once_differentiable", "second_order_errors"]
+__all__ = ["is_second_order", "nodes_behind", "refuse_once_differentiable", "second_order_errors"]
 
 _NO_SECOND_ORDER = ("derivative for", "double backward", "not implemented", "not differentiable", "checkpoint")
 
@@ -40,7 +40,7 @@ def refuse_once_differentiable(loss: Tensor, objective: Objective | None = None,
     Raises:
         DoubleBackwardError: if the graph of ``loss`` has one.
     """
-    for node in _nodes([loss]):
+    for node in nodes_behind([loss]):
         function = getattr(node, "_forward_cls", None)
         backward = getattr(function, "backward", None)
         if function is not None and getattr(backward, "__code__", None) is _ONCE:
@@ -79,7 +79,7 @@ class second_order_errors:
             ) from error
 
 
-def _nodes(outputs: list[Tensor], known: Any = ()) -> Iterator[Any]:
+def nodes_behind(outputs: list[Tensor], known: Any = ()) -> Iterator[Any]:
     """The nodes of the graph behind some tensors, but not those known already, nor what is behind them."""
     pending, seen = [t.grad_fn for t in outputs], set()
     while pending:
@@ -102,7 +102,7 @@ def _in_layer(objective: Objective | None, operation: str) -> str:
             # Inner layers end before the layers they are in, so that each node goes to the innermost.
             label = f"{name} ({type(module).__name__})" if name else type(module).__name__
             known = {*makers, *(t.grad_fn for t in tensors_of(inputs))}  # what came before is not this layer's
-            makers.update((node, label) for node in list(_nodes(tensors_of(outputs), known)))
+            makers.update((node, label) for node in list(nodes_behind(tensors_of(outputs), known)))
             return outputs  # a hook that returns nothing is taken for a watcher, and hidden
 
         return hook
@@ -115,7 +115,7 @@ def _in_layer(objective: Objective | None, operation: str) -> str:
             finally:
                 for handle in handles:
                     handle.remove()
-            makers.update((node, "the loss") for node in list(_nodes([loss], makers)))
+            makers.update((node, "the loss") for node in list(nodes_behind([loss], makers)))
     except Exception:
         return ""  # this is an error already
     for node, label in makers.items():
