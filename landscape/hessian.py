@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import SettingError
+from .kernels.agreement import agreement
 from .kernels.batched import Batched
 from .kernels.choice import KERNELS, Choice, Kernel, settle
 from .kernels.finite_difference import FiniteDifference
@@ -64,7 +65,7 @@ class Hessian(SymmetricOperator):
         planned: int | None = None,
         precision: str = "full",
     ) -> None:
-        if kernel != "auto" and kernel not in KERNELS:
+        if not isinstance(kernel, str) or kernel not in ("auto", *KERNELS):
             raise SettingError(f"kernel must be one of {', '.join(map(repr, ['auto', *KERNELS]))}; got {kernel!r}")
         self._full = objective if weights is None else objective.weighted(weights)
         self.precision = checked_precision(precision, objective.space.device)
@@ -89,7 +90,7 @@ class Hessian(SymmetricOperator):
         """Whether the Hessian is ambiguous, and what errors the products have beyond rounding."""
         notes = []
         if self.choice is not None and self.choice.agreement == "ambiguous":
-            notes.append(f"ambiguous: {self.choice.reason}")
+            notes.append(f"ambiguous: {agreement(self.objective).reason}")
         elif self.choice is not None and self.choice.kernel == FiniteDifference.name:
             notes.append(self.choice.reason)
         if self._error is not None:

@@ -169,7 +169,7 @@ class Follower:
         return Snapshot(
             self.step, self.objective.snapshot(self.step), lr=rate, threshold=threshold,
             batch_size=self.player.batch_size, needs=needs, memory=self._memory,
-            training_gradient=self._gradient, seed=self._seed, on_product=on_product,
+            training_gradient=self._gradient, kernel=self.player.kernel, seed=self._seed, on_product=on_product,
         )  # fmt: skip
 
     def _one(self, probe: Probe, snapshot: Snapshot) -> Record:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from losscope.landscape import DataError, Objective, ParameterError, SettingError
+from losscope.landscape import DataError, Hessian, Objective, ParameterError, SettingError
 from losscope.landscape.batches import is_one_shot
 from losscope.landscape.stability import Threshold, stability_threshold
 
@@ -37,6 +37,7 @@ class Player:
         params: see `Objective`; default: those the optimizer moves.
         mode: see `Objective`.
         also: further modules the loss uses, e.g. the other player's.
+        kernel: how curvature products are computed; see `losscope.landscape.Hessian`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Player:
     params: Any = None
     mode: str = "eval"
     also: Iterable[nn.Module] = ()
+    kernel: str = "auto"
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -69,7 +71,7 @@ class Player:
         """The objective, after everything that can be refused beforehand has been.
 
         Raises:
-            SettingError: for options that mean nothing.
+            SettingError: for options that mean nothing, and finite differences in half precision.
             DataError: if the data cannot be read again and again, or is empty.
             ParameterError: if there is nothing to measure.
             LossError: if the loss is not a scalar connected to the parameters.
@@ -88,6 +90,7 @@ class Player:
             kind = type(self.optimizer).__name__
             raise SettingError(f"optimizer must be a torch.optim.Optimizer or a list of them, got {kind}")
         objective = self.objective(seed)
+        Hessian(objective, self.kernel)
         objective.check()
         return objective
 
@@ -150,6 +153,7 @@ class Player:
             "threshold_reason": threshold.reason,
             "batch_size": self.batch_size,
             "mode": self.mode,
+            "kernel": self.kernel,
             "summed": objective.loss.summed,
             "covers_optimizer": all(id(p) in selected for p in self.moved if p.requires_grad),
             "dtype": str(objective.space.dtype).removeprefix("torch."),

@@ -28,7 +28,7 @@ class Record:
         player: which model, for runs that watch several.
         probe: name of the probe; ``"log"`` for logged values.
         status: one of ``ok``, ``nonfinite``, ``error``.
-        reason: why it is not ok.
+        reason: why it is not ok; where it is, what is to be known of it, e.g. that the Hessian is ambiguous.
         lr: the learning rate that update t used; None where parameter groups differ.
         value: the main number.
         low: lower end of its interval, None where nothing is known.

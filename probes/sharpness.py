@@ -59,6 +59,7 @@ class Sharpness(Probe):
             upper_bound(pairs.high),
             "curvature",
             pairs.kernel,
+            pairs.note or None,
             values=values,
         )
 

@@ -48,6 +48,7 @@ class Snapshot:
         needs: the merged needs of the probes that are due.
         memory: what earlier snapshots left.
         training_gradient: (n,) gradient that update t stepped with, where it was kept.
+        kernel: how curvature products are computed; see `losscope.landscape.Hessian`.
         seed: seeds every estimator of this snapshot.
         on_product: called with the number of vectors after each block of curvature products.
     """
@@ -63,6 +64,7 @@ class Snapshot:
         needs: Needs | None = None,
         memory: Memory | None = None,
         training_gradient: Tensor | None = None,
+        kernel: str = "auto",
         seed: int = 0,
         on_product: Callable[[int], object] | None = None,
     ) -> None:
@@ -75,7 +77,7 @@ class Snapshot:
         self.needs = needs or Needs()
         self.memory = memory or Memory()
         self.seed = seed
-        self._hessian = Hessian(objective)
+        self._hessian = Hessian(objective, kernel)
         self.hessian = Observed(self._hessian, on_product)
         self._eigenpairs: Eigenpairs | None = None
         self._trace: Estimate | None = None

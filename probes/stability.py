@@ -72,11 +72,11 @@ class Stability(Probe):
             values["two_over_lr"] = 2 / snapshot.lr
         if (match := snapshot.gradient_match()) is not None:
             values["gradient_cosine"], values["gradient_scale"] = match
-        reason, index = None, None
+        reasons, index = [snapshot.hessian.note], None
         try:
             index = self._minibatch_index(snapshot)
         except Exception as error:  # e.g. batches of a kind that cannot be cut; the rest still stands
-            reason = f"S_mu was not measured: {type(error).__name__}: {error}"
+            reasons.append(f"S_mu was not measured: {type(error).__name__}: {error}")
         if index is not None:
             values |= {"s_mu": index.value, "s_mu_low": index.low, "s_mu_high": index.high}
             values["mu"] = _alignment(snapshot, index, trace.value)
@@ -87,7 +87,7 @@ class Stability(Probe):
             high / threshold if threshold and high is not None else None,
             "threshold",
             pairs.kernel,
-            reason,
+            "; ".join(filter(None, reasons)) or None,
             values,
         )
 

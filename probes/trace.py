@@ -40,4 +40,5 @@ class Trace(Probe):
         """The trace and how it was obtained."""
         estimate = snapshot.trace(self.rtol, self.max_matvecs)
         values = {"stderr": estimate.stderr, "converged": float(estimate.converged), "loss": snapshot.loss}
-        return Measurement(estimate.value, estimate.low, estimate.high, "curvature", estimate.kernel, values=values)
+        note = estimate.note or None
+        return Measurement(estimate.value, estimate.low, estimate.high, "curvature", estimate.kernel, note, values)

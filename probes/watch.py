@@ -48,6 +48,7 @@ def watch(
     drive: str = "hooks",
     on_error: str = "warn",
     budget: float | None = None,
+    kernel: str = "auto",
     resume: bool = False,
     first_step: int | None = None,
     seed: int = 0,
@@ -73,6 +74,9 @@ def watch(
             every update.
         on_error: ``"warn"``, or ``"raise"`` to let exceptions of probes out.
         budget: at most this share of wall-clock time for measuring; due measurements are postponed.
+        kernel: how curvature products are computed: ``"auto"``, ``"retained"``, ``"batched"``, ``"compiled"`` or
+            ``"finite_difference"``; see `losscope.landscape.Hessian`. Only ``"auto"`` checks that double
+            backward is the derivative of the gradient.
         resume: append to the run in ``out``.
         first_step: number of updates made before (after loading a checkpoint). Default: 0, or when
             resuming one past the last recorded step.
@@ -84,7 +88,7 @@ def watch(
         The live object: ``run.log(...)``, ``run.measure_now()``, ``run.run``.
 
     Raises:
-        SettingError: for options that mean nothing.
+        SettingError: for options that mean nothing, and for finite differences in half precision.
         DataError: if the data is empty or can be read once only.
         ParameterError: if there is nothing to measure.
         LossError: if the loss is not a scalar connected to the parameters.
@@ -110,15 +114,17 @@ def watch(
     if isinstance(model, nn.Module):
         if optimizer is None:
             raise SettingError("pass the optimizer: watch(model, optimizer, data=..., criterion=...)")
-        known = {f.name for f in fields(Player)} - {"name", "model", "optimizer", "data", "batch_size"}
+        known = {f.name for f in fields(Player)} - {"name", "model", "optimizer", "data", "batch_size", "kernel"}
         if unknown := set(objective) - known:
             raise SettingError(
                 f"watch has no option {', '.join(sorted(unknown))}; of the objective: {', '.join(sorted(known))}"
             )
-        players = [Player("model", model, optimizer, data, batch_size, **objective)]
+        players = [Player("model", model, optimizer, data, batch_size, kernel=kernel, **objective)]
     else:
-        if optimizer is not None or data is not None or batch_size is not None or objective:
-            raise SettingError("with players, optimizer, data, batch_size and objective options belong to each Player")
+        if optimizer is not None or data is not None or batch_size is not None or kernel != "auto" or objective:
+            raise SettingError(
+                "with players, optimizer, data, batch_size, kernel and objective options belong to each Player"
+            )
         players = _checked_players(model)
     if drive not in _DRIVES:
         raise SettingError(f"drive must be one of {_DRIVES}, got {drive!r}")
