@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from . import criteria
 from .criterion import Assumption, Criterion
 from .records import Record
-from .window import Oscillation, last_part, latest_bound, observed
+from .window import Oscillation, ambiguity, curvature_records, last_part, latest_bound, noted, observed
 
 if TYPE_CHECKING:
     from .run import Run
@@ -27,6 +27,7 @@ class Audit:
         measurements: how many measurements that is.
         criteria: the lines.
         evidence: observed oscillation in words.
+        note: what the measurements say of themselves, e.g. that the Hessian is ambiguous; mostly empty.
     """
 
     player: str
@@ -34,6 +35,7 @@ class Audit:
     measurements: int
     criteria: tuple[Criterion, ...]
     evidence: str
+    note: str = ""
 
     @property
     def above_edge(self) -> bool:
@@ -62,7 +64,9 @@ def audit(run: Run, player: str) -> Audit:
     measured = [r for r in everything if r.status == "ok"]
     moving = [r for r in measured if r.values.get("threshold") is not None]
     window = last_part(moving or measured)
+    curvature = curvature_records(run, player, window)
     facts = observed(run.meta.get("players", {}).get(player, {}), window, everything)
+    facts["ambiguous"] = ambiguity(curvature)
     oscillation = Oscillation(run, player, window, facts)
     lines: tuple[Criterion, ...] = (
         criteria.sharpness(window, latest_bound(run, player, window), facts, oscillation),
@@ -73,7 +77,7 @@ def audit(run: Run, player: str) -> Audit:
     if lost:
         lines = tuple(_lost_since(lost[0], line) for line in lines)
     steps = (window[0].step, window[-1].step) if window else None
-    return Audit(player, steps, len(window), lines, oscillation.words)
+    return Audit(player, steps, len(window), lines, oscillation.words, noted(curvature))
 
 
 def _lost_since(record: Record, line: Criterion) -> Criterion:

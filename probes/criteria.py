@@ -57,6 +57,14 @@ def _deterministic(facts: dict[str, Any]) -> Assumption:
     return Assumption(f"full-batch steps (batch {facts.get('batch_size')} of {facts.get('samples')} samples)", None)
 
 
+def _unchecked(facts: dict[str, Any]) -> list[Assumption]:
+    """That the products are those of the Hessian, where a kernel was asked for that does not check it."""
+    kernel = facts.get("kernel") or "auto"
+    if kernel == "auto":
+        return []
+    return [Assumption(f'the Hessian is what kernel={kernel!r} computes ("auto" compares two ways)', None)]
+
+
 # --------------------------------------------------------------------------- the lines
 
 
@@ -67,7 +75,7 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
     kind = "necessary" if stochastic else "necessary and sufficient"
     ratio = ratio_of(window, "sharpness", "threshold", "threshold_largest")
     numbers: dict[str, Any] = ratio.fields()
-    assumptions = [Assumption("local: the quadratic model around the weights", None)]
+    assumptions = [Assumption("local: the quadratic model around the weights", None), *_unchecked(facts)]
     if not stochastic:
         assumptions.insert(0, _deterministic(facts))
     line: dict[str, Any] = {"name": "sharpness", "symbol": "lambda_max(H)", "formula": formula, "kind": kind}
@@ -78,7 +86,7 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
         percent = f"{bound.gap - 1:.0%}"
         assumptions.append(Assumption(f"the upper bound is still {percent} above, as at step {bound.step}", None))
     line |= numbers | {"assumptions": tuple(assumptions)}
-    if reason := _inconclusive(facts):
+    if reason := facts.get("ambiguous") or _inconclusive(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
     ratio_high = numbers["ratio_high"]
     if not facts.get("covers_optimizer", True):
@@ -115,11 +123,13 @@ def trace(window: list[Record], facts: dict[str, Any]) -> Criterion:
         Assumption("SGD at batch size 1", None if batch is None else batch == 1 and not facts["full_batch"]),
         Assumption("no momentum", not facts.get("momentum")),
         _interpolation(window),
+        *_unchecked(facts),
     )
     line: dict[str, Any] = {
         "name": "trace", "symbol": "tr(H)", "kind": "necessary", "assumptions": assumptions, **ratio.fields(),
     }  # fmt: skip
-    return _necessary(line, ratio, facts, None, bar=_not_applicable(facts, window) or _trace_bar(facts))
+    bar = _not_applicable(facts, window) or _trace_bar(facts)
+    return _necessary(line, ratio, facts, None, bar=bar, doubt=facts.get("ambiguous"))
 
 
 def _trace_bar(facts: dict[str, Any]) -> str | None:
@@ -149,12 +159,14 @@ def _noise_bar(facts: dict[str, Any]) -> str | None:
 def s_mu(window: list[Record], facts: dict[str, Any], oscillation: Oscillation) -> Criterion:
     """S_mu against 2/lr, for any number of outputs and any batch size."""
     ratio = ratio_of(window, "s_mu", "two_over_lr")
-    assumptions = (
+    assumptions: tuple[Assumption, ...] = (
         Assumption("squared loss", _is_squared(facts.get("loss_family"))),
         Assumption("no momentum", not facts.get("momentum")),
         Assumption("data is the training data, in mini-batches without replacement", None),
         _interpolation(window),
     )
+    if facts.get("ambiguous"):
+        assumptions += (Assumption("the gradient is that of the loss, though its Hessian is ambiguous", None),)
     line: dict[str, Any] = {
         "name": "s_mu", "symbol": "S_mu = E|g_B|^2/2L", "kind": "necessary", "assumptions": assumptions,
         **ratio.fields(),
@@ -184,12 +196,13 @@ def _interpolation(window: Sequence[Record]) -> Assumption:
 
 
 def _necessary(
-    line: dict[str, Any], ratio: Ratio, facts: dict[str, Any], oscillation: Oscillation | None, *, bar: str | None
-) -> Criterion:
+    line: dict[str, Any], ratio: Ratio, facts: dict[str, Any], oscillation: Oscillation | None, *, bar: str | None,
+    doubt: str | None = None,
+) -> Criterion:  # fmt: skip
     """A line whose criterion is necessary for stability: barred, not what is trained, or judged."""
     if bar:
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=bar)
-    if reason := _inconclusive(facts):
+    if reason := doubt or _inconclusive(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
     seen = oscillation.seen if oscillation else None
     verdict = judge(ratio.ratio, ratio.ratio_low, ratio.ratio_high, necessary=True, oscillates=seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from .records import Record
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["Bound", "Oscillation", "Ratio", "column", "last_part", "latest_bound", "median", "observed", "ratio_of"]
+__all__ = [
+    "Bound", "Oscillation", "Ratio", "ambiguity", "column", "curvature_records", "last_part", "latest_bound", "median",
+    "noted", "observed", "ratio_of",
+]  # fmt: skip
 
 BOUND_STAYS_FRESH = 200
 """An upper bound of the sharpness this many steps old still speaks for the present (stated as an assumption)."""
@@ -127,6 +131,34 @@ def latest_bound(run: Run, player: str, window: Sequence[Record]) -> Bound | Non
     if latest is None or not window or window[-1].step - latest.step > BOUND_STAYS_FRESH:
         return None
     return latest
+
+
+_AMBIGUOUS = "ambiguous: "  # how the note of an ambiguous Hessian begins
+
+
+def curvature_records(run: Run, player: str, window: Sequence[Record]) -> list[Record]:
+    """The measurements of the Hessian in the window, by whatever probe; of the whole run where there is no window."""
+    first, last = (window[0].step, window[-1].step) if window else (0, math.inf)
+    found = [r for probe in ("sharpness", "trace", "stability") for r in run.select(probe, player)]
+    return sorted((r for r in found if first <= r.step <= last), key=lambda r: r.step)
+
+
+def noted(records: Sequence[Record]) -> str:
+    """What measurements say of themselves: each note once, the latest of those that differ in numbers only."""
+    found: dict[str, str] = {}
+    for record in records:
+        for part in (record.reason or "").split("; "):
+            found[re.sub(r"\d[\d.e+-]*", "#", part)] = part
+    return "; ".join(filter(None, found.values()))
+
+
+def ambiguity(records: Sequence[Record]) -> str | None:
+    """That the Hessian is ambiguous, with both values shortly; None where it is not."""
+    for record in reversed(records):
+        if record.reason and record.reason.startswith(_AMBIGUOUS):
+            values = re.split("[:;] ", record.reason.removeprefix(_AMBIGUOUS), maxsplit=1)[0]
+            return f"the loss's Hessian is ambiguous: {values}"
+    return None
 
 
 def observed(facts: dict[str, Any], window: Sequence[Record], everything: Sequence[Record]) -> dict[str, Any]:

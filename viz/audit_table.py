@@ -52,6 +52,9 @@ def audit_table(audit: Audit, *, title: str = "", signs: bool = True) -> Rendera
     if audit.steps is not None:
         many = f"{audit.measurements} measurement" + ("s" if audit.measurements != 1 else "")
         parts.append(Text(f"Medians over {many}, steps {audit.steps[0]:,} to {audit.steps[1]:,}.", style="dim"))
+    if audit.note:
+        parts.append(Text(f"Note: {audit.note}."))
+    if audit.steps is not None:
         parts += [Text(), _table(audit, signs)]
     for criterion in audit.criteria:
         parts += [Text(), _why(criterion)]

@@ -103,9 +103,18 @@ def player_facts(run: Run, player: str | None) -> list[tuple[str, str]]:
         facts.append(("loss", str(said["loss_family"])))
     if said.get("mode"):
         facts.append(("measured in mode", str(said["mode"])))
+    facts.append(("curvature products by", _kernels(run, player, said)))
     place = ", ".join(str(said[key]) for key in ("dtype", "device") if said.get(key))
     facts.append(("computed in", place))
     return [(name, text) for name, text in facts if text]
+
+
+def _kernels(run: Run, player: str | None, said: dict[str, Any]) -> str:
+    """The kernels that computed the products, and whether one was asked for."""
+    name = player if player is not None else next(iter(run.players), None)
+    used = dict.fromkeys(r.kernel for r in run.records if r.kernel and name in (None, r.player))
+    words = ", ".join(used).replace("_", " ")
+    return f"{words} (asked for)" if words and said.get("kernel") not in (None, "auto") else words
 
 
 def _count(value: Any) -> str:
