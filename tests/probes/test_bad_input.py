@@ -195,11 +195,21 @@ def test_weights_that_mean_nothing(refused, weight):
         ({"probes": ["sharpness"]}, "a probe must be a Probe or a function"),
         ({"probes": "sharpness"}, "probes must be a list"),
         ({"probes": [Trace(), Sharpness(), Trace(rtol=0.5)]}, "distinct.*trace, sharpness, trace"),
+        ({"kernel": "fast"}, "kernel must be one of 'auto', 'retained', .*'finite_difference'; got 'fast'"),
+        ({"kernel": None}, "kernel must be one of .*got None"),
+        ({"kernel": ["retained"]}, r"kernel must be one of .*got \['retained'\]"),
         ({"out": None, "resume": True}, "resume=True needs out="),
     ],
 )
 def test_options_that_mean_nothing(refused, options, words):
     refused(SettingError, words, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_finite_differences_in_half_precision(refused, dtype):
+    data = (X.to(dtype), Y.to(dtype))
+    words = f"finite differences need parameters in float32 or float64, weight is {dtype}.*retained"
+    refused(SettingError, words, nn.Linear(3, 1).to(dtype), data=data, kernel="finite_difference")
 
 
 def test_no_optimizer_and_things_that_are_none(refused):
@@ -222,6 +232,10 @@ def test_players():
         watch([model])
     with pytest.raises(SettingError, match="belong to each Player"):
         watch([player], criterion=MSE)
+    with pytest.raises(SettingError, match="kernel.*belong to each Player"):
+        watch([player], kernel="batched")
+    with pytest.raises(SettingError, match="got 'fast'"):
+        watch([Player("a", model, sgd(model), (X, Y), criterion=MSE, kernel="fast")])
 
 
 def test_an_optimizer_without_hooks(refused):

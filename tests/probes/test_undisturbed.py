@@ -61,8 +61,11 @@ def held_out(name: str) -> list[Any]:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("mlp", "eval"), ("cnn", "eval"), ("cnn", "train"), ("lstm", "eval"), ("transformer", "eval")],
-)
+    [
+        ("mlp", "eval"), ("cnn", "eval"), ("cnn", "train"), ("lstm", "eval"), ("transformer", "eval"),
+        ("once", "eval"), ("fused", "eval"), ("fused", "train"),
+    ],
+)  # fmt: skip
 def test_training_is_the_same_to_the_bit(name: str, mode: str, optimizer: str) -> None:
     runs = []
 
@@ -80,6 +83,8 @@ def test_training_is_the_same_to_the_bit(name: str, mode: str, optimizer: str) -
     assert run.steps == 9
     for probe in ("sharpness", "trace", "stability", "largest_weight"):
         assert [r.step for r in run.run.select(probe)] == [0, 3, 6], probe  # it was watched indeed
+    kernel = "finite_difference" if name in ("once", "fused") else "retained"
+    assert {r.kernel for r in run.run.select("sharpness")} == {kernel}
     assert all(r.values["s_mu"] > 0 for r in run.run.select("stability"))
 
 
@@ -92,6 +97,19 @@ def test_the_same_with_the_default_probes_on_the_very_loader_that_is_iterated(na
         )
 
     assert train(name, "momentum", watching).differences(unwatched(name, "momentum")) == []
+
+
+@pytest.mark.parametrize("kernel", ["retained", "batched", "finite_difference"])
+def test_the_same_with_a_kernel_that_was_asked_for(kernel: str) -> None:
+    runs = []
+
+    def watching(model: nn.Module, moved: torch.optim.Optimizer, _: DataLoader) -> Any:
+        options: dict[str, Any] = {"criterion": F.cross_entropy, "every": 4, "on_error": "raise", "mode": "train"}
+        runs.append(watch(model, moved, data=held_out("cnn"), kernel=kernel, **options))
+        return runs[0]
+
+    assert train("cnn", "adam", watching).differences(unwatched("cnn", "adam")) == []
+    assert {r.kernel for r in runs[0].run.records if r.kernel} == {kernel}
 
 
 def test_the_same_with_a_run_folder(tmp_path: Any) -> None:
@@ -387,14 +405,14 @@ class Ready:
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
 @pytest.mark.parametrize("mode", ["eval", "train", "train_frozen"])
 @pytest.mark.parametrize("fault", ["", "probe raises", "loss raises", "loss is nan", "data raises"])
-def test_one_measurement_leaves_no_trace(fault: str, mode: str, on_error: str) -> None:
+@pytest.mark.parametrize("kernel", ["auto", "finite_difference"])
+def test_one_measurement_leaves_no_trace(kernel: str, fault: str, mode: str, on_error: str) -> None:
     ready = Ready()
     hooked = {name: list(table) for name, table in vars(ready.optimizer).items() if name.endswith("_hooks")}
     chosen = [Sharpness(), Trace(rtol=0.5), Stability(rtol=0.5), ready.probe]
     options: dict[str, Any] = {"loss_fn": ready.loss_fn, "weight": lambda b: len(b[0]), "mode": mode, "every": [10**9]}
-    with watch(
-        ready.model, ready.optimizer, data=ready.batches(), probes=chosen, batch_size=4, on_error=on_error, **options
-    ) as run:
+    options |= {"batch_size": 4, "on_error": on_error, "kernel": kernel}
+    with watch(ready.model, ready.optimizer, data=ready.batches(), probes=chosen, **options) as run:
         ready.fault = fault
         before = everything(ready.model, ready.optimizer)
         if on_error == "raise" and fault.endswith("raises"):

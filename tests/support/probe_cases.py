@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
 from losscope.probes import Snapshot, Watch
@@ -28,6 +29,30 @@ CLASSES = 3
 
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+
+
+class _OnceSine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return ctx.saved_tensors[0].cos() * grad
+
+
+class OnceSine(nn.Module):
+    """A sine that torch cannot differentiate twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _OnceSine.apply(x)
+
+
+def once() -> nn.Module:
+    """A network without double backward, which finite differences measure."""
+    return nn.Sequential(nn.Linear(6, 8), OnceSine(), nn.Linear(8, CLASSES))
 
 
 def cnn() -> nn.Module:
@@ -67,11 +92,21 @@ class Transformer(nn.Module):
         return self.head(h.mean(1))
 
 
+class Fused(Transformer):
+    """The same, with the fused kernel forced, whatever a measurement would rather have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return super().forward(x)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (mlp, (6,)),
     "cnn": (cnn, (1, 6, 6)),
     "lstm": (LSTM, (4, 4)),
     "transformer": (Transformer, (4, 4)),
+    "once": (once, (6,)),
+    "fused": (Fused, (4, 4)),
 }
 """Name -> (builder, shape of one sample)."""
 
