@@ -232,7 +232,7 @@ def test_players():
         watch([model])
     with pytest.raises(SettingError, match="belong to each Player"):
         watch([player], criterion=MSE)
-    with pytest.raises(SettingError, match="kernel.*belong to each Player"):
+    with pytest.raises(SettingError, match=r"kernel.*belong to each Player"):
         watch([player], kernel="batched")
     with pytest.raises(SettingError, match="got 'fast'"):
         watch([Player("a", model, sgd(model), (X, Y), criterion=MSE, kernel="fast")])

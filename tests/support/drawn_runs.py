@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,6 +78,24 @@ def hovering(steps: int = 3000, lr: float = 0.1, player: str = "model") -> list[
         wobble = 0.02 * (-1) ** t if t > 400 else 0
         records.append(Record(t, player, "log", values={"loss": 0.45 * math.exp(-t / 600) * (1 + wobble)}))
     return records
+
+
+LONG_NOTE = (
+    "finite differences of the gradient, since torch cannot differentiate twice through FlashAttentionVarlenFunction, "
+    "in layer transformer.encoder.layers.11.attention.self_attention.core_attention.flash_attention_implementation "
+    "(FlashAttention): its backward is marked @once_differentiable; products within 5.1e-05 of the largest"
+)
+AMBIGUOUS_NOTE = (
+    "ambiguous: double backward gives v'Hv = 1.0637, differences of the gradient give 1.06977 (products 0.036 apart): "
+    "the loss stops a gradient, passes one straight through, or has a custom backward that is wrong or leaves its own "
+    "derivative out"
+)
+
+
+def noting(records: Iterable[Record], note: str | None, kernel: str = "retained") -> list[Record]:
+    """The same records, whose curvature products said something of themselves."""
+    curvature = ("sharpness", "trace", "stability")
+    return [dataclasses.replace(r, reason=note, kernel=kernel) if r.probe in curvature else r for r in records]
 
 
 def minibatch(steps: int = 3000, lr: float = 0.1, player: str = "model") -> list[Record]:

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from drawn_runs import AMBIGUOUS_NOTE, LONG_NOTE, hovering, noting, run_of
 from losscope.probes import Assumption, Audit, Criterion
 from losscope.viz.audit_table import print_audit
 from losscope.viz.words import VERDICTS
@@ -48,6 +49,18 @@ def test_assumptions_that_do_not_simply_hold() -> None:
     text = printed(audit("AT_EDGE"))
     assert "not met: no momentum" in text and "not checked: local" in text
     assert "squared loss" not in text
+
+
+@pytest.mark.parametrize("note", [AMBIGUOUS_NOTE, LONG_NOTE], ids=["ambiguous", "finite differences"])
+def test_what_the_products_were_is_said_in_full_and_fits(note: str) -> None:
+    text = printed(run_of(noting(hovering(), note)).audit())
+    assert max(map(len, text.splitlines())) <= 80
+    assert " ".join(note.split()).replace(" ", "") in "".join(text.split())  # a long name is broken, not cut
+    ambiguous = note is AMBIGUOUS_NOTE
+    assert ("sharpness: INCONCLUSIVE" in text) == ambiguous
+    assert ("sharpness: AT_EDGE" in text) == (not ambiguous)
+    assert ("Hessian is ambiguous" in " ".join(text.split())) == ambiguous
+    assert "Note" not in printed(run_of(hovering()).audit())
 
 
 def test_colours_on_a_terminal_only() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from drawn_runs import hovering, meta, write
+from drawn_runs import AMBIGUOUS_NOTE, LONG_NOTE, hovering, meta, noting, write
 from losscope.viz import report
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
@@ -64,8 +64,11 @@ def test_light_and_dark(page: Path, tmp_path: Path) -> None:
         assert np.ptp(shot[250:700, :860].mean(axis=2)) > 0.6
 
 
-def test_narrow_screen_needs_no_sideways_scrolling(page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("note", ["", AMBIGUOUS_NOTE, LONG_NOTE], ids=["plain", "ambiguous", "long note"])
+def test_narrow_screen_needs_no_sideways_scrolling(note: str, tmp_path: Path) -> None:
     """In a frame of 400 px (chromium's own window is no narrower than 500), nothing reaches past its edge."""
+    write(tmp_path / "run", noting(hovering(), note or None), meta(model={}))
+    page = report(tmp_path / "run")
     frame = tmp_path / "frame.html"
     frame.write_text(
         '<body style="margin:0;background:#f0f"><iframe width="1200" height="3000" style="border:0;width:400px" '

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from drawn_runs import diverging, hovering, meta, minibatch, run_of, write
+from drawn_runs import AMBIGUOUS_NOTE, LONG_NOTE, diverging, hovering, meta, minibatch, noting, run_of, write
 from losscope.landscape import RunError
 from losscope.probes import Record, Run
 from losscope.viz import report
@@ -143,6 +143,25 @@ def test_a_diverged_run_says_so(tmp_path: Path) -> None:
     assert "The loss was not finite at 170 steps, first at step 330." in page.words
     assert "RuntimeError: out of memory" in page.words and "Recorded errors" in page.words
     assert "Above the edge" in page.words
+
+
+def test_what_the_products_were(tmp_path: Path) -> None:
+    page = Page(report(run_of(noting(hovering(300), AMBIGUOUS_NOTE)), tmp_path / "ambiguous.html"))
+    assert f"Note: {AMBIGUOUS_NOTE}." in page.words
+    assert page.attribute("title")[0] == "INCONCLUSIVE"
+    assert "The loss's Hessian is ambiguous: double backward gives v'Hv = 1.0637, differences" in page.words
+    records = noting(hovering(300), LONG_NOTE, "finite_difference")
+    page = Page(report(run_of(records, model={"kernel": "auto"}), tmp_path / "differences.html"))
+    assert f"Note: {LONG_NOTE}." in page.words
+    assert "finite difference" in page.text["dd"]
+    assert "Recorded errors" not in page.words
+    page = Page(report(run_of(records, model={"kernel": "finite_difference"}), tmp_path / "asked.html"))
+    assert "finite difference (asked for)" in page.text["dd"]
+    plain = Page(report(run_of(hovering(300)), tmp_path / "plain.html"))
+    assert "Note: " not in plain.words
+    assert "retained" in plain.text["dd"]
+    hostile = Page(report(run_of(noting(hovering(300), HOSTILE)), tmp_path / "hostile.html"))
+    assert HOSTILE in hostile.words and "img" not in {tag for tag, _ in hostile.elements}
 
 
 def test_every_player(tmp_path: Path) -> None:
