@@ -253,7 +253,7 @@ def test_fused_kernels_without_a_second_derivative_are_refused_with_advice() -> 
             return nn.functional.scaled_dot_product_attention(model(x), model(x), model(x)).square().mean()
 
     operator = Hessian(Objective(nn.Linear(4, 4), [torch.ones(2, 1, 3, 4)], loss_fn=loss_fn, weight=len), "retained")
-    with pytest.raises(DoubleBackwardError, match=r"cannot differentiate twice, in the loss .*plain operations in its place"):
+    with pytest.raises(DoubleBackwardError, match=r"differentiate twice, in the loss .*plain operations in its place"):
         operator @ torch.ones(20)
 
 
