@@ -8,6 +8,7 @@ are small models, and on a GPU most.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch.func import grad, vjp, vmap
 from ..errors import KernelError
 from ..objective import Objective
 from .functional import FunctionalLoss
+from .retained import Retained
 
 __all__ = ["Compiled"]
 
@@ -59,8 +61,8 @@ class Compiled:
         """H V for a block of vectors V (n, k).
 
         Raises:
-            KernelError: if the product cannot be compiled, draws random numbers, or depends on parameters that
-                the loss holds on to.
+            KernelError: if the product cannot be compiled, or is another than double backward's: it draws random
+                numbers, the loss holds on to parameters, or a custom function is traced wrongly.
         """
         objective = self.objective
         with objective.isolated():
@@ -75,7 +77,27 @@ class Compiled:
                 for first in range(0, len(rows), _CHUNK):
                     chunk = slice(first, first + _CHUNK)
                     out[chunk].add_(self._product(program, index, rows[chunk]), alpha=share)
+            if not program.checked:
+                self._compare(rows, out)
+                program.checked = True
         return out.T
+
+    def _compare(self, rows: Tensor, out: Tensor) -> None:
+        """Compare the first products with double backward, once: torch traces some custom functions wrongly.
+
+        Raises:
+            KernelError: if they differ.
+        """
+        longest = int(torch.linalg.vector_norm(rows, dim=1).argmax())
+        expected, found = Retained(self.objective)(rows[longest, :, None])[:, 0], out[longest]
+        size, apart = float(expected.norm()), float((found - expected).norm())
+        allowed = max(3 * math.sqrt(torch.finfo(out.dtype).eps), 32 * self.objective.space.rounding)
+        if math.isfinite(size) and not apart <= allowed * max(size, float(found.norm())):
+            del self.objective.kept[self._key]
+            raise KernelError(
+                f"compiled products differ from double backward's: norms {float(found.norm()):.6g} and {size:.6g}, "
+                f'{apart / (size or 1.0):.2g} apart, relative; pass kernel="retained"'
+            )
 
     def is_ready(self, block: int) -> bool:
         """Whether blocks of this many vectors have been compiled for."""
@@ -108,6 +130,7 @@ class _Program:
         self.space, self.parameters = objective.space, list(objective.parameters.values())
         self.compile_seconds = 0.0
         self.widths: set[int] = set()
+        self.checked = False
         function = _block_product(FunctionalLoss(objective))
         code = function.__code__.replace(co_name="hessian_block_product")
         own = types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)

@@ -54,7 +54,8 @@ def is_second_order(error: BaseException | None) -> bool:
     """Whether an error of torch's says that there is no double backward."""
     if not isinstance(error, RuntimeError) or isinstance(error, OutOfMemoryError | LosscopeError):
         return False
-    return any(phrase in str(error).lower() for phrase in _NO_SECOND_ORDER)
+    message = str(error).lower()
+    return "batching rule" not in message and any(phrase in message for phrase in _NO_SECOND_ORDER)
 
 
 class second_order_errors:
