@@ -112,9 +112,9 @@ class FiniteDifference:
     def __call__(self, V: Tensor) -> Tensor:
         """H V for a block of vectors V (n, k), to within `error`."""
         self.calibrate()
-        rows = V.T.clone() if V.is_inference() else V.T.contiguous()
-        out = torch.empty_like(rows)
         with self.objective.isolated(), self._any_attention(), second_order_errors(self.objective):
+            rows = V.T.clone() if V.is_inference() else V.T.contiguous()
+            out = torch.empty_like(rows)
             for row, norm, result in zip(rows, rows.norm(dim=1).tolist(), out, strict=True):
                 result.copy_(self._checked(row / norm) * norm if norm > 0 else row)
         return out.T
