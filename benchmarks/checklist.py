@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import time
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,7 @@ class Picked:
     problem: str
     block: int
     kernel: str
+    seconds: float
     note: str = ""
 
 
@@ -45,13 +47,15 @@ def picks(problem: Problem, blocks: tuple[int, ...]) -> list[Picked]:
         from losscope.landscape.kernels.choice import choose
     except ImportError:
         return []
-    found = []
+    found, asked = [], objective(problem, problem.fresh())
     for k in blocks:
+        started = time.perf_counter()
         try:
-            choice = choose(objective(problem, problem.fresh()), block=k, planned=PLANNED)
-            found.append(Picked(problem.key, k, choice.kernel, str(choice.reason)))
+            choice = choose(asked, block=k, planned=PLANNED)
+            kernel, note = choice.kernel, str(choice.reason)
         except Exception as error:
-            found.append(Picked(problem.key, k, "", f"fails: {short(error)}"))
+            kernel, note = "", f"fails: {short(error)}"
+        found.append(Picked(problem.key, k, kernel, time.perf_counter() - started, note))
     return found
 
 

@@ -47,6 +47,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="does it run at all: no memory, nothing compiled")
     parser.add_argument("--budget", type=float, default=6.0, help="seconds for one row and block size on one problem")
+    parser.add_argument(
+        "--patience", type=float, default=30.0, help="seconds; a model that takes longer to compile is compiled once"
+    )
     parser.add_argument("--memory", nargs=2, metavar=("TABLE", "KEY"), help="only this, printed as JSON")
     return parser.parse_args()
 
@@ -60,10 +63,21 @@ class Benchmark:
         self.blocks = (1, 8, 16) if self.device.type == "cuda" else (1, 8)
         self.least, self.budget = (0.002, 0.1) if options.quick else (0.04, options.budget)
         self.repeats = 2 if options.quick else options.repeats
+        self.slow_to_compile: dict[str, str] = {}  # family: the problem it was compiled for
 
     def contenders(self, table: str, problem: Problem) -> list[Contender]:
+        """Who takes part; where compiling a model took long, it is compiled for that one set of shapes only."""
         found = TABLES[table][0](problem)
-        return [c for c in found if not (self.options.quick and c.kernel == "compiled")]
+        compiled_for = self.slow_to_compile.get(problem.family.name, problem.key)
+        if self.options.quick or compiled_for != problem.key:
+            found = [c for c in found if c.kernel != "compiled"]
+        return found
+
+    def note_compiling(self, problem: Problem, result: products.Result) -> None:
+        for row in result.rows:
+            seconds = max((block.first for block in row.blocks.values()), default=0.0)
+            if row.kernel == "compiled" and seconds > self.options.patience:
+                self.slow_to_compile[problem.family.name] = problem.key
 
     def products(self, table: str, problem: Problem) -> products.Result:
         """One problem's rows of the first or third table, with their memory."""
@@ -73,6 +87,7 @@ class Benchmark:
             problem, self.contenders(table, problem), right, self.blocks, self.repeats,
             least=self.least, budget=self.budget,
         )  # fmt: skip
+        self.note_compiling(problem, result)
         products.note_memory(result, self.memory(table, problem))
         print(f"{products.table(result, self.blocks)}\n({table}, {time.perf_counter() - started:.0f} s)\n", flush=True)
         return result
@@ -107,6 +122,7 @@ class Benchmark:
         for problem in found:
             hessian.append(self.products("hessian", problem))
             chosen += [] if self.options.quick else checklist.picks(problem, self.blocks)
+            print(*chosen[-len(self.blocks) :], sep="\n", end="\n\n", flush=True)
         forties = [self.lanczos(problem) for problem in found if problem.key in lanczos.PROBLEMS]
         gauss_newton = [self.products("gauss_newton", problem) for problem in found]
         self.write(hessian, forties, gauss_newton, chosen)
@@ -156,7 +172,6 @@ def main() -> None:
         cache = tempfile.TemporaryDirectory(prefix="kernels-", ignore_cleanup_errors=True)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
     benchmark = Benchmark(options)
     if options.memory is None:
         print(f"{machine(benchmark.device)}; kernels tried: {', '.join(KERNELS)}\n", flush=True)
