@@ -117,7 +117,7 @@ class LanczosBasis:
         width = W.shape[1]
         room = min(width, self.space.size - self.size)
         tiny = 10 * self._eps * self._scale
-        Q, R = self._orthonormal(W, norms)
+        Q, R = self._again_orthonormal(*self._orthonormal(W, norms))
         self.broke_down = room < width or min(map(abs, R.diagonal())) <= tiny
         if self.broke_down:
             Q, R = self._orthonormal_with_refill(W, room, tiny)
@@ -133,6 +133,21 @@ class LanczosBasis:
             return (W.T / norm).T, np.array([[norm]])
         Q, R = torch.linalg.qr(W)
         return Q, R.to("cpu", torch.float64).numpy()
+
+    def _again_orthonormal(self, Q: Tensor, R: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Q R once more, where a column of Q is a small part of what it was made from.
+
+        What rounding left there of the basis is a larger part of it, by as much: all of it, where the
+        operator is of low rank but for rounding.
+        """
+        parts = abs(R.diagonal())
+        for _ in range(3):
+            if parts.size < 2 or parts.min() > 0.1 * parts.max() or not parts.all():
+                break
+            self._cleaned(Q, self._filled)
+            Q, again = self._orthonormal(Q)
+            R, parts = again @ R, abs(again.diagonal())
+        return Q, R
 
     def _orthonormal_with_refill(self, W: Tensor, room: int, tiny: float) -> tuple[Tensor, np.ndarray]:
         """Orthonormalise column by column; where nothing is left, go on in a random direction.
