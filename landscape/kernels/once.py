@@ -70,7 +70,7 @@ class second_order_errors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if is_second_order(error):
             message = str(error)
-            named = re.search(r"derivative for (?:aten::)?(\w+)", message)
+            named = re.search(r"derivative for '?(?:aten::)?(\w+)", message)
             operation = "checkpoint" if "checkpoint" in message.lower() else named[1] if named else ""
             raise DoubleBackwardError(
                 f"the model or the loss has an operation that torch cannot differentiate twice"
