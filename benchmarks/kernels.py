@@ -95,7 +95,7 @@ class Benchmark:
     def lanczos(self, problem: Problem) -> lanczos.Forty:
         """One problem's runs of the second table, with their memory."""
         started = time.perf_counter()
-        forty = lanczos.measure(problem, self.repeats, budget=5 * self.budget)
+        forty = lanczos.measure(problem, self.repeats, 5 * self.budget, compiled=not self.options.quick)
         memory = self.memory("lanczos", problem)
         for run in forty.runs:
             run.memory = memory.get(run.name)

@@ -146,12 +146,12 @@ def own_lanczos(problem: Problem) -> Callable[[int], tuple[int, float]]:
     return go
 
 
-def _ways(problem: Problem) -> list[tuple[str, Callable[[], Callable[[int], tuple[int, float]]]]]:
+def _ways(problem: Problem, compiled: bool) -> list[tuple[str, Callable[[], Callable[[int], tuple[int, float]]]]]:
     ways = [
         ("losscope: top_eigenpairs", lambda: ours(problem, None)),
         ("losscope: top_eigenpairs, retained", lambda: ours(problem, "retained")),
     ]
-    if problem.key == "mlp-128":
+    if compiled and problem.key == "mlp-128":
         ways.append(("losscope: top_eigenpairs, k = 8, compiled before", lambda: ours_kept(problem, "compiled", 8)))
     return [
         *ways,
@@ -176,10 +176,10 @@ def _failure_in(run: Run) -> Iterator[None]:
         run.failure = f"fails: {short(error)}"
 
 
-def _opened(problem: Problem) -> list[Run]:
+def _opened(problem: Problem, compiled: bool) -> list[Run]:
     """Every way, tried with a few steps."""
     runs = []
-    for name, make in _ways(problem):
+    for name, make in _ways(problem, compiled):
         run = Run(name, lambda _: (0, float("nan")))
         with _failure_in(run):
             run.go = make()
@@ -191,15 +191,16 @@ def _opened(problem: Problem) -> list[Run]:
 # --------------------------------------------------------------------------- timing
 
 
-def measure(problem: Problem, repeats: int, budget: float) -> Forty:
+def measure(problem: Problem, repeats: int, budget: float, compiled: bool = True) -> Forty:
     """Time all ways in turns; the bare call right before and after each.
 
     Args:
         problem: what is differentiated.
         repeats: rounds; peers whose rounds would last longer than ``budget`` get fewer, at least two.
         budget: seconds.
+        compiled: whether to compile anything.
     """
-    device, runs = problem.device, _opened(problem)
+    device, runs = problem.device, _opened(problem, compiled)
     bare_contender = Contender("plain torch", "retained", plain_retained, math=problem.family.attention)
     gradients: list[float] = []
     bares: list[float] = []
@@ -255,7 +256,7 @@ def _gradient_seconds(problem: Problem) -> float:
 def memory_of(problem: Problem) -> dict[str, int]:
     """Peak bytes of each whole run, above the model and the data."""
     found = {}
-    for name, make in _ways(problem):
+    for name, make in _ways(problem, compiled=True):
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             go = make()
