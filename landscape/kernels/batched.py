@@ -34,7 +34,7 @@ class Batched(Retained):
     def _times(self, gradient: Gradient, rows: Tensor) -> Tensor:
         parts, first = [], 0
         while first < len(rows):
-            chunk = rows[first : first + (self._chunk or self._fitting(len(rows)))]
+            chunk = rows[first : first + (self._chunk or self._fitting())]
             try:
                 parts.append(self._pulled_back_together(gradient.flat, chunk))
             except torch.OutOfMemoryError:
@@ -45,10 +45,10 @@ class Batched(Retained):
             first += len(chunk)
         return torch.cat(parts)
 
-    def _fitting(self, k: int) -> int:
+    def _fitting(self) -> int:
         """How many vectors at once: each is taken to need as much memory as the graph it passes through."""
         allowed = self.graphs.memory or default_memory(self.objective.space.device)
-        self._chunk = max(1, min(k, allowed // max(self.graphs.bytes_of_one(), 1)))
+        self._chunk = max(1, allowed // max(self.graphs.bytes_of_one(), 1))
         return self._chunk
 
     def _pulled_back_together(self, flat: Tensor, rows: Tensor) -> Tensor:
