@@ -168,15 +168,17 @@ class _Ritz:
     def __init__(self, basis: LanczosBasis, k: int, which: str, share: float) -> None:
         self.basis, self.which, self.share = basis, which, share
         self.all_values, self.Y = basis.eigh()
-        key = {"LA": -self.all_values, "SA": self.all_values}.get(which, -np.abs(self.all_values))
-        self.chosen = np.argsort(key, kind="stable")[:k]
+        order = np.arange(len(self.all_values))  # they ascend
+        if which == "LM":
+            order = np.argsort(-np.abs(self.all_values), kind="stable")
+        self.chosen = order[::-1][:k] if which == "LA" else order[:k]
         self.values = self.all_values[self.chosen]
-        norm = float(np.abs(self.all_values).max())
+        norm = float(max(-self.all_values[0], self.all_values[-1]))
         self.rounding = basis.space.rounding * norm
         self.scale = np.maximum(np.abs(self.values), 1e-3 * norm)
         width = basis.R.shape[1]
         self.coupling = basis.R @ self.Y[basis.size - width :]  # (next, size): R times the last block's rows
-        self.residuals = np.linalg.norm(self.coupling[:, self.chosen], axis=0) + self.rounding
+        self.residuals = np.sqrt(np.square(self.coupling[:, self.chosen]).sum(axis=0)) + self.rounding
 
     def converged(self, tol: float) -> bool:
         # The residuals carry their rounding, so this is never true by underflow of a recurrence.
@@ -219,7 +221,7 @@ class _Ritz:
             return top + self.rounding
         first = self.Y[: self.basis.block]
         spread = max(float(values.max() - values.min()), abs(top), 1e-280)
-        gaps = np.logspace(-12, 6, 1000) * spread
+        gaps = np.logspace(-12, 6, 600) * spread
         weights = 1.0 / (top + gaps[:, None] - values)  # (grid, size)
         pairs = (first[:, None, :] * self.coupling[None, :, :]).reshape(-1, len(values))
         possible = np.linalg.norm(weights @ pairs.T, axis=1) >= self.share

@@ -15,6 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+# In one call each, as data parallel training does it: a piece at a time takes longer than a small net's product.
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
 from .errors import SettingError
 
 __all__ = ["ParameterSpace", "VectorSpace", "common_space", "generator_for", "named"]
@@ -98,6 +101,7 @@ class ParameterSpace(VectorSpace):
         self.shapes = tuple(tuple(p.shape) for p in parameters.values())
         self.dtypes = tuple(p.dtype for p in parameters.values())
         self.numels = tuple(math.prod(shape) for shape in self.shapes)
+        self._like = [torch.empty(shape, device="meta") for shape in self.shapes]
         dtype = torch.float32  # never accumulate in half precision
         for p in parameters.values():
             dtype = torch.promote_types(dtype, p.dtype)
@@ -105,9 +109,16 @@ class ParameterSpace(VectorSpace):
         # The model computes in the parameters' own precision: measured 6e-3 for bfloat16.
         self.rounding = max(self.rounding, *(torch.finfo(p.dtype).eps for p in parameters.values()))
 
+    @property
+    def _uniform(self) -> bool:
+        """Whether pieces of a vector are views of it."""
+        return self.dtypes.count(self.dtype) == len(self.dtypes)
+
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
         """One tensor per parameter -> (n,)."""
-        return torch.cat([t.reshape(-1) if t.dtype == self.dtype else t.reshape(-1).to(self.dtype) for t in tensors])
+        if self._uniform:
+            return _flatten_dense_tensors(tensors)
+        return torch.cat([t.reshape(-1).to(self.dtype) for t in tensors])
 
     def flatten_rows(self, tensors: Sequence[Tensor]) -> Tensor:
         """One tensor (k, ...) per parameter -> k vectors as rows (k, n)."""
@@ -115,6 +126,8 @@ class ParameterSpace(VectorSpace):
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """(n,) -> one tensor per parameter, views where the dtypes agree."""
+        if self._uniform:
+            return list(_unflatten_dense_tensors(vector, self._like))
         pieces = vector.split(self.numels)
         return [
             piece.view(shape).to(dtype) for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
@@ -148,6 +161,7 @@ class ParameterSpace(VectorSpace):
         sub.dtypes = tuple(self.dtypes[i] for i in kept)
         sub.numels = tuple(self.numels[i] for i in kept)
         sub.size = sum(sub.numels)
+        sub._like = [self._like[i] for i in kept]
         return sub
 
 

@@ -36,7 +36,7 @@ class Batched(Retained):
         while first < len(rows):
             chunk = rows[first : first + (self._chunk or self._fitting())]
             try:
-                parts.append(self._pulled_back_together(gradient.flat, chunk))
+                parts.append(self._pulled_back_together(gradient, chunk))
             except torch.OutOfMemoryError:
                 if len(chunk) == 1:
                     raise
@@ -51,10 +51,16 @@ class Batched(Retained):
         self._chunk = max(1, allowed // max(self.graphs.bytes_of_one(), 1))
         return self._chunk
 
-    def _pulled_back_together(self, flat: Tensor, rows: Tensor) -> Tensor:
+    def _pulled_back_together(self, gradient: Gradient, rows: Tensor) -> Tensor:
+        pieces = self.objective.space.unflatten_rows(rows)
         try:
             products = torch.autograd.grad(
-                flat, self._parameters, rows, retain_graph=True, allow_unused=True, is_grads_batched=True
+                gradient.heads,
+                self._parameters,
+                [pieces[i] for i in gradient.live],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=True,
             )
         except torch.OutOfMemoryError:
             raise

@@ -154,7 +154,7 @@ class _Program:
         parameters = [p.detach() for p in self.parameters]
         compiled_before, started = _frames_compiled(), time.perf_counter()
         # The isolation makes user's compiled modules run eagerly; this one is ours.
-        with torch.compiler.set_stance("default"), _traceable():
+        with torch.compiler.set_stance("default"), _traceable(), _transforms_put_back():
             result = self.function(parameters, blocks, batch)
         if _frames_compiled() != compiled_before:
             self.compile_seconds += time.perf_counter() - started
@@ -173,6 +173,25 @@ def _block_product(loss: FunctionalLoss) -> Callable[..., Tensor]:
         return torch.cat([t.reshape(t.shape[0], -1) for t in products], dim=1)
 
     return product
+
+
+@contextlib.contextmanager
+def _transforms_put_back() -> Iterator[None]:
+    """Undo what a transform leaves behind when it fails half-way.
+
+    A trace that breaks off inside ``torch.func.grad`` leaves hooks on saved tensors forbidden for the whole
+    process, and with them every checkpointed model of the training.
+    """
+    state = torch._C._autograd
+    before = state._saved_tensors_hooks_get_disabled_error_message()
+    try:
+        yield
+    finally:
+        if state._saved_tensors_hooks_get_disabled_error_message() != before:
+            if before is None:
+                state._saved_tensors_hooks_enable()
+            else:
+                state._saved_tensors_hooks_disable(before)
 
 
 @contextlib.contextmanager

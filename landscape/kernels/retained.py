@@ -28,12 +28,14 @@ class Gradient(NamedTuple):
     Attributes:
         loss: the batch's loss times its share.
         tensors: its gradient, one tensor per parameter.
-        flat: the same as one vector (n,).
+        live: positions of those that depend on the parameters; the others have no graph, and a Hessian of zero.
+        heads: these.
     """
 
     loss: Tensor
     tensors: list[Tensor]
-    flat: Tensor
+    live: list[int]
+    heads: tuple[Tensor, ...]
 
 
 class Retained:
@@ -64,8 +66,7 @@ class Retained:
         with self.objective.isolated(), second_order_errors(self.objective):
             rows = V.T.clone() if V.is_inference() else V.T.contiguous()
             for gradient in self.graphs:
-                # A gradient that does not depend on the parameters has no graph, and a Hessian of zero.
-                if gradient.flat.requires_grad:
+                if gradient.live:
                     products = self._times(gradient, rows)
                     out = products if out is None else out.add_(products)
         return torch.zeros_like(rows).T if out is None else out.T
@@ -76,7 +77,7 @@ class Retained:
             return self.objective.value_and_gradient()
         with self.objective.isolated(), second_order_errors(self.objective):
             gradient = next(iter(self.graphs))
-        return float(gradient.loss.detach()), gradient.flat.detach().clone()
+        return float(gradient.loss.detach()), self.objective.space.flatten([g.detach() for g in gradient.tensors])
 
     def _build(self, index: int, share: float) -> Gradient:
         loss = self.objective.batch_loss(index)
@@ -85,20 +86,23 @@ class Retained:
             self._checked = True
         loss = loss if share == 1.0 else share * loss
         tensors = self.objective.gradients(loss, create_graph=True)
-        return Gradient(loss, tensors, self.objective.space.flatten(tensors))
+        live = [i for i, g in enumerate(tensors) if g.requires_grad]
+        return Gradient(loss, tensors, live, tuple(tensors[i] for i in live))
 
     def _times(self, gradient: Gradient, rows: Tensor) -> Tensor:
         """This batch's H v for every row of (k, n), as rows."""
-        if len(rows) == 1:
-            return self._pulled_back(gradient.flat, rows[0])[None]
-        return torch.stack([self._pulled_back(gradient.flat, row) for row in rows])
+        if rows.shape[0] == 1:
+            return self._pulled_back(gradient, rows[0])[None]
+        return torch.stack([self._pulled_back(gradient, row) for row in rows])
 
-    def _pulled_back(self, flat: Tensor, row: Tensor) -> Tensor:
-        products = run_backward(
-            (flat,), (row,), True, False, self._parameters, True, accumulate_grad=False
-        )  # torch.autograd.grad(flat, parameters, row, retain_graph=True, allow_unused=True)
+    def _pulled_back(self, gradient: Gradient, row: Tensor) -> Tensor:
+        pieces = self.objective.space.unflatten(row)
+        if len(gradient.live) < len(pieces):
+            pieces = [pieces[i] for i in gradient.live]
+        # torch.autograd.grad(heads, parameters, pieces, retain_graph=True, allow_unused=True)
+        found = run_backward(gradient.heads, tuple(pieces), True, False, self._parameters, True, accumulate_grad=False)
         return self.objective.space.flatten(
-            [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, products, strict=True)]
+            [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, found, strict=True)]
         )
 
     def blocks(self, V: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:

@@ -64,3 +64,12 @@ def test_finite_differences_are_within_their_stated_error(name: str, dtype: torc
     norm = float(values.abs().max())
     assert float(errors.max()) <= engine.error * norm
     assert engine.error <= (1e-3 if dtype == torch.float32 else 1e-8)
+
+
+def test_a_product_that_cannot_be_compiled_leaves_torch_as_it_was() -> None:
+    """Else checkpointed models could not be trained after it."""
+    engine = Compiled(build("checkpointing", torch.float32).objective(), backend="aot_eager")
+    with pytest.raises(KernelError):
+        engine(torch.ones(engine.objective.space.size, 1))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        engine.objective.gradient()
