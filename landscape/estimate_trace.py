@@ -15,6 +15,7 @@ from .space import generator_for
 
 __all__ = ["trace"]
 
+_MERE_ROUNDING = 100.0  # times eps: a product's error up to here is left out of the interval
 _MEMORY = 64 << 20  # bytes of random vectors at once; their products take several times that
 
 
@@ -127,12 +128,19 @@ def _still_needed(estimate: Estimate, rtol: float) -> float:
 
 
 def _exact(operator: Observed, confidence: float, block: int = 64) -> Estimate:
-    """The sum of the diagonal, from one product per coordinate."""
-    n, value = operator.space.size, 0.0
+    """The sum of the diagonal, from one product per coordinate.
+
+    Where products have an error beyond rounding (finite differences, tensor cores), each entry has it.
+    """
+    n, value, squares = operator.space.size, 0.0, 0.0
     for first in range(0, n, block):
         width = min(block, n - first)
         units = torch.zeros(width, n, dtype=operator.space.dtype, device=operator.space.device)
         units[torch.arange(width), torch.arange(first, first + width)] = 1.0
-        value += float((units.T * (operator @ units.T)).to(torch.float64).sum())
+        columns = operator @ units.T
+        value += float((units.T * columns).to(torch.float64).sum())
+        squares += float(columns.to(torch.float64).square().sum())
+    error = operator.space.rounding
+    half = n * error * math.sqrt(squares) if error > _MERE_ROUNDING * torch.finfo(operator.space.dtype).eps else 0.0
     m, kernel, note = operator.matvecs, operator.kernel, operator.note
-    return Estimate(value, 0.0, value, value, confidence, m, "exact", True, kernel, note)
+    return Estimate(value, 0.0, value - half, value + half, confidence, m, "exact", True, kernel, note)

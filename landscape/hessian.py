@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .errors import SettingError
+from .errors import KernelError, LosscopeError, SettingError
 from .kernels.agreement import agreement
 from .kernels.batched import Batched
-from .kernels.choice import KERNELS, Choice, Kernel, settle
+from .kernels.choice import KERNELS, Choice, Kernel, check_count, settle, withdraw
 from .kernels.finite_difference import FiniteDifference
 from .kernels.retained import Retained
 from .objective import Objective
@@ -67,6 +68,8 @@ class Hessian(SymmetricOperator):
     ) -> None:
         if not isinstance(kernel, str) or kernel not in ("auto", *KERNELS):
             raise SettingError(f"kernel must be one of {', '.join(map(repr, ['auto', *KERNELS]))}; got {kernel!r}")
+        check_count("memory", memory)
+        check_count("planned", planned)
         self._full = objective if weights is None else objective.weighted(weights)
         self.precision = checked_precision(precision, objective.space.device)
         self.objective = self._full if precision == "full" else self._full.computed_in(precision)
@@ -120,7 +123,12 @@ class Hessian(SymmetricOperator):
         if not self._name or (self._error is None and self.precision != "full"):
             self.plan(V.shape[1], V.shape[1])
         kernel = self._kernel(self._name)
-        result = kernel(V)
+        try:
+            result = kernel(V)
+        except KernelError as error:
+            if self._asked != "auto" or self._name == Retained.name:
+                raise
+            result = self._without(error)(V)
         if isinstance(kernel, FiniteDifference):
             self._note_error(kernel.error)
         return result
@@ -131,6 +139,9 @@ class Hessian(SymmetricOperator):
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """The objective's value and gradient (n,), sharing the Hessian's graph where it can."""
+        if self._asked == "auto" and not self._name:
+            with contextlib.suppress(LosscopeError):  # the value is there also where products are not
+                self.plan(1, 1)
         kernel = self._kernels.get(self._name)
         return kernel.value_and_gradient() if isinstance(kernel, Retained) else self.objective.value_and_gradient()
 
@@ -148,6 +159,15 @@ class Hessian(SymmetricOperator):
             if isinstance(kernel, Retained) and isinstance(other, Retained):
                 kernel.graphs = other.graphs  # the same ones
         return self._kernels[name]
+
+    def _without(self, error: KernelError) -> Kernel:
+        """Go on with double backward where the kernel that was chosen fails later, and remember it."""
+        assert self.choice is not None
+        withdraw(self.objective, self._name, error)
+        reason = f"{self._name} failed: {error}"
+        self.choice = dataclasses.replace(self.choice, kernel=Retained.name, reason=reason)
+        self._name = Retained.name
+        return self._kernel(Retained.name)
 
     def _note_error(self, error: float) -> None:
         self.space.rounding = max(self.space.rounding, error)

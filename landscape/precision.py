@@ -60,7 +60,7 @@ def _matmul(wanted: str) -> Iterator[None]:
         with _set((_CUDA.matmul, _CPU.matmul), "tf32" if wanted == "high" else "ieee"):
             yield
         return
-    if before == wanted:
+    if before == wanted and (wanted == "highest" or _CUDA.matmul.fp32_precision == "tf32"):
         yield
         return
     backends = (_CUDA.matmul, _CPU.matmul)

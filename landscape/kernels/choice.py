@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
@@ -12,16 +13,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..batches import tensors_of
 from ..errors import DoubleBackwardError, LosscopeError, SettingError
 from ..objective import Objective
 from .agreement import agreement
 from .batched import Batched
-from .compiled import Compiled
+from .compiled import Compiled, shapes_of
 from .finite_difference import FiniteDifference
 from .retained import Retained
 
-__all__ = ["KERNELS", "Candidate", "Choice", "Kernel", "choose", "settle"]
+__all__ = ["KERNELS", "Candidate", "Choice", "Kernel", "check_count", "choose", "settle", "withdraw"]
 
 
 class Kernel(Protocol):
@@ -107,11 +107,11 @@ def choose(objective: Objective, *, block: int = 1, planned: int = 1000, memory:
         memory: bytes that the kernels may take; None for their default.
 
     Raises:
-        SettingError: for numbers below 1.
+        SettingError: for numbers that are no integers above 0.
         DoubleBackwardError: if there is no double backward, and finite differences fail as well.
     """
-    if block < 1 or planned < 1:
-        raise SettingError(f"block and planned must be at least 1, got {block!r} and {planned!r}")
+    for name, value in (("block", block), ("planned", planned), ("memory", memory)):
+        check_count(name, value)
     with objective.isolated():
         trial = _Trial(objective, block, planned, memory)
         try:
@@ -129,6 +129,16 @@ def choose(objective: Objective, *, block: int = 1, planned: int = 1000, memory:
     return Choice(best, agreed.status, "; ".join(filter(None, (agreed.reason, why))), trial.candidates, block)
 
 
+def check_count(name: str, value: int | None) -> None:
+    """Refuse what is no positive integer; None is a default.
+
+    Raises:
+        SettingError: naming the setting.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise SettingError(f"{name} must be a positive integer, got {value!r}")
+
+
 def settle(objective: Objective, *, block: int, planned: int, memory: int | None) -> Choice:
     """`choose`, with a trial only where the products planned are many to one it takes; kept with the objective.
 
@@ -137,11 +147,20 @@ def settle(objective: Objective, *, block: int, planned: int, memory: int | None
     """
     tried = planned >= _MANY * block if block > 1 else planned >= _MANY_SINGLE
     key = ("choice", id(objective.loss), block if tried else 0, memory)
-    if key not in objective.kept:
+    kept = objective.kept.get(key)
+    stale = kept is not None and kept.kernel == Compiled.name and not Compiled(objective).is_ready(block)
+    if kept is None or stale:  # batches of other shapes would be compiled for again
         make = choose if tried else _untried
         objective.kept[key] = make(objective, block=block, planned=planned, memory=memory)
     choice: Choice = objective.kept[key]
     return choice
+
+
+def withdraw(objective: Objective, kernel: str, error: Exception) -> None:
+    """Let double backward take the place of a kernel that was chosen and fails later."""
+    for key, kept in list(objective.kept.items()):
+        if key[0] == "choice" and kept.kernel == kernel:
+            objective.kept[key] = dataclasses.replace(kept, kernel="retained", reason=f"{kernel} failed: {error}")
 
 
 def _untried(objective: Objective, *, block: int, planned: int, memory: int | None) -> Choice:
@@ -228,8 +247,7 @@ class _Trial:
     def attempt_compiled(self) -> None:
         """Compile where that is repaid, and say so where it is not."""
         kernel = Compiled(self.objective)
-        shapes = {tuple(tuple(t.shape) for t in tensors_of(b.content)) for b in self.objective.batches}
-        cost = 0.0 if kernel.is_ready(self.block) else _COMPILE_SECONDS * len(shapes)
+        cost = 0.0 if kernel.is_ready(self.block) else _COMPILE_SECONDS * len(shapes_of(self.objective))
         work = self.planned * (self.found["retained"].seconds or 0.0)
         if work < _REPAID * cost:
             self.found["compiled"] = Candidate(

@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
+from ..batches import tensors_of
 from ..errors import KernelError
 from ..objective import Objective
 from .functional import FunctionalLoss
 from .retained import Retained
 
-__all__ = ["Compiled"]
+__all__ = ["Compiled", "shapes_of"]
+
+Shapes = tuple[tuple[int, ...], ...]
 
 _CHUNK = 8
 """Most vectors in one call: beyond it the time per vector stays, and memory grows."""
@@ -100,9 +103,10 @@ class Compiled:
             )
 
     def is_ready(self, block: int) -> bool:
-        """Whether blocks of this many vectors have been compiled for."""
-        program = self.objective.kept.get(self._key)
-        return program is not None and program.width(min(block, _CHUNK)) in program.widths
+        """Whether blocks of this many vectors, on batches of these shapes, have been compiled for."""
+        program, k = self.objective.kept.get(self._key), min(block, _CHUNK)
+        shapes = shapes_of(self.objective)
+        return program is not None and all((s, program.width(k, s)) in program.made for s in shapes)
 
     def _product(self, program: _Program, index: int, rows: Tensor) -> Tensor:
         with self.objective.evaluation(index) as batch:
@@ -129,7 +133,7 @@ class _Program:
     def __init__(self, objective: Objective, backend: str) -> None:
         self.space, self.parameters = objective.space, list(objective.parameters.values())
         self.compile_seconds = 0.0
-        self.widths: set[int] = set()
+        self.made: set[tuple[Shapes, int]] = set()  # shapes of batches, and vectors at a time
         self.checked = False
         function = _block_product(FunctionalLoss(objective))
         code = function.__code__.replace(co_name="hessian_block_product")
@@ -140,14 +144,14 @@ class _Program:
         self._cloned = on_gpu
         self.function = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
-    def width(self, k: int) -> int:
+    def width(self, k: int, shapes: Shapes) -> int:
         """How wide a block to compute k vectors in: one compiled already, if it is not for a vector alone."""
-        fitting = [width for width in self.widths if width >= k > 1 or width == k]
+        fitting = [width for made_for, width in self.made if made_for == shapes and (width >= k > 1 or width == k)]
         return min(fitting, default=k)
 
     def __call__(self, rows: Tensor, batch: Any) -> Tensor:
-        k, width = len(rows), self.width(len(rows))
-        self.widths.add(width)
+        k, shapes = len(rows), _shapes(batch)
+        width = self.width(k, shapes)
         if k < width:
             rows = torch.cat([rows, rows.new_zeros(width - k, rows.shape[1])])
         blocks = self.space.unflatten_rows(rows)
@@ -158,6 +162,7 @@ class _Program:
             result = self.function(parameters, blocks, batch)
         if _frames_compiled() != compiled_before:
             self.compile_seconds += time.perf_counter() - started
+        self.made.add((shapes, width))
         return (result.clone() if self._cloned else result)[:k]
 
 
@@ -203,6 +208,15 @@ def _traceable() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def shapes_of(objective: Objective) -> set[Shapes]:
+    """The different shapes that the objective's batches have: each is compiled for."""
+    return {_shapes(batch.content) for batch in objective.batches}
+
+
+def _shapes(content: Any) -> Shapes:
+    return tuple(tuple(t.shape) for t in tensors_of(content))
 
 
 def _frames_compiled() -> int:

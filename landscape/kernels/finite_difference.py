@@ -73,12 +73,17 @@ class FiniteDifference:
         """See the class."""
         return _SAFETY * self._absolute / self._largest if self._largest > 0 else 0.0
 
+    @property
+    def _key(self) -> tuple[str, int]:
+        return ("finite difference step", id(self.objective.loss))
+
     def calibrate(self) -> None:
         """Find the step, where that has not been done."""
         if self.step:
             return
         space = self.objective.space
-        first = torch.finfo(min(space.dtypes, key=lambda d: torch.finfo(d).bits)).eps ** (1 / 3)
+        usual = torch.finfo(min(space.dtypes, key=lambda d: torch.finfo(d).bits)).eps ** (1 / 3)
+        first = self.objective.kept.get(self._key, usual)  # the last snapshot's step is a good start
         v = torch.randn(space.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         v = v.to(space.device, space.dtype)
         with self.objective.isolated(), self._any_attention(), second_order_errors(self.objective):
@@ -106,7 +111,7 @@ class FiniteDifference:
             best += down
             for power in [p for p in found if abs(p - best) > 2]:
                 del found[power]
-        self.step = first * 2.0**best
+        self.step = self.objective.kept[self._key] = first * 2.0**best
         self._note(change(best), float(product(best).norm()))
 
     def __call__(self, V: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The choice of a kernel: trust before capability, capability before speed, and all of it said."""
 
+import dataclasses
 import re
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from landscape_cases import Checkpointed, labelled, mlp
 from losscope.landscape import (
     DoubleBackwardError,
     Hessian,
+    KernelError,
     Objective,
     SettingError,
     top_eigenpairs,
@@ -332,7 +334,7 @@ def test_a_trial_is_short() -> None:
 
 @pytest.mark.parametrize(("block", "planned"), [(0, 10), (-1, 10), (1, 0)])
 def test_numbers_below_one_are_refused(block: int, planned: int) -> None:
-    with pytest.raises(SettingError, match="at least 1"):
+    with pytest.raises(SettingError, match="must be a positive integer"):
         choose(plain(), block=block, planned=planned)
 
 
@@ -358,3 +360,32 @@ def test_vectors_that_do_not_fit_are_refused(kernel: str, V: Tensor, words: str)
     assert operator.shape[0] == 51
     with pytest.raises(SettingError, match=words):
         operator @ V
+
+
+def test_a_chosen_kernel_that_fails_later_gives_way_to_double_backward() -> None:
+    """As compiled code does where numbers that the loss reads change at every snapshot."""
+    objective = plain()
+    operator = Hessian(objective, planned=10)
+    V = torch.ones(objective.space.size, 2)
+    expected = operator @ V
+    chosen = dataclasses.replace(operator.choice, kernel="compiled")
+
+    class Failing:
+        name = "compiled"
+
+        def __call__(self, V: torch.Tensor) -> torch.Tensor:
+            raise KernelError("cannot be compiled any more")
+
+    for key in [key for key in objective.kept if key[0] == "choice"]:
+        objective.kept[key] = chosen
+    operator.choice, operator._name = chosen, "compiled"
+    operator._kernels["compiled"] = Failing()
+    assert torch.equal(operator @ V, expected)
+    assert operator.kernel == "retained" and "cannot be compiled any more" in operator.choice.reason
+    assert {kept.kernel for key, kept in objective.kept.items() if key[0] == "choice"} == {"retained"}
+
+
+@pytest.mark.parametrize("setting", [{"memory": "1GB"}, {"memory": 0}, {"planned": -5}, {"planned": 1.5}])
+def test_counts_must_be_positive_integers(setting: dict) -> None:
+    with pytest.raises(SettingError, match=f"{next(iter(setting))} must be a positive integer"):
+        Hessian(plain(), **setting)
