@@ -185,9 +185,9 @@ class _Ritz:
         return bool((self.residuals <= tol * self.scale).all())
 
     def at_least(self, tol: float) -> int:
-        """Steps that convergence takes at the least, were each to make residuals thirty times smaller."""
+        """Steps that convergence takes at the least, were each to make residuals ten times smaller."""
         excess = float((self.residuals / np.maximum(tol * self.scale, 1e-300)).max())
-        return int(math.log(excess, 30)) if 1 < excess < math.inf else 0
+        return int(math.log10(excess)) if 1 < excess < math.inf else 0
 
     def stalled(self) -> bool:
         """Whether more products cannot bring the residuals down, rounding being most of them."""

@@ -83,9 +83,34 @@ class LanczosBasis:
 
     def extend(self) -> None:
         """Multiply the newest block and append the next one."""
-        width = self.total - self.size
         # A copy, since the operator's result may be its own; of rows, since torch is slow on a column.
-        W = (self.operator @ self._newest.T).T.clone().T
+        rows = (self.operator @ self._newest.T).T.clone()
+        if self.block == len(self._filled) == len(self._near) == 1:
+            self._extend_by_one(rows)
+        else:
+            self._extend_by_block(rows.T)
+
+    def _extend_by_one(self, w: Tensor) -> None:
+        """The step for single vectors, (1, n), on one chunk: few operations, since small nets notice each."""
+        near, basis = self._near[0], self._filled[0]
+        first = self.space.inner(near.T, w.T)
+        w.addmm_(first.T, near, alpha=-1)
+        second = self.space.inner(basis.T, w.T)
+        w.addmm_(second.T, basis, alpha=-1)
+        length = torch.linalg.vector_norm(w, dim=1, keepdim=True)
+        found = torch.cat((first, second, length)).flatten().tolist()  # the one synchronisation of a step
+        cut, norm, at = near.shape[0], found[-1], self.size
+        self._scale = max(self._scale, math.hypot(*found))
+        self._T[at, at] = found[cut - 1] + found[-2]
+        if math.hypot(*found[cut:-1]) > norm:
+            again = self._cleaned(w.T, self._filled)
+            self._T[at, at] += float(again[-1])
+            norm = float(torch.linalg.vector_norm(w))
+        self.size = self.total
+        self._append_next(w.T, np.array([norm]))
+
+    def _extend_by_block(self, W: Tensor) -> None:
+        width = self.total - self.size
         near, far = self._cleaned(W, self._near), self._cleaned(W, self._filled)
         together = torch.cat((near.view(-1), far.view(-1), torch.linalg.vector_norm(W.T, dim=1)))
         found = together.to("cpu", torch.float64).numpy()  # the one synchronisation of a step
@@ -117,6 +142,11 @@ class LanczosBasis:
         width = W.shape[1]
         room = min(width, self.space.size - self.size)
         tiny = 10 * self._eps * self._scale
+        if width == room == 1 and norms[0] > tiny:
+            self.broke_down, self.R = False, norms[None, :]
+            self._append((W.T / norms[0]).T)
+            self._T[self.size, self.size - 1] = self._T[self.size - 1, self.size] = norms[0]
+            return
         Q, R = self._again_orthonormal(*self._orthonormal(W, norms))
         self.broke_down = room < width or min(map(abs, R.diagonal())) <= tiny
         if self.broke_down:
