@@ -84,7 +84,7 @@ class LanczosBasis:
     def extend(self) -> None:
         """Multiply the newest block and append the next one."""
         # A copy, since the operator's result may be its own; of rows, since torch is slow on a column.
-        rows = (self.operator @ self._newest.T).T.clone()
+        rows = self.operator.product(self._newest.T).T.clone()
         if self.block == len(self._filled) == len(self._near) == 1:
             self._extend_by_one(rows)
         else:
