@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from custom_functions import Once
 from landscape_cases import Checkpointed, dense_hessian, flat, labelled, mlp, selected
 from losscope.landscape import (
     DoubleBackwardError,
@@ -315,27 +316,15 @@ def test_what_cannot_be_differentiated_twice_is_refused() -> None:
         GaussNewton(objective)
 
 
-class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: object, grad: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * grad
-
-
 @pytest.mark.parametrize("where", ["model", "criterion"])
 def test_operations_that_can_be_differentiated_once_are_refused_by_name(where: str) -> None:
     """Torch itself may be silent about them, and leave their part out."""
     model, (x, y) = nn.Linear(4, 3), labelled([6])[0]
     options = {
-        "model": {"forward": lambda m, b: _Once.apply(m(b[0])), "criterion": nn.CrossEntropyLoss()},
-        "criterion": {"criterion": lambda z, y: _Once.apply(z).mean() + F.cross_entropy(z, y)},
+        "model": {"forward": lambda m, b: Once.apply(m(b[0])), "criterion": nn.CrossEntropyLoss()},
+        "criterion": {"criterion": lambda z, y: Once.apply(z).mean() + F.cross_entropy(z, y)},
     }
-    with pytest.raises(DoubleBackwardError, match="differentiate twice through _Once"):
+    with pytest.raises(DoubleBackwardError, match="differentiate twice through Once"):
         GaussNewton(Objective(model, (x, y), **options[where]))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from custom_functions import Once
 from landscape_cases import (
     CASES,
     Checkpointed,
@@ -223,25 +224,13 @@ def test_reentrant_checkpointing_is_refused_with_advice() -> None:
         operator @ torch.ones(operator.shape[0])
 
 
-class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: object, grad: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * grad
-
-
 @pytest.mark.parametrize("after", [lambda x: x, torch.square], ids=["linear", "curved"])
 def test_operations_without_a_second_derivative_are_refused_by_name(after: Callable[[Tensor], Tensor]) -> None:
     """Torch itself is silent about both, and leaves their part out of the second derivative."""
     model = nn.Linear(2, 1)
-    objective = Objective(model, [torch.ones(3, 2)], loss_fn=lambda m, x: after(_Once.apply(m(x))).mean())
+    objective = Objective(model, [torch.ones(3, 2)], loss_fn=lambda m, x: after(Once.apply(m(x))).mean())
     operator = Hessian(objective, "retained")
-    with pytest.raises(DoubleBackwardError, match="differentiate twice through _Once"):
+    with pytest.raises(DoubleBackwardError, match="differentiate twice through Once"):
         operator @ torch.ones(3)
 
 

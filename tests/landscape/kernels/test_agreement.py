@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from custom_functions import DropsItsDerivative
 from landscape_cases import CASES, build, labelled
 from losscope.landscape import Objective
 from losscope.landscape.kernels.agreement import agreement
@@ -197,17 +198,6 @@ class _WrongFactor(torch.autograd.Function):
         return 2.5 * ctx.saved_tensors[0] * grad
 
 
-class _DropsItsDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.x = x.detach()
-        return x.square()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 2 * ctx.x * grad
-
-
 def _squared(values: Tensor, b: Any) -> Tensor:
     return (values - b[1]).square().mean()
 
@@ -232,8 +222,8 @@ DOUBTED: dict[str, Callable[[nn.Module, Any], Tensor]] = {
     "reversal inside": lambda m, b: _squared(m[2](_Reversed.apply(m[1](m[0](b[0])))), b),
     "reversal of the outputs": lambda m, b: _squared(_Reversed.apply(m(b[0])), b),
     "reversal of the loss": lambda m, b: _Reversed.apply(_squared(m(b[0]), b)),
-    "own derivative dropped before linear": lambda m, b: _DropsItsDerivative.apply(m(b[0])).mean(),
-    "own derivative dropped before curved": lambda m, b: _DropsItsDerivative.apply(m(b[0])).square().mean(),
+    "own derivative dropped before linear": lambda m, b: DropsItsDerivative.apply(m(b[0])).mean(),
+    "own derivative dropped before curved": lambda m, b: DropsItsDerivative.apply(m(b[0])).square().mean(),
 }
 
 

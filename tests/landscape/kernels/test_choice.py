@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from custom_functions import Squares
 from landscape_cases import Checkpointed, labelled, mlp
 from losscope.landscape import (
     DoubleBackwardError,
@@ -161,23 +162,6 @@ def test_compiling_is_tried_where_it_is_repaid(monkeypatch: pytest.MonkeyPatch) 
 
 
 # --------------------------------------------------------------------------- capability
-
-
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * grad
-
-
-class Squares(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Once.apply(x)
 
 
 class FlashAttention(nn.Module):

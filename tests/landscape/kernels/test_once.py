@@ -6,29 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from custom_functions import Once, Squares
 from landscape_cases import labelled
 from losscope.landscape import DoubleBackwardError, KernelError, Objective
 from losscope.landscape.kernels.once import is_second_order
 from losscope.landscape.kernels.retained import Retained
 
 CE = nn.CrossEntropyLoss()
-
-
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * grad
-
-
-class Squares(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Once.apply(x)
 
 
 def nested() -> nn.Sequential:
