@@ -74,7 +74,8 @@ def find_terms(criterion: Callable[..., Tensor], outputs: Any, targets: Any, sam
 
 
 def _candidates(criterion: Callable[..., Tensor]) -> list[Terms]:
-    unreduced = [functools.partial(_unreduced, criterion)] if _reduction(criterion) is not None else []
+    reduction = _reduction(criterion)  # now, since not every version of the compiler can trace a signature
+    unreduced = [functools.partial(_unreduced, criterion, reduction)] if reduction is not None else []
     sliced = [functools.partial(form, criterion, mean) for form in (_sliced_at_once, _sliced) for mean in (True, False)]
     return [*unreduced, *sliced]
 
@@ -136,7 +137,7 @@ class _Unreduced:
         return getattr(self.module, name)
 
 
-def _unreduced(criterion: Any, outputs: Any, targets: Any) -> Tensor:
+def _unreduced(criterion: Any, reduction: str, outputs: Any, targets: Any) -> Tensor:
     """The terms of a criterion that can leave out its reduction, divided by its own denominator."""
     function, args, options = _parts(criterion)
     if isinstance(function, nn.Module):
@@ -145,7 +146,6 @@ def _unreduced(criterion: Any, outputs: Any, targets: Any) -> Tensor:
         options = options | {"reduction": "none"}
     entries = function(*args, outputs, targets, **options)
     terms = entries.flatten(1).sum(dim=1) if entries.ndim > 1 else entries
-    reduction = _reduction(criterion)
     if reduction == "sum":
         return terms
     if reduction == "batchmean":

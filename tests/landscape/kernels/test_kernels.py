@@ -1,5 +1,7 @@
 """Every kernel against dense float64 Hessians, on every case that it can run."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -11,10 +13,7 @@ from losscope.landscape.kernels.finite_difference import FiniteDifference
 from losscope.landscape.kernels.retained import Retained
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
-REFUSED = {
-    "compiled": {"lstm", "checkpointing", "gradient_penalty"},
-    "batched": set(),
-}
+MAY_BE_REFUSED = {"lstm", "checkpointing", "gradient_penalty"}  # by the compiler; versions of torch differ
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -40,14 +39,17 @@ def test_double_backward_equals_the_dense_hessian(kernel: type, memory: int, nam
 
 @pytest.mark.parametrize("name", CASES)
 def test_compiled_products_equal_the_dense_hessian(name: str) -> None:
-    """Traced and differentiated as a compiled product is; the code that inductor writes is tested below."""
+    """Traced and differentiated as a compiled product is; the code that inductor writes is tested in test_compiled."""
     _, _, H = reference(name)
     engine = Compiled(build(name, torch.float32).objective(), backend="aot_eager")
     V = vectors(len(H), 2, torch.float32)
-    if name in REFUSED["compiled"]:
-        with pytest.raises(KernelError, match=r"cannot be compiled .*kernel=.retained."):
+    if name in MAY_BE_REFUSED:
+        try:
             engine(V)
-        return
+        except KernelError:
+            with pytest.raises(KernelError, match=r"cannot be compiled .*kernel=.retained."):
+                engine(V)
+            return
     assert distance(engine(V), H @ V.double()) <= TOLERANCE[torch.float32]
 
 
@@ -69,7 +71,7 @@ def test_finite_differences_are_within_their_stated_error(name: str, dtype: torc
 def test_a_product_that_cannot_be_compiled_leaves_torch_as_it_was() -> None:
     """Else checkpointed models could not be trained after it."""
     engine = Compiled(build("checkpointing", torch.float32).objective(), backend="aot_eager")
-    with pytest.raises(KernelError):
+    with contextlib.suppress(KernelError):  # of torch 2.13; others trace it
         engine(torch.ones(engine.objective.space.size, 1))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
         engine.objective.gradient()
