@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 MIB = 1 << 20
+LONG = 1.0
+"""Seconds from which a first call is not repeated to see how long a later one takes."""
 
 
 def synchronise(device: torch.device) -> None:
@@ -36,10 +38,12 @@ class Slot:
     Attributes:
         run: what to do.
         seconds: per call, one entry per repeat.
+        first: seconds of a call that was made before; where it was long, it is estimate enough.
     """
 
     run: Callable[[int], Any]
     seconds: list[float] = field(default_factory=list)
+    first: float = 0.0
     calls: int = 1
     repeats: int = 1
 
@@ -65,12 +69,13 @@ def interleave(slots: list[Slot], repeats: int, device: torch.device, *, least: 
         repeats: rounds.
         device: where it runs.
         least: a turn lasts at least about so many seconds: short calls are repeated.
-        budget: a slot whose turns would last longer than this altogether gets fewer, at least three.
+        budget: a slot whose turns would last longer than this altogether gets fewer, at least two.
     """
     for slot in slots:
-        once = timed(lambda slot=slot: slot.run(1), device)
+        again = slot.first < LONG
+        once = timed(lambda slot=slot: slot.run(1), device) if again else slot.first
         slot.calls = max(1, min(500, round(least / once)))
-        slot.repeats = max(min(3, repeats), min(repeats, int(budget / (slot.calls * once))))
+        slot.repeats = max(min(2, repeats), min(repeats, int(budget / (slot.calls * once))))
     order = random.Random(0)
     for turn in range(repeats):
         for slot in order.sample(slots, len(slots)):
