@@ -1,5 +1,12 @@
-"""The figure of the first table: cost per vector in gradients, one lane per library and kernel."""
+"""The figure of the first table: cost per vector in gradients, one lane per library and kernel.
 
+    python benchmarks/figures.py benchmarks/results/kernels-cpu.json
+
+draws it again from the raw numbers.
+"""
+
+import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -10,7 +17,8 @@ import matplotlib.pyplot as plt
 from contenders import CURVLINOPS, OURS, PLAIN, PYHESSIAN
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from products import EXACT, Result, Row
+from matplotlib.ticker import LogLocator, NullLocator
+from products import EXACT, Result, Row, from_json
 
 # Okabe and Ito (2008): told apart with any colour vision; the markers tell the same once more.
 STYLES = {
@@ -41,10 +49,10 @@ def draw(results: list[Result], blocks: tuple[int, ...], where: str, target: Pat
             [result.title.replace(" in batches", "\nin batches") for result in results],
         )
         axes[0, 0].set_ylim(HEIGHT * len(results) - 1.0, -1.0)
-        figure.supxlabel("seconds per vector / seconds of one gradient of the same data", fontsize=9)
         figure.legend(handles=_legend(results), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+        figure.text(0.005, 0.002, _failures(results), ha="left", va="bottom", fontsize=6, color="0.35")
         figure.text(0.995, 0.002, where, ha="right", va="bottom", fontsize=6, color="0.35")
-        figure.set_layout_engine("constrained", rect=(0, 0.02, 1, 0.98))
+        figure.set_layout_engine("constrained", rect=(0, 0.2 / inches, 1, 1 - 0.2 / inches))
         files = [target.with_suffix(".png"), target.with_suffix(".svg")]
         figure.savefig(files[0], dpi=200)
         figure.savefig(files[1], metadata={"Date": None})
@@ -54,6 +62,7 @@ def draw(results: list[Result], blocks: tuple[int, ...], where: str, target: Pat
 
 def _panel(axis: Axes, results: list[Result], k: int) -> None:
     axis.set_xscale("log")
+    axis.set_xlabel("time per vector / time of one gradient", fontsize=9)
     axis.set_title("one vector at a time" if k == 1 else f"blocks of {k} vectors", fontsize=9)
     for i, result in enumerate(results):
         if i % 2:
@@ -63,9 +72,23 @@ def _panel(axis: Axes, results: list[Result], k: int) -> None:
     axis.axvline(1.0, color="0.6", lw=0.8, ls=(0, (4, 3)), zorder=1)
     axis.grid(axis="x", which="major", color="0.85", lw=0.6, zorder=0)
     axis.tick_params(axis="y", length=0)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
+
+
+def _failures(results: list[Result]) -> str:
+    """Who fails where, and what is shown instead."""
+    failed = [(row.library, result.title.split(",")[0]) for result in results for row in result.rows if row.failed]
+    notes = []
+    for model in dict.fromkeys(model for _, model in failed):
+        libraries = list(dict.fromkeys(library for library, where in failed if where == model))
+        again = any(row.name.endswith("unfused attention") and row.correct for result in results for row in result.rows)
+        shown = "; shown with attention unfused for them" if again else ""
+        notes.append(f"{model}: {', '.join(libraries)} fail as called{shown}.")
+    return " ".join(notes)
 
 
 def _point(axis: Axes, row: Row, k: int, top: float, gradient: float) -> None:
@@ -97,3 +120,11 @@ def _legend(results: list[Result]) -> list[Line2D]:
     if not all(row.correct for row in measured):
         handles.append(Line2D([], [], marker="x", ms=8, mec="black", ls="none", label="wrong result"))
     return handles
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1])
+    raw = json.loads(source.read_text())
+    measured = from_json(raw["hessian"])
+    sizes = tuple(sorted({k for result in measured for row in result.rows for k in row.blocks}))
+    print(*draw(measured, sizes, raw["machine"], source.with_suffix("")))

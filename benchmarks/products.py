@@ -73,7 +73,12 @@ class Row:
 
     @property
     def correct(self) -> bool:
-        return not self.failure and (self.error <= EXACT or self.off <= (self.stated or 0.0))
+        as_stated = self.stated is not None and self.off <= self.stated
+        return not self.failure and (self.error <= EXACT or as_stated)
+
+    @property
+    def failed(self) -> bool:
+        return self.failure.startswith("fails")
 
     def missing(self, k: int) -> bool:
         return bool(self.failure) or k not in self.blocks
@@ -313,3 +318,15 @@ def _block_cells(block: Block, gradient: float, opening: float) -> list[str]:
 
 def as_json(results: list[Result]) -> list[dict]:
     return [asdict(result) for result in results]
+
+
+def from_json(items: list[dict]) -> list[Result]:
+    """The results that `as_json` made the items of."""
+    results = []
+    for item in items:
+        rows = [
+            Row(**{**row, "blocks": {int(k): Block(**block) for k, block in row["blocks"].items()}})
+            for row in item["rows"]
+        ]
+        results.append(Result(**{**item, "rows": rows}))
+    return results
