@@ -50,7 +50,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=float, default=30.0, help="seconds; a model that takes longer to compile is compiled once"
     )
-    parser.add_argument("--skip-compiled", action="store_true", help="compile nothing in the tables of products")
+    parser.add_argument(
+        "--skip-compiled", nargs="*", metavar="WORD", help="compile nothing for these problems' tables of products"
+    )
     parser.add_argument("--memory", nargs=2, metavar=("TABLE", "KEY"), help="only this, printed as JSON")
     return parser.parse_args()
 
@@ -70,9 +72,14 @@ class Benchmark:
         """Who takes part; where compiling a model took long, it is compiled for that one set of shapes only."""
         found = TABLES[table][0](problem)
         compiled_for = self.slow_to_compile.get(problem.family.name, problem.key)
-        if self.options.quick or self.options.skip_compiled or compiled_for != problem.key:
+        if self.options.quick or self.skips(problem) or compiled_for != problem.key:
             found = [c for c in found if c.kernel != "compiled"]
         return found
+
+    def skips(self, problem: Problem) -> bool:
+        """Whether nothing is to be compiled for a problem."""
+        words = self.options.skip_compiled
+        return words is not None and (not words or any(word in problem.key for word in words))
 
     def note_compiling(self, problem: Problem, result: products.Result) -> None:
         for row in result.rows:
@@ -109,13 +116,15 @@ class Benchmark:
             return {}
         if self.device.type == "cuda":
             return self.memory_here(table, problem)
-        skipped = self.slow_to_compile.get(problem.family.name, problem.key) != problem.key
+        skipped = self.skips(problem) or self.slow_to_compile.get(problem.family.name, problem.key) != problem.key
         return products.memory_in_child(["--memory", table, problem.key, *(["--skip-compiled"] if skipped else [])])
 
     def memory_here(self, table: str, problem: Problem) -> dict:
         if table == "lanczos":
             return lanczos.memory_of(problem)
-        return products.memory_of(problem, self.contenders(table, problem), self.blocks)
+        # A single product of the larger models shows what there is to see, and blocks of them take minutes.
+        blocks = self.blocks if problem.family.name == "MLP" or self.device.type == "cuda" else self.blocks[:1]
+        return products.memory_of(problem, self.contenders(table, problem), blocks)
 
     def run(self) -> None:
         """Measure everything, and write what there is after each table."""

@@ -64,7 +64,7 @@ class Layer(nn.Module):
 class GPT(nn.Module):
     """A 2-layer GPT; returns logits (sequences x positions, vocabulary)."""
 
-    def __init__(self, vocabulary: int = GREY_LEVELS, length: int = 63, width: int = 64, layers: int = 2) -> None:
+    def __init__(self, vocabulary: int = GREY_LEVELS, length: int = 32, width: int = 64, layers: int = 2) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
         self.layers = nn.Sequential(*(Layer(width, heads=4) for _ in range(layers)))
@@ -147,11 +147,11 @@ def _families() -> dict[str, Family]:
     images, labels = _digits()
     flat = images.flatten(1) / 16.0
     large = F.interpolate(images[:512, None] / 16.0, size=16, mode="bilinear", align_corners=False)
-    tokens = images[:192].flatten(1).long()
+    tokens = images[:192].flatten(1)[:, :33].long()
     return {
         "mlp": Family("MLP", mlp, (flat, labels)),
         "resnet": Family("ResNet-20", resnet20, (large, labels[:512])),
-        "gpt": Family("GPT", GPT, (tokens[:, :-1], tokens[:, 1:]), rows=63, attention=True),
+        "gpt": Family("GPT", GPT, (tokens[:, :-1], tokens[:, 1:]), rows=32, attention=True),
     }
 
 
