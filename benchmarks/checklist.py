@@ -106,7 +106,7 @@ def _run(forty: Forty | None, name: str) -> Run | None:
 
 
 def _row(result: Result | None, kernel: str) -> Row | None:
-    found = [row for row in result.rows if row.library == OURS and row.kernel == kernel] if result else []
+    found = [row for row in result.rows if row.package == OURS and row.kernel == kernel] if result else []
     return found[0] if found and not found[0].failure else None
 
 
@@ -122,7 +122,7 @@ def _compiled_block(result: Result | None) -> Line:
 def _against_peers(result: Result, k: int) -> Line:
     what = f"3. {result.key}: per vector of a block of {k}, in the fastest correct peer's time for one"
     peers = [row for row in result.rows if row.peer and row.correct]
-    ours = [row for row in result.rows if row.library == OURS and row.correct and k in row.blocks]
+    ours = [row for row in result.rows if row.package == OURS and row.correct and k in row.blocks]
     if not peers or not ours:
         return Line(what, "", "<= 0.75", None)
     peer = min(peers, key=lambda row: row.blocks[1].seconds)
@@ -159,7 +159,7 @@ def _on_gpu(result: Result | None, key: str, k: int) -> Line:
     if not torch.cuda.is_available() or result is None or k < 16:
         return Line(what, "", limit, None)
     one = _row(result, "retained")
-    ours = [row for row in result.rows if row.library == OURS and row.correct and k in row.blocks]
+    ours = [row for row in result.rows if row.package == OURS and row.correct and k in row.blocks]
     if one is None or not ours:
         return Line(what, "", limit, None)
     best = min(ours, key=lambda row: row.blocks[k].seconds)
@@ -179,6 +179,6 @@ def sanity(hessian: list[Result]) -> str:
         f"{result.title}: {row.name} {row.failure or f'is wrong by {row.error:.0e}'}"
         for result in hessian
         for row in result.rows
-        if row.library != PLAIN and not row.correct and not math.isnan(row.error if not row.failure else 0.0)
+        if row.package != PLAIN and not row.correct and not math.isnan(row.error if not row.failure else 0.0)
     ]
     return "".join(f"- {line}\n" for line in bad)

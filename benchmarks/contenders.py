@@ -51,24 +51,24 @@ class Contender:
     """One row of a table.
 
     Attributes:
-        library: whose.
+        package: whose.
         kernel: which of its engines.
         open: makes an `Engine` for a model of its own.
         math: whether attention is forced to torch's unfused form around everything it does.
     """
 
-    library: str
+    package: str
     kernel: str
     open: Callable[[Problem, nn.Module], Engine]
     math: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.library}: {self.kernel}" + (", unfused attention" if self.math else "")
+        return f"{self.package}: {self.kernel}" + (", unfused attention" if self.math else "")
 
     @property
     def ours(self) -> bool:
-        return self.library == OURS
+        return self.package == OURS
 
     @property
     def peer(self) -> bool:
@@ -254,10 +254,10 @@ def _with_unfused(made: list[Contender], problem: Problem) -> list[Contender]:
         return made
     out = []
     for contender in made:
-        if contender.library in (PYHESSIAN, CURVLINOPS):
-            out += [contender, Contender(contender.library, contender.kernel, contender.open, math=True)]
+        if contender.package in (PYHESSIAN, CURVLINOPS):
+            out += [contender, Contender(contender.package, contender.kernel, contender.open, math=True)]
         else:
-            out.append(Contender(contender.library, contender.kernel, contender.open, math=not contender.ours))
+            out.append(Contender(contender.package, contender.kernel, contender.open, math=not contender.ours))
     return out
 
 

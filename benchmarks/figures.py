@@ -81,7 +81,7 @@ def _panel(axis: Axes, results: list[Result], k: int) -> None:
 
 def _failures(results: list[Result]) -> str:
     """Who fails where, and what is shown instead."""
-    failed = [(row.library, result.title.split(",")[0]) for result in results for row in result.rows if row.failed]
+    failed = [(row.package, result.title.split(",")[0]) for result in results for row in result.rows if row.failed]
     notes = []
     for model in dict.fromkeys(model for _, model in failed):
         libraries = list(dict.fromkeys(library for library, where in failed if where == model))
@@ -92,12 +92,12 @@ def _failures(results: list[Result]) -> str:
 
 
 def _point(axis: Axes, row: Row, k: int, top: float, gradient: float) -> None:
-    style = STYLES.get((row.library, row.kernel))
+    style = STYLES.get((row.package, row.kernel))
     if style is None or row.missing(k):
         return
     colour, marker, _ = style
-    y, x = top + LANES.index((row.library, row.kernel)), row.blocks[k].seconds / gradient
-    hollow = row.error > EXACT or (row.library, row.kernel) == (PLAIN, "retained")
+    y, x = top + LANES.index((row.package, row.kernel)), row.blocks[k].seconds / gradient
+    hollow = row.error > EXACT or (row.package, row.kernel) == (PLAIN, "retained")
     size = 7.0 if marker == "*" else 4.8
     axis.plot(x, y, marker=marker, ms=size, mfc="white" if hollow else colour, mec=colour, mew=0.9, ls="none", zorder=3)
     if not row.correct:
@@ -105,7 +105,7 @@ def _point(axis: Axes, row: Row, k: int, top: float, gradient: float) -> None:
 
 
 def _legend(results: list[Result]) -> list[Line2D]:
-    shown = {(row.library, row.kernel) for result in results for row in result.rows if row.blocks}
+    shown = {(row.package, row.kernel) for result in results for row in result.rows if row.blocks}
     handles = []
     for key, (colour, marker, label) in STYLES.items():
         if key in shown:

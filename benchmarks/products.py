@@ -48,7 +48,7 @@ class Row:
     Attributes:
         problem: its key.
         name: the contender's.
-        library: the contender's library.
+        package: the contender's library.
         kernel: the contender's kernel.
         peer: whether it is another library, or the textbook, and keeps no more than one graph.
         opening: seconds until it could be asked for a product.
@@ -61,7 +61,7 @@ class Row:
 
     problem: str
     name: str
-    library: str
+    package: str
     kernel: str
     peer: bool
     opening: float = float("nan")
@@ -156,7 +156,7 @@ def measure(
     rows, slots = [], {}
     with contextlib.ExitStack() as stack:
         for contender in contenders:
-            row = Row(problem.key, contender.name, contender.library, contender.kernel, contender.peer)
+            row = Row(problem.key, contender.name, contender.package, contender.kernel, contender.peer)
             rows.append(row)
             with _failure_in(row):
                 started = time.perf_counter()

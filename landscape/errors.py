@@ -39,3 +39,8 @@ class NonFiniteError(LosscopeError, ArithmeticError):
 
 class RunError(LosscopeError):
     """A run folder that cannot be read, or that belongs to another run."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

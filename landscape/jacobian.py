@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .errors import SettingError
-from .kernels.jacobian import Evaluated, OutputGraphs, OutputMetric, contiguous_rows
+from .kernels.jacobian import Evaluated, OutputGraphs, OutputMetric
 from .kernels.once import second_order_errors
 from .objective import Objective
+from .space import contiguous_rows
 
 __all__ = ["Jacobian"]
 

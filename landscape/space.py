@@ -20,7 +20,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from .errors import SettingError
 
-__all__ = ["ParameterSpace", "VectorSpace", "common_space", "generator_for", "named"]
+__all__ = ["ParameterSpace", "VectorSpace", "common_space", "contiguous_rows", "generator_for", "named"]
 
 
 def generator_for(seed: int | torch.Generator | None, device: torch.device) -> torch.Generator:
@@ -203,3 +203,9 @@ def named(space: VectorSpace) -> ParameterSpace:
             "build it on an Objective"
         )
     return space
+
+
+def contiguous_rows(V: Tensor) -> Tensor:
+    """The columns of V (n, k) as contiguous rows (k, n), tensors that autograd takes."""
+    V = V.detach()
+    return V.T.clone() if V.is_inference() else V.T.contiguous()

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..batches import batch_length, map_tensors, take
-from ..errors import LosscopeError
+from ..errors import LosscopeError, first_line
 from ..objective import Objective
 from .functional import FunctionalLoss
 from .once import nodes_behind, refuse_once_differentiable
@@ -84,7 +84,7 @@ def _compare(objective: Objective) -> Agreement:
                 with objective.isolated():
                     return _Comparison(objective, part, dtype, keep_precise=True).result()
             except Exception as error:
-                problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                problem = first_line(error)
     return Agreement("unverified", f"double backward could not be compared with differences ({problem})")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import KernelError
+from ..errors import KernelError, first_line
 from ..objective import Objective
 from .graphs import default_memory
 from .once import is_second_order
@@ -68,7 +68,7 @@ class Batched(Retained):
             if is_second_order(error):
                 raise
             raise KernelError(
-                f"torch cannot pull several vectors back together here ({str(error).strip().splitlines()[0]}); pass "
+                f"torch cannot pull several vectors back together here ({first_line(error)}); pass "
                 'kernel="retained", or leave the choice to "auto"'
             ) from error
         return self.objective.space.flatten_rows(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from .agreement import agreement
 from .batched import Batched
 from .compiled import Compiled, shapes_of
 from .finite_difference import FiniteDifference
-from .retained import Retained
+from .retained import Retained, allowed_distance
 
 __all__ = ["KERNELS", "Candidate", "Choice", "Kernel", "check_count", "choose", "settle", "withdraw"]
 
@@ -45,7 +44,6 @@ _TRIAL_SECONDS = 0.5
 _TRIAL_SHARE = 0.05  # of the time that the products planned take
 _MANY = 64  # blocks: fewer do not repay a trial
 _MANY_SINGLE = 2000  # single products: only compiling could be faster
-_TOLERANCE = 32  # times the rounding that products are taken to have anyway
 _HOPELESS = 3.0  # times slower per vector, at a pair of vectors: a block is not tried
 
 
@@ -204,8 +202,8 @@ class _Trial:
     def candidates(self) -> tuple[Candidate, ...]:
         return tuple(self.found.values())
 
-    def measure(self, name: str, columns: int | None = None) -> float:
-        """Make a kernel, compare its products, time the second call; seconds per vector."""
+    def measure(self, name: str, columns: int | None = None) -> None:
+        """Make a kernel, compare its products, time the second call."""
         V = self.V[:, :columns]
         kernel = self._kernels[name] = KERNELS[name](self.objective, memory=self.memory)
         result = kernel(V)
@@ -216,15 +214,13 @@ class _Trial:
             expected = self.expected[:, :columns]
             size = float(expected.norm())
             error = float((result - expected).norm()) / size if size > 0 else float(result.norm())
-            allowed = max(3 * math.sqrt(torch.finfo(result.dtype).eps), _TOLERANCE * self.objective.space.rounding)
+            allowed = allowed_distance(self.objective)
             if not error <= allowed:
                 raise LosscopeError(
                     f"its products differ from double backward's: norms {float(result.norm()):.6g} and {size:.6g}, "
                     f"{error:.2g} apart, relative"
                 )
-        seconds = self._time(name, V)
-        self.found[name] = Candidate(name, seconds / V.shape[1], error)
-        return seconds / V.shape[1]
+        self.found[name] = Candidate(name, self._time(name, V) / V.shape[1], error)
 
     def attempt(self, name: str, columns: int | None = None) -> None:
         """Measure a kernel, or keep the reason why not."""

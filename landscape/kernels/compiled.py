@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from ..batches import tensors_of
-from ..errors import KernelError
+from ..errors import KernelError, first_line
 from ..objective import Objective
+from ..space import contiguous_rows
 from .functional import FunctionalLoss
-from .retained import Retained
+from .retained import Retained, allowed_distance
 
 __all__ = ["Compiled", "shapes_of"]
 
@@ -74,7 +75,7 @@ class Compiled:
                 _refuse_random_numbers(objective)
                 _refuse_captured_parameters(objective)
                 program = objective.kept[self._key] = _Program(objective, self.backend)
-            rows = V.T.clone() if V.is_inference() else V.T.contiguous()
+            rows = contiguous_rows(V)
             out = torch.zeros_like(rows)
             for index, share in enumerate(objective.shares):
                 for first in range(0, len(rows), _CHUNK):
@@ -94,7 +95,7 @@ class Compiled:
         longest = int(torch.linalg.vector_norm(rows, dim=1).argmax())
         expected, found = Retained(self.objective)(rows[longest, :, None])[:, 0], out[longest]
         size, apart = float(expected.norm()), float((found - expected).norm())
-        allowed = max(3 * math.sqrt(torch.finfo(out.dtype).eps), 32 * self.objective.space.rounding)
+        allowed = allowed_distance(self.objective)
         if math.isfinite(size) and not apart <= allowed * max(size, float(found.norm())):
             del self.objective.kept[self._key]
             raise KernelError(
@@ -115,7 +116,7 @@ class Compiled:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # dynamo, functorch and inductor each have their own kinds
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                reason = first_line(error)
                 if type(error).__name__ == "FailOnRecompileLimitHit":
                     reason = "shapes of the data, or numbers that the loss reads, were other ones too often"
                 raise KernelError(

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import SettingError
 from ..objective import Objective
+from ..space import contiguous_rows
 from .once import second_order_errors
 
 __all__ = ["FiniteDifference"]
@@ -118,7 +119,7 @@ class FiniteDifference:
         """H V for a block of vectors V (n, k), to within `error`."""
         self.calibrate()
         with self.objective.isolated(), self._any_attention(), second_order_errors(self.objective):
-            rows = V.T.clone() if V.is_inference() else V.T.contiguous()
+            rows = contiguous_rows(V)
             out = torch.empty_like(rows)
             for row, norm, result in zip(rows, rows.norm(dim=1).tolist(), out, strict=True):
                 result.copy_(self._checked(row / norm) * norm if norm > 0 else row)

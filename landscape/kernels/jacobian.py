@@ -18,6 +18,7 @@ from ..batches import describe, map_tensors
 from ..errors import LossError
 from ..loss import Loss
 from ..objective import Objective
+from ..space import contiguous_rows
 from .graphs import BatchGraphs
 from .once import refuse_once_differentiable, second_order_errors
 
@@ -265,12 +266,6 @@ class ThroughOutputs(Generic[M]):
                     if direct is not None:
                         result += space.flatten(direct)
         return out.T
-
-
-def contiguous_rows(V: Tensor) -> Tensor:
-    """The columns of V (n, k) as contiguous rows (k, n), tensors that autograd takes."""
-    V = V.detach()
-    return V.T.clone() if V.is_inference() else V.T.contiguous()
 
 
 def own(tensors: list[Tensor], row: Tensor) -> list[Tensor]:

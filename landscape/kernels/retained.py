@@ -6,6 +6,7 @@ vector of a block, and where it fits (`graphs`) every product of a Krylov run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,10 +17,16 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward as run_backward
 
 from ..objective import Objective
+from ..space import contiguous_rows
 from .graphs import BatchGraphs
 from .once import refuse_once_differentiable, second_order_errors
 
-__all__ = ["Gradient", "Retained"]
+__all__ = ["Gradient", "Retained", "allowed_distance"]
+
+
+def allowed_distance(objective: Objective) -> float:
+    """How far from double backward's another exact kernel's products may be, relative: some rounding more."""
+    return max(3 * math.sqrt(torch.finfo(objective.space.dtype).eps), 32 * objective.space.rounding)
 
 
 class Gradient(NamedTuple):
@@ -64,7 +71,7 @@ class Retained:
         """
         out: Tensor | None = None
         with self.objective.isolated(), second_order_errors(self.objective):
-            rows = V.T.clone() if V.is_inference() else V.T.contiguous()
+            rows = contiguous_rows(V)
             for gradient in self.graphs:
                 if gradient.live:
                     products = self._times(gradient, rows)
@@ -115,7 +122,7 @@ class Retained:
             groups: positions in ``space.names`` of each block's parameters.
         """
         space = self.objective.space
-        rows = V.T.contiguous()
+        rows = contiguous_rows(V)
         out = torch.zeros_like(rows)
         with self.objective.isolated(), second_order_errors(self.objective):
             for gradient in self.graphs:
