@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg.lapack import dstevd
 from torch import Tensor
 
-from .operators import SymmetricOperator
+from .operators import Observed
 
 __all__ = ["LanczosBasis"]
 
@@ -37,7 +37,7 @@ class LanczosBasis:
         broke_down: whether the newest block came from an invariant subspace.
     """
 
-    def __init__(self, operator: SymmetricOperator, block: int, generator: torch.Generator) -> None:
+    def __init__(self, operator: Observed, block: int, generator: torch.Generator) -> None:
         self.operator, self.space, self.block, self.generator = operator, operator.space, block, generator
         self.size = self.total = 0
         self.R = np.zeros((0, 0))
@@ -60,15 +60,16 @@ class LanczosBasis:
         """Eigenvalues of T, ascending, and eigenvectors, (size,) and (size, size)."""
         # Not NumPy's: the threads of its BLAS spin on beside torch's, and slow the next product ten times.
         if self.block == 1:
-            values, vectors = eigh_tridiagonal(self.T.diagonal(), self.T.diagonal(1), check_finite=False)
-            return values, vectors
+            values, vectors, failed = dstevd(self.T.diagonal(), self.T.diagonal(1) if self.size > 1 else np.zeros(1))
+            if not failed:
+                return values, vectors
         pairs = torch.linalg.eigh(torch.from_numpy(self.T))
         return pairs.eigenvalues.numpy(), pairs.eigenvectors.numpy()
 
     def begin(self, first: Tensor) -> np.ndarray:
         """Set the first block to the orthonormalised columns of ``first`` (n, block); their R factor."""
         Q, R = self._orthonormal(first)
-        self._append(Q)
+        self._next_rows(Q.shape[1]).copy_(Q.T)
         return R
 
     def combined(self, Y: np.ndarray) -> Tensor:
@@ -83,9 +84,14 @@ class LanczosBasis:
         return out
 
     def extend(self) -> None:
-        """Multiply the newest block and append the next one."""
-        # A copy, since the operator's result may be its own; of rows, since torch is slow on a column.
-        rows = self.operator.product(self._newest.T).T.clone()
+        """Multiply the newest block and append the next one.
+
+        Raises:
+            NonFiniteError: if the product has a NaN or infinite entry.
+        """
+        rows = self.operator.unchecked(self._newest.T).T.contiguous()  # rows, since torch is slow on a column
+        if rows.data_ptr() == self._newest.data_ptr():  # an identity may return its input
+            rows = rows.clone()
         if self.block == len(self._filled) == len(self._near) == 1:
             self._extend_by_one(rows)
         else:
@@ -100,8 +106,9 @@ class LanczosBasis:
         w.addmm_(second.T, basis, alpha=-1)
         length = torch.linalg.vector_norm(w, dim=1, keepdim=True)
         found = torch.cat((first, second, length)).flatten().tolist()  # the one synchronisation of a step
-        cut, norm, at = near.shape[0], found[-1], self.size
-        self._scale = max(self._scale, math.hypot(*found))
+        size, cut, norm, at = math.hypot(*found), near.shape[0], found[-1], self.size
+        self.operator.refuse_nonfinite(size)
+        self._scale = max(self._scale, size)
         self._T[at, at] = found[cut - 1] + found[-2]
         if math.hypot(*found[cut:-1]) > norm:
             again = self._cleaned(w.T, self._filled)
@@ -115,7 +122,9 @@ class LanczosBasis:
         near, far = self._cleaned(W, self._near), self._cleaned(W, self._filled)
         together = torch.cat((near.view(-1), far.view(-1), torch.linalg.vector_norm(W.T, dim=1)))
         found = together.to("cpu", torch.float64).numpy()  # the one synchronisation of a step
-        self._scale = max(self._scale, math.sqrt(found @ found))
+        size = math.sqrt(found @ found)
+        self.operator.refuse_nonfinite(size)
+        self._scale = max(self._scale, size)
         cut, square = near.numel(), width * width
         removed, norms = found[cut:-width], found[-width:]
         diagonal = found[cut - square : cut] + removed[-square:]
@@ -145,14 +154,14 @@ class LanczosBasis:
         tiny = 10 * self._eps * self._scale
         if width == room == 1 and norms[0] > tiny:
             self.broke_down, self.R = False, norms[None, :]
-            self._append((W.T / norms[0]).T)
+            torch.div(W.T, norms[0], out=self._next_rows(1))
             self._T[self.size, self.size - 1] = self._T[self.size - 1, self.size] = norms[0]
             return
         Q, R = self._again_orthonormal(*self._orthonormal(W, norms))
         self.broke_down = room < width or min(map(abs, R.diagonal())) <= tiny
         if self.broke_down:
             Q, R = self._orthonormal_with_refill(W, room, tiny)
-        self._append(Q)
+        self._next_rows(Q.shape[1]).copy_(Q.T)
         last, after = slice(self.size - width, self.size), slice(self.size, self.total)
         self._T[after, last], self._T[last, after] = R, R.T
         self.R = R
@@ -213,18 +222,18 @@ class LanczosBasis:
             w /= torch.linalg.vector_norm(w)
         return w[:, 0]
 
-    def _append(self, Q: Tensor) -> None:
-        n, width = Q.shape
+    def _next_rows(self, width: int) -> Tensor:
+        """Room for the next block as the newest rows of the basis, (width, n), to be written."""
+        n = self.space.size
         if not self._chunks or self._used + width > self._chunks[-1].shape[0]:
-            fits = min(64, n, max(1, _CHUNK_BYTES // (n * Q.element_size())))
+            fits = min(64, n, max(1, _CHUNK_BYTES // (n * self._newest.element_size())))
             fits = max(self.block, fits // self.block * self.block)  # so that no block lies on two chunks
-            self._chunks.append(torch.empty(fits, n, dtype=Q.dtype, device=Q.device))
+            self._chunks.append(self._newest.new_empty(fits, n))
             self._filled.append(self._chunks[-1][:0])
             self._used = 0
         chunk, before = self._chunks[-1], self._newest
         first, self._used = self._used, self._used + width
         self._newest = chunk[first : self._used]
-        self._newest.copy_(Q.T)
         self._filled[-1] = chunk[: self._used]
         same = first >= before.shape[0]  # the block before is on the same chunk
         self._near = [chunk[first - before.shape[0] : self._used]] if same else [before, self._newest]
@@ -233,3 +242,4 @@ class LanczosBasis:
             T = np.zeros((2 * self.total, 2 * self.total))
             T[: len(self._T), : len(self._T)] = self._T
             self._T = T
+        return self._newest

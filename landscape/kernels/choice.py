@@ -146,7 +146,7 @@ def settle(objective: Objective, *, block: int, planned: int, memory: int | None
     tried = planned >= _MANY * block if block > 1 else planned >= _MANY_SINGLE
     key = ("choice", id(objective.loss), block if tried else 0, memory)
     kept = objective.kept.get(key)
-    stale = kept is not None and kept.kernel == Compiled.name and not Compiled(objective).is_ready(block)
+    stale = kept is not None and kept.kernel == Compiled.name and not Compiled(objective, memory).is_ready(block)
     if kept is None or stale:  # batches of other shapes would be compiled for again
         make = choose if tried else _untried
         objective.kept[key] = make(objective, block=block, planned=planned, memory=memory)
@@ -242,7 +242,7 @@ class _Trial:
 
     def attempt_compiled(self) -> None:
         """Compile where that is repaid, and say so where it is not."""
-        kernel = Compiled(self.objective)
+        kernel = Compiled(self.objective, self.memory)
         cost = 0.0 if kernel.is_ready(self.block) else _COMPILE_SECONDS * len(shapes_of(self.objective))
         work = self.planned * (self.found["retained"].seconds or 0.0)
         if work < _REPAID * cost:

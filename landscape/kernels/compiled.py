@@ -23,6 +23,7 @@ from ..errors import KernelError, first_line
 from ..objective import Objective
 from ..space import contiguous_rows
 from .functional import FunctionalLoss
+from .graphs import default_memory
 from .retained import Retained, allowed_distance
 
 __all__ = ["Compiled", "shapes_of"]
@@ -41,14 +42,14 @@ class Compiled:
 
     Args:
         objective: what is differentiated.
-        memory: unused: the code plans its memory itself; here so that kernels are made alike.
+        memory: bytes that the vectors computed together may take; None for the default (`graphs.default_memory`).
         backend: of ``torch.compile``.
     """
 
     name = "compiled"
 
     def __init__(self, objective: Objective, memory: int | None = None, backend: str = "inductor") -> None:
-        self.objective = objective
+        self.objective, self.memory = objective, memory
         self.backend = backend
 
     @property
@@ -74,12 +75,14 @@ class Compiled:
             if program is None:
                 _refuse_random_numbers(objective)
                 _refuse_captured_parameters(objective)
-                program = objective.kept[self._key] = _Program(objective, self.backend)
-            rows = contiguous_rows(V)
+                graphs = Retained(objective, self.memory).graphs
+                graphs.refuse_too_little()
+                program = objective.kept[self._key] = _Program(objective, self.backend, graphs.bytes_of_one())
+            rows, most = contiguous_rows(V), self._fitting(program)
             out = torch.zeros_like(rows)
             for index, share in enumerate(objective.shares):
-                for first in range(0, len(rows), _CHUNK):
-                    chunk = slice(first, first + _CHUNK)
+                for first in range(0, len(rows), most):
+                    chunk = slice(first, first + most)
                     out[chunk].add_(self._product(program, index, rows[chunk]), alpha=share)
             if not program.checked:
                 self._compare(rows, out)
@@ -105,9 +108,16 @@ class Compiled:
 
     def is_ready(self, block: int) -> bool:
         """Whether blocks of this many vectors, on batches of these shapes, have been compiled for."""
-        program, k = self.objective.kept.get(self._key), min(block, _CHUNK)
-        shapes = shapes_of(self.objective)
-        return program is not None and all((s, program.width(k, s)) in program.made for s in shapes)
+        program = self.objective.kept.get(self._key)
+        if program is None:
+            return False
+        k = min(block, self._fitting(program))
+        return all((s, program.width(k, s)) in program.made for s in shapes_of(self.objective))
+
+    def _fitting(self, program: _Program) -> int:
+        """How many vectors at once: each is taken to need as much memory as a kept graph of the gradient."""
+        allowed = default_memory(self.objective.space.device) if self.memory is None else self.memory
+        return max(1, min(_CHUNK, allowed // max(program.bytes_of_one, 1)))
 
     def _product(self, program: _Program, index: int, rows: Tensor) -> Tensor:
         with self.objective.evaluation(index) as batch:
@@ -131,7 +141,8 @@ class _Program:
     the function gets a code object of its own: else a ninth model in a process would find no room.
     """
 
-    def __init__(self, objective: Objective, backend: str) -> None:
+    def __init__(self, objective: Objective, backend: str, bytes_of_one: int) -> None:
+        self.bytes_of_one = bytes_of_one  # what the graph of one batch's gradient holds
         self.space, self.parameters = objective.space, list(objective.parameters.values())
         self.compile_seconds = 0.0
         self.made: set[tuple[Shapes, int]] = set()  # shapes of batches, and vectors at a time

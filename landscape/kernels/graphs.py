@@ -65,7 +65,7 @@ class BatchGraphs(Generic[Graph]):
             return
         shares = self.objective.shares
         if self._keeps is None:
-            self._refuse_too_little()
+            self.refuse_too_little()
             self._keeps = len(shares) == 1 or len(shares) * self.bytes_of_one() <= self._allowed()
         for index, share in enumerate(shares):
             graph = self._kept.get(index)
@@ -84,6 +84,7 @@ class BatchGraphs(Generic[Graph]):
         every product down, and reading what a node saved makes a checkpoint recompute it.
         """
         if self._bytes is None:
+            assert self.objective.batches  # reading them may evaluate the loss, which is not to be counted
             modules = (self.objective.model, *self.objective.also)
             seen = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
             total = 0
@@ -106,7 +107,12 @@ class BatchGraphs(Generic[Graph]):
             self._bytes = total
         return self._bytes
 
-    def _refuse_too_little(self) -> None:
+    def refuse_too_little(self) -> None:
+        """Refuse memory that was given and is less than the graph of one batch takes.
+
+        Raises:
+            SettingError: naming both.
+        """
         if self.memory is not None and self.memory < self.bytes_of_one():
             raise SettingError(
                 f"memory={self.memory} bytes is too little for one vector: the graph of one batch takes about "

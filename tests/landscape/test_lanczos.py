@@ -7,6 +7,7 @@ from torch import Tensor
 
 from losscope.landscape import SymmetricOperator, lanczos, top_eigenpairs
 from losscope.landscape.lanczos import LanczosBasis
+from losscope.landscape.operators import Observed
 from losscope.landscape.space import VectorSpace
 from spectra import SPECTRA, Diagonal
 
@@ -22,7 +23,7 @@ HARD = {
 
 
 def begun(operator: SymmetricOperator, block: int) -> LanczosBasis:
-    basis = LanczosBasis(operator, block, torch.Generator().manual_seed(0))
+    basis = LanczosBasis(Observed(operator), block, torch.Generator().manual_seed(0))
     basis.begin(operator.space.random(block, basis.generator))
     return basis
 

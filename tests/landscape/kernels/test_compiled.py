@@ -137,6 +137,20 @@ def test_a_width_compiled_already_serves_fewer_vectors() -> None:
     assert _frames_compiled() == compiled + 1
 
 
+def test_blocks_are_cut_to_the_memory_allowed() -> None:
+    objective = Objective(mlp(4, 5, 3), labelled([64, 7]), criterion=CE)
+    one = Retained(objective).graphs
+    with objective.isolated():
+        allowed = 3 * one.bytes_of_one()
+    V = vectors(objective, 8)
+    kernel = Compiled(objective, allowed, backend="aot_eager")
+    assert distance(kernel(V), Retained(objective)(V)) <= 1e-5
+    program = objective.kept[kernel._key]
+    assert {width for _, width in program.made} == {3}  # 3, 3 and 2 of them
+    assert kernel.is_ready(8)
+    assert not Compiled(objective, backend="aot_eager").is_ready(8)
+
+
 def test_uneven_tails_are_weighted_as_they_are() -> None:
     data = labelled([7, 7, 1])
     whole = [(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))]

@@ -152,7 +152,7 @@ def test_values_put_in_place_for_one_isolation_do_not_stay() -> None:
 
 def test_too_little_memory_for_one_vector_is_refused_with_numbers() -> None:
     built = objective((8, 3))
-    for kernel in ("retained", "batched", "auto"):
+    for kernel in ("retained", "batched", "compiled", "auto"):
         with pytest.raises(SettingError, match=r"memory=100 bytes is too little for one vector: .* about \d+; allow"):
             Hessian(built, kernel, memory=100) @ torch.ones(built.space.size)
     found = Hessian(built, "finite_difference", memory=100) @ torch.ones(built.space.size)
