@@ -84,7 +84,7 @@ class BatchGraphs(Generic[Graph]):
         every product down, and reading what a node saved makes a checkpoint recompute it.
         """
         if self._bytes is None:
-            assert self.objective.batches  # reading them may evaluate the loss, which is not to be counted
+            _ = self.objective.batches  # reading them may evaluate the loss, which is not to be counted
             modules = (self.objective.model, *self.objective.also)
             seen = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
             total = 0
