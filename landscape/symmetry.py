@@ -1,0 +1,50 @@
+"""Operators that are not symmetric are found by products that were made anyway."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import SettingError
+from .operators import SymmetricOperator
+
+__all__ = ["refuse_asymmetric", "refuse_asymmetry"]
+
+_TOLERATED = 10.0  # times the rounding of a product
+
+
+def refuse_asymmetric(operator: SymmetricOperator, Z: Tensor, AZ: Tensor) -> None:
+    """Compare ``z_i' A z_j`` with ``z_j' A z_i`` for all pairs of vectors.
+
+    Args:
+        operator: A.
+        Z: (n, k) vectors, two at least for a comparison.
+        AZ: (n, k) their products.
+
+    Raises:
+        SettingError: if they differ by more than products are known to; see `refuse_asymmetry`.
+    """
+    G = operator.space.inner(Z, AZ).to("cpu", torch.float64)
+    lengths = torch.stack((torch.linalg.vector_norm(Z, dim=0), torch.linalg.vector_norm(AZ, dim=0)))
+    of_vectors, of_products = lengths.to("cpu", torch.float64)
+    apart = (G - G.T).abs()
+    allowed = of_vectors[:, None] * of_products
+    worst = int((apart - _TOLERATED * operator.space.rounding * torch.maximum(allowed, allowed.T)).argmax())
+    i, j = divmod(worst, len(G))
+    refuse_asymmetry(operator, float(G[i, j]), float(G[j, i]), float(max(allowed[i, j], allowed[j, i])))
+
+
+def refuse_asymmetry(operator: SymmetricOperator, there: float, back: float, scale: float) -> None:
+    """Compare ``u' A v`` with ``v' A u``, for vectors and products of size ``scale`` together.
+
+    A Hessian whose products are said to be ambiguous is not refused: its note says what it is.
+
+    Raises:
+        SettingError: if they differ by more than the operator's rounding explains.
+    """
+    if abs(there - back) <= _TOLERATED * operator.space.rounding * scale or "ambiguous" in operator.note:
+        return
+    raise SettingError(
+        f"the operator is not symmetric: u'Av = {there:.6g} and v'Au = {back:.6g} for the same u and v; pass a "
+        "symmetric one, e.g. (A + A.T) / 2"
+    )
