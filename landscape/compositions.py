@@ -254,6 +254,26 @@ class BlockDiagonal(_Made):
         """A_ll v_l in the rows of each group l, (n, k) -> (n, k)."""
         return self.operator.block_products(V, self._groups)
 
+    def products(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The products of some of the blocks, together: each block's (n_l, k_l) vectors by its name, in and out.
+
+        Raises:
+            SettingError: if there is no block of a name, or its vectors have another length.
+        """
+        unknown = [name for name in vectors if name not in self.blocks]
+        if unknown or not vectors:
+            raise SettingError(f"no block is called {unknown}; there are {list(self.blocks)}")
+        width = max(V.shape[1] for V in vectors.values())
+        together = torch.zeros(width, self.space.size, dtype=self.space.dtype, device=self.space.device).T
+        for name, V in vectors.items():
+            block = self.blocks[name]
+            if V.shape[0] != block.space.size:
+                raise SettingError(f"block {name!r} has {block.space.size} entries, its vectors {V.shape[0]}")
+            for rows, piece in zip(block._rows, V.split([r.stop - r.start for r in block._rows]), strict=True):
+                together[rows, : V.shape[1]] = piece
+        out = self.operator.block_products(together, [self.blocks[name].positions for name in vectors])
+        return {name: _taken(out, self.blocks[name]._rows)[:, : V.shape[1]] for name, V in vectors.items()}
+
     def split(self, V: Tensor) -> dict[str, Tensor]:
         """Each group's part of vectors (n,) or (n, k), by the group's name.
 

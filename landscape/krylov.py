@@ -12,19 +12,21 @@ from torch import Tensor
 
 from .errors import SettingError
 from .lanczos import LanczosBasis
-from .operators import Observed, as_operator
+from .operators import Observed, SymmetricOperator, as_operator
 from .results import Eigenpairs
+from .ritz import ENDS, Ritz
 from .space import VectorSpace, generator_for
 
-__all__ = ["top_eigenpairs"]
+__all__ = ["Search", "top_eigenpairs"]
 
 MIX = 0.05
 """Size of the random direction mixed into a warm start, relative to the start itself."""
 
-USEFUL_BOUND = 0.25
-"""A probabilistic bound further than this from its Ritz value (relative) is not reported as one."""
+FOLDED = 0.3
+"""Share of the vectors of a start that are more than a block holds, in the vectors of the block."""
 
 _MEMORY = 2 << 30  # default cap on the Krylov basis, bytes
+_BUDGET = 1000  # products that are spent at most where nothing is said
 _USUAL = 40  # products that a run is taken to need where nothing else is said
 
 
@@ -35,15 +37,18 @@ def top_eigenpairs(
     which: str = "LA",
     tol: float = 1e-2,
     start: Tensor | None = None,
+    guards: int = 0,
     max_matvecs: int | None = None,
+    memory: int | None = None,
     confidence: float = 0.95,
     seed: int | torch.Generator | None = None,
 ) -> Eigenpairs:
     r"""The k extremal eigenpairs of a symmetric operator.
 
     Block Lanczos with blocks of k vectors (so that an eigenvalue of multiplicity up to k is found as
-    often as it occurs), every block orthogonalised twice against the whole basis, the projected
-    problem solved in float64 on the CPU, and not at every step.
+    often as it occurs) and guards, every block orthogonalised twice against the whole basis, the projected
+    problem solved in float64 on the CPU, and not at every step. Where the basis outgrows its memory, it is
+    restarted from its best Ritz vectors (thick restart; Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
 
     **What is proved.** For ``which="LA"`` the i-th Ritz value never exceeds the i-th largest
     eigenvalue (Cauchy). An upper bound of the largest can only be probabilistic. Let :math:`T` be the
@@ -60,13 +65,17 @@ def top_eigenpairs(
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
         k: how many pairs.
-        which: ``"LA"`` largest, ``"SA"`` smallest, ``"LM"`` largest in magnitude.
+        which: ``"LA"`` largest, ``"SA"`` smallest, ``"LM"`` largest in magnitude, ``"BE"`` from both ends, half of
+            them each (of an odd number, one more of the largest).
         tol: stop when every residual is at most ``tol`` times its eigenvalue's scale
             ``max(|theta|, ||A|| / 1000)``.
-        start: (n,) or (n, j) vectors to start from, e.g. the eigenvectors at the last step; random
-            directions of relative size `MIX` are mixed in, so that a crossing is not missed for good.
-        max_matvecs: most products to spend. Default: as many as it takes, within 1000 and 2 GiB of
-            basis vectors.
+        start: (n,) or (n, j) vectors to start from, e.g. the eigenvectors at the last step, and its guards after
+            them; random directions of relative size `MIX` are mixed in, so that a crossing is not missed for good.
+        guards: further vectors in every block. Close eigenvalues (the C of a C-class problem) are told apart in
+            fewer steps where the block is wider than they are many, and an eigenvector that overtakes another one
+            between warm starts is found among the guards of the last.
+        max_matvecs: most products to spend; by default 1000.
+        memory: bytes that the basis may take; by default 2 GiB, or the little more that k pairs need.
         confidence: probability with which the probabilistic bound holds, over the random start.
         seed: int, generator, or None for fresh entropy; the global stream is never used.
 
@@ -84,33 +93,103 @@ def top_eigenpairs(
         >>> top_eigenpairs(torch.diag(torch.arange(5.0)), k=2, seed=0).values
         tensor([4., 3.], dtype=torch.float64)
     """
-    operator = Observed(as_operator(A))
-    n = operator.space.size
-    _check(operator.space, k, which, tol, max_matvecs, confidence)
-    block = min(k, n)
-    budget = max(_default_budget(operator.space) if max_matvecs is None else max_matvecs, block)
-    basis = LanczosBasis(operator, block, generator_for(seed, operator.space.device))
-    share = _begin(basis, start, 1.0 - confidence)
-    step, next_check = 0, 1
+    operator = as_operator(A)
+    search = Search(operator, k, which, tol, start, guards, max_matvecs, memory, confidence, seed)
     with operator.held():
-        operator.plan(budget if max_matvecs is not None else min(budget, _USUAL), block)
-        while True:
-            basis.extend()
-            step += 1
-            last = basis.size >= n or operator.matvecs + block > budget
-            if last or basis.broke_down or step >= next_check:
-                ritz = _Ritz(basis, k, which, share)
-                if last or ritz.converged(tol) or ritz.stalled():
-                    return ritz.result(operator, tol, confidence)
-                next_check = step + max(1, step // 5, ritz.at_least(tol))
+        operator.plan(search.planned, search.block)
+        observed = Observed(operator)
+        while search.found is None:
+            search.absorb(observed.unchecked(search.newest))
+        return search.found
 
 
-def _check(space: VectorSpace, k: int, which: str, tol: float, max_matvecs: int | None, confidence: float) -> None:
+class Search:
+    """The search for extremal eigenpairs of one operator, one product after the other.
+
+    Attributes:
+        block: vectors at a time.
+        planned: products that it is taken to need.
+        found: the result, once it is there.
+    """
+
+    found: Eigenpairs | None = None
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        k: int,
+        which: str,
+        tol: float,
+        start: Tensor | None,
+        guards: int,
+        max_matvecs: int | None,
+        memory: int | None,
+        confidence: float,
+        seed: int | torch.Generator | None,
+    ) -> None:
+        _check(operator.space, k, which, tol, guards, max_matvecs, confidence)
+        self.operator, self.k, self.which, self.tol, self.confidence = operator, k, which, tol, confidence
+        self.block = min(k + guards, operator.space.size)
+        self._room = _room(operator.space, k, self.block, memory)
+        self._budget = max(_BUDGET if max_matvecs is None else max_matvecs, self.block)
+        self.planned = min(self._budget, _USUAL) if max_matvecs is None else self._budget
+        self._basis = LanczosBasis(operator, self.block, generator_for(seed, operator.space.device))
+        risk = (1.0 - confidence) / (2 if which == "BE" else 1)  # two bounds may fail there
+        self._share = _begin(self._basis, start, risk)
+        self._excluded = (math.inf, -math.inf)
+        self._step, self._next_check, self._spent = 0, 1, 0
+
+    @property
+    def newest(self) -> Tensor:
+        """What is to be multiplied next, (n, width)."""
+        return self._basis.newest
+
+    def absorb(self, product: Tensor) -> None:
+        """Take in the product with the newest block; look for convergence where it is time to."""
+        basis = self._basis
+        self._spent += product.shape[1]
+        self._step += 1
+        basis.absorb(product)
+        last = basis.size >= basis.space.size or self._spent + self.block > self._budget
+        full = basis.total + self.block > self._room
+        if not (last or full or basis.broke_down or self._step >= self._next_check):
+            return
+        ritz = Ritz(basis, self.k, self.which, self._share, self._excluded)
+        if last or ritz.converged(self.tol) or ritz.stalled():
+            self.found = ritz.result(self.operator, self._spent, self.tol, self.confidence)
+            return
+        if full:
+            blocks = max(1, (self._room - self.block) // (2 * self.block))  # whole ones, which chunks hold
+            self._excluded = ritz.restarted(blocks * self.block)
+        self._next_check = self._step + max(1, self._step // 5, ritz.at_least(self.tol))
+
+
+def _room(space: VectorSpace, k: int, block: int, memory: int | None) -> int:
+    """How many vectors the basis may hold: what fits the memory, and enough to restart from k and go on."""
+    each = space.size * torch.finfo(space.dtype).bits // 8
+    least = min(2 * k + 3 * block, space.size + block)
+    if memory is not None and memory < least * each:
+        raise SettingError(
+            f"memory={memory} bytes holds {memory // each} vectors of {space.size} entries, and {least} are needed "
+            f"for k={k}: allow {least * each}, or ask for fewer pairs"
+        )
+    return max((_MEMORY if memory is None else memory) // each, least)
+
+
+def _check(
+    space: VectorSpace, k: int, which: str, tol: float, guards: int, max_matvecs: int | None, confidence: float
+) -> None:
     n = space.size
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
         raise SettingError(f"k must be an integer between 1 and n = {n}, got {k!r}")
-    if which not in ("LA", "SA", "LM"):
-        raise SettingError(f'which must be "LA", "SA" or "LM", got {which!r}')
+    if not isinstance(which, str) or which not in ENDS:
+        raise SettingError(
+            f"which must be one of {', '.join(f'{end!r} ({what})' for end, what in ENDS.items())}; got {which!r}"
+        )
+    if which == "BE" and k < 2:
+        raise SettingError(f'which="BE" takes k of 2 or more, one for each end; got {k}')
+    if isinstance(guards, bool) or not isinstance(guards, int) or guards < 0:
+        raise SettingError(f"guards must be an integer of 0 or more, got {guards!r}")
     floor = space.rounding
     if not floor <= tol < 1:
         raise SettingError(
@@ -120,11 +199,6 @@ def _check(space: VectorSpace, k: int, which: str, tol: float, max_matvecs: int 
         raise SettingError(f"max_matvecs must be at least k = {k}, got {max_matvecs!r}")
     if not 0 < confidence < 1:
         raise SettingError(f"confidence must be between 0 and 1, got {confidence!r}")
-
-
-def _default_budget(space: VectorSpace) -> int:
-    per_vector = space.size * torch.finfo(space.dtype).bits // 8
-    return min(1000, max(32, _MEMORY // per_vector))
 
 
 def _begin(basis: LanczosBasis, start: Tensor | None, risk: float) -> float:
@@ -143,87 +217,16 @@ def _begin(basis: LanczosBasis, start: Tensor | None, risk: float) -> float:
         raise SettingError(f"start must be a tensor of shape ({n},) or ({n}, j), got {type(start).__name__}")
     if start.ndim not in (1, 2) or start.shape[0] != n or start.numel() == 0:
         raise SettingError(f"start must have shape ({n},) or ({n}, j), got {tuple(start.shape)}")
-    start = start[:, None] if start.ndim == 1 else start
-    warm = start[:, :b].to(fresh)
-    norms = warm.norm(dim=0)
+    start = (start[:, None] if start.ndim == 1 else start).to(fresh)
+    norms = start.norm(dim=0)
+    start = start / torch.where(norms > 0, norms, 1.0)
     mixed = fresh / math.sqrt(n)
-    mixed[:, : warm.shape[1]] = warm / torch.where(norms > 0, norms, 1.0) + MIX * mixed[:, : warm.shape[1]]
+    mixed[:, : start.shape[1]] = start[:, :b] + MIX * mixed[:, : start.shape[1]]
+    for first in range(b, start.shape[1], b):  # those that find no place of their own
+        more = start[:, first : first + b]
+        mixed[:, : more.shape[1]] += FOLDED * more
     R = basis.begin(mixed)
     # |Q1' u| >= |S' u| / |S|, and S' u = (fixed) + (MIX / sqrt n) N(0, I), whose norm is smallest
     # in distribution when the fixed part is zero (Anderson's inequality).
     quantile = math.sqrt(chdtri(b, 1.0 - risk))
     return MIX / math.sqrt(n) * quantile / float(np.linalg.norm(R, 2))
-
-
-class _Ritz:
-    """The Ritz pairs of a basis and the bounds that follow from it.
-
-    Args:
-        basis: the basis.
-        k: how many pairs.
-        which: which end of the spectrum.
-        share: what the start block is almost sure to have of any fixed direction.
-    """
-
-    def __init__(self, basis: LanczosBasis, k: int, which: str, share: float) -> None:
-        self.basis, self.which, self.share = basis, which, share
-        self.all_values, self.Y = basis.eigh()
-        order = np.arange(len(self.all_values))  # they ascend
-        if which == "LM":
-            order = np.argsort(-np.abs(self.all_values), kind="stable")
-        self.chosen = order[::-1][:k] if which == "LA" else order[:k]
-        self.values = self.all_values[self.chosen]
-        norm = float(max(-self.all_values[0], self.all_values[-1]))
-        self.rounding = basis.space.rounding * norm
-        self.scale = np.maximum(np.abs(self.values), 1e-3 * norm)
-        width = basis.R.shape[1]
-        self.coupling = basis.R @ self.Y[basis.size - width :]  # (next, size): R times the last block's rows
-        self.residuals = np.sqrt(np.square(self.coupling[:, self.chosen]).sum(axis=0)) + self.rounding
-
-    def converged(self, tol: float) -> bool:
-        # The residuals carry their rounding, so this is never true by underflow of a recurrence.
-        return bool((self.residuals <= tol * self.scale).all())
-
-    def at_least(self, tol: float) -> int:
-        """Steps that convergence takes at the least, were each to make residuals ten times smaller."""
-        excess = float((self.residuals / np.maximum(tol * self.scale, 1e-300)).max())
-        return int(math.log10(excess)) if 1 < excess < math.inf else 0
-
-    def stalled(self) -> bool:
-        """Whether more products cannot bring the residuals down, rounding being most of them."""
-        return bool((self.residuals <= 2 * self.rounding).all())
-
-    def result(self, operator: Observed, tol: float, confidence: float) -> Eigenpairs:
-        vectors = self.basis.combined(self.Y[:, self.chosen])
-        vectors = vectors / vectors.norm(dim=0)
-        low, high = np.full_like(self.values, -math.inf), np.full_like(self.values, math.inf)
-        bound, near = "none", USEFUL_BOUND * self.scale[0]
-        if self.which == "LA":
-            low, bound = self.values - self.rounding, "lower"
-            outer = self._outer_bound(self.all_values)
-            if outer - self.values[0] <= near:
-                high[0], bound = outer, "two-sided"
-        elif self.which == "SA":
-            high, bound = self.values + self.rounding, "upper"
-            outer = -self._outer_bound(-self.all_values)
-            if self.values[0] - outer <= near:
-                low[0], bound = outer, "two-sided"
-        on_host = torch.from_numpy
-        return Eigenpairs(
-            on_host(self.values), vectors, on_host(self.residuals), on_host(low), on_host(high), bound, confidence,
-            self.converged(tol), operator.matvecs, self.which, tol, operator.kernel, operator.note,
-        )  # fmt: skip
-
-    def _outer_bound(self, values: np.ndarray) -> float:
-        """The largest point at which an eigenvalue above all Ritz values is not excluded."""
-        top = float(values.max())
-        if self.coupling.size == 0:  # the basis spans the whole space
-            return top + self.rounding
-        first = self.Y[: self.basis.block]
-        spread = max(float(values.max() - values.min()), abs(top), 1e-280)
-        gaps = np.logspace(-12, 6, 600) * spread
-        weights = 1.0 / (top + gaps[:, None] - values)  # (grid, size)
-        pairs = (first[:, None, :] * self.coupling[None, :, :]).reshape(-1, len(values))
-        possible = np.linalg.norm(weights @ pairs.T, axis=1) >= self.share
-        above = int(possible.nonzero()[0].max()) + 1 if possible.any() else 0
-        return top + float(gaps[min(above, len(gaps) - 1)]) + self.rounding

@@ -9,7 +9,8 @@ import torch
 from scipy.linalg.lapack import dstevd
 from torch import Tensor
 
-from .operators import Observed
+from .operators import SymmetricOperator, refuse_nonfinite
+from .symmetry import refuse_asymmetry
 
 __all__ = ["LanczosBasis"]
 
@@ -24,8 +25,10 @@ class LanczosBasis:
     rounding too ("twice is enough", Kahan; Daniel et al. 1976; Giraud et al. 2005). Vectors are rows of
     chunks, so that the basis grows without being copied.
 
+    It does not multiply: its caller does, and may do so for several bases at once.
+
     Args:
-        operator: A.
+        operator: A; for its space, and for what is known of its products.
         block: vectors per block.
         generator: for the random directions that replace exhausted ones.
 
@@ -35,13 +38,17 @@ class LanczosBasis:
         size: vectors already multiplied.
         total: vectors in the basis, the newest block included.
         broke_down: whether the newest block came from an invariant subspace.
+        restarts: how often the basis was cut down to Ritz vectors.
+        norm: the largest Ritz value in magnitude that was seen before that.
     """
 
-    def __init__(self, operator: Observed, block: int, generator: torch.Generator) -> None:
+    def __init__(self, operator: SymmetricOperator, block: int, generator: torch.Generator) -> None:
         self.operator, self.space, self.block, self.generator = operator, operator.space, block, generator
         self.size = self.total = 0
         self.R = np.zeros((0, 0))
         self.broke_down = False
+        self.restarts = 0
+        self.norm = 0.0
         self._eps = float(torch.finfo(self.space.dtype).eps)
         self._scale = 0.0
         self._T = np.zeros((64, 64))
@@ -59,7 +66,7 @@ class LanczosBasis:
     def eigh(self) -> tuple[np.ndarray, np.ndarray]:
         """Eigenvalues of T, ascending, and eigenvectors, (size,) and (size, size)."""
         # Not NumPy's: the threads of its BLAS spin on beside torch's, and slow the next product ten times.
-        if self.block == 1:
+        if self.block == 1 and not self.restarts:
             values, vectors, failed = dstevd(self.T.diagonal(), self.T.diagonal(1) if self.size > 1 else np.zeros(1))
             if not failed:
                 return values, vectors
@@ -83,13 +90,57 @@ class LanczosBasis:
             first += len(rows)
         return out
 
-    def extend(self) -> None:
-        """Multiply the newest block and append the next one.
+    def restart(self, values: np.ndarray, Y: np.ndarray) -> None:
+        """Go on from some Ritz vectors in place of the whole basis (thick restart; Wu and Simon 2000).
+
+        With p of them as Q and their Ritz values as T, the relation ``A Q = Q T + Q_next R Y_m`` still holds: the
+        newest block couples with all of them. They are written over the basis, so that no more memory is taken.
+
+        Args:
+            values: (p,) Ritz values.
+            Y: (size, p) their coordinates in the basis.
+        """
+        newest, coupling = self._newest.clone(), self.R @ Y[self.size - self.R.shape[1] :]
+        p, weights = Y.shape[1], torch.as_tensor(np.ascontiguousarray(Y.T)).to(newest)
+        per_row = max(1, _CHUNK_BYTES // (self.size * newest.element_size()))
+        for first in range(0, self.space.size, per_row):
+            columns = slice(first, first + per_row)
+            made = weights @ torch.cat([rows[:, columns] for rows in self._filled])[: self.size]
+            for rows, part in zip(self._filled, made.split([len(rows) for rows in self._filled_by(p)]), strict=False):
+                rows[: len(part), columns] = part
+        self._filled = self._filled_by(p)
+        self._chunks = self._chunks[: len(self._filled)]
+        self._used = len(self._filled[-1])
+        self._T = np.zeros_like(self._T)
+        self._T[:p, :p] = np.diag(values)
+        self.size = self.total = p
+        self._newest = newest[:0]  # so that it is no neighbour of what comes next
+        self._next_rows(len(newest)).copy_(newest)
+        self._T[p : self.total, :p], self._T[:p, p : self.total] = coupling, coupling.T
+        self.restarts += 1
+
+    def _filled_by(self, count: int) -> list[Tensor]:
+        """The first ``count`` rows of the basis, by chunk."""
+        found: list[Tensor] = []
+        for rows in self._filled:
+            if count > 0:
+                found.append(rows[:count])
+                count -= len(rows)
+        return found
+
+    @property
+    def newest(self) -> Tensor:
+        """The newest block (n, width), which is to be multiplied next."""
+        return self._newest.T
+
+    def absorb(self, product: Tensor) -> None:
+        """Take in the operator's product with the newest block, (n, width), and append the next block.
 
         Raises:
             NonFiniteError: if the product has a NaN or infinite entry.
+            SettingError: if it shows that the operator is not symmetric.
         """
-        rows = self.operator.unchecked(self._newest.T).T.contiguous()  # rows, since torch is slow on a column
+        rows = product.T.contiguous()  # rows, since torch is slow on a column
         if rows.data_ptr() == self._newest.data_ptr():  # an identity may return its input
             rows = rows.clone()
         if self.block == len(self._filled) == len(self._near) == 1:
@@ -107,8 +158,10 @@ class LanczosBasis:
         length = torch.linalg.vector_norm(w, dim=1, keepdim=True)
         found = torch.cat((first, second, length)).flatten().tolist()  # the one synchronisation of a step
         size, cut, norm, at = math.hypot(*found), near.shape[0], found[-1], self.size
-        self.operator.refuse_nonfinite(size)
+        refuse_nonfinite(size)
         self._scale = max(self._scale, size)
+        if cut == 2:  # what A brings back to the neighbour is what it had from there
+            refuse_asymmetry(self.operator, found[0], float(self._T[at, at - 1]), self._scale)
         self._T[at, at] = found[cut - 1] + found[-2]
         if math.hypot(*found[cut:-1]) > norm:
             again = self._cleaned(w.T, self._filled)
@@ -123,9 +176,14 @@ class LanczosBasis:
         together = torch.cat((near.view(-1), far.view(-1), torch.linalg.vector_norm(W.T, dim=1)))
         found = together.to("cpu", torch.float64).numpy()  # the one synchronisation of a step
         size = math.sqrt(found @ found)
-        self.operator.refuse_nonfinite(size)
+        refuse_nonfinite(size)
         self._scale = max(self._scale, size)
         cut, square = near.numel(), width * width
+        if cut > square:
+            back = found[: cut - square].reshape(-1, width)
+            there = self._T[self.size - len(back) : self.size, self.size : self.total]
+            worst = np.unravel_index(abs(back - there).argmax(), back.shape)
+            refuse_asymmetry(self.operator, float(back[worst]), float(there[worst]), self._scale)
         removed, norms = found[cut:-width], found[-width:]
         diagonal = found[cut - square : cut] + removed[-square:]
         if removed @ removed > norms.min() ** 2:

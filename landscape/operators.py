@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import NonFiniteError, SettingError
 from .space import VectorSpace, common_space, named
 
-__all__ = ["Combination", "DenseOperator", "Observed", "SymmetricOperator", "as_operator"]
+__all__ = ["Combination", "DenseOperator", "Observed", "SymmetricOperator", "as_operator", "refuse_nonfinite"]
 
 _MASKED = 16  # columns of masked products at a time
 
@@ -267,7 +267,7 @@ class Observed(SymmetricOperator):
             NonFiniteError: if the product has a NaN or infinite entry.
         """
         result = self.unchecked(V)
-        self.refuse_nonfinite(float(result.sum()))
+        refuse_nonfinite(float(result.sum()))
         return result
 
     def unchecked(self, V: Tensor) -> Tensor:
@@ -279,13 +279,15 @@ class Observed(SymmetricOperator):
             self.on_product(V.shape[1])
         return result
 
-    @staticmethod
-    def refuse_nonfinite(total: float) -> None:
-        """Raise NonFiniteError if a number made from all entries of a product is NaN or infinite."""
-        if not math.isfinite(total):
-            raise NonFiniteError(
-                "a curvature-vector product is NaN or infinite: the loss is not smooth or overflows here"
-            )
+
+def refuse_nonfinite(total: float) -> None:
+    """Refuse a product, by a number that was made from all its entries.
+
+    Raises:
+        NonFiniteError: if the number is NaN or infinite.
+    """
+    if not math.isfinite(total):
+        raise NonFiniteError("a curvature-vector product is NaN or infinite: the loss is not smooth or overflows here")
 
 
 def as_operator(A: Any) -> SymmetricOperator:

@@ -11,6 +11,7 @@ from .operators import SymmetricOperator
 __all__ = ["refuse_asymmetric", "refuse_asymmetry"]
 
 _TOLERATED = 10.0  # times the rounding of a product
+_LEAST = 1e-3  # relative; what a model rounds inside (a half precision layer) its space does not know
 
 
 def refuse_asymmetric(operator: SymmetricOperator, Z: Tensor, AZ: Tensor) -> None:
@@ -29,7 +30,7 @@ def refuse_asymmetric(operator: SymmetricOperator, Z: Tensor, AZ: Tensor) -> Non
     of_vectors, of_products = lengths.to("cpu", torch.float64)
     apart = (G - G.T).abs()
     allowed = of_vectors[:, None] * of_products
-    worst = int((apart - _TOLERATED * operator.space.rounding * torch.maximum(allowed, allowed.T)).argmax())
+    worst = int((apart - _share(operator) * torch.maximum(allowed, allowed.T)).argmax())
     i, j = divmod(worst, len(G))
     refuse_asymmetry(operator, float(G[i, j]), float(G[j, i]), float(max(allowed[i, j], allowed[j, i])))
 
@@ -42,9 +43,13 @@ def refuse_asymmetry(operator: SymmetricOperator, there: float, back: float, sca
     Raises:
         SettingError: if they differ by more than the operator's rounding explains.
     """
-    if abs(there - back) <= _TOLERATED * operator.space.rounding * scale or "ambiguous" in operator.note:
+    if abs(there - back) <= _share(operator) * scale or "ambiguous" in operator.note:
         return
     raise SettingError(
         f"the operator is not symmetric: u'Av = {there:.6g} and v'Au = {back:.6g} for the same u and v; pass a "
         "symmetric one, e.g. (A + A.T) / 2"
     )
+
+
+def _share(operator: SymmetricOperator) -> float:
+    return max(_LEAST, _TOLERATED * operator.space.rounding)

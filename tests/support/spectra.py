@@ -36,6 +36,15 @@ def with_outliers(n: int, outliers: list[float], bulk: float = 1.0) -> Tensor:
     return torch.cat([torch.linspace(0, bulk, n - len(outliers), dtype=torch.float64), torch.tensor(outliers).double()])
 
 
+def extremes(A: Tensor, k: int, which: str) -> Tensor:
+    """The k extremal eigenvalues of a dense matrix, best first; both ends as they descend."""
+    values = torch.linalg.eigvalsh(A.double())
+    if which == "BE":
+        return torch.cat([values.flip(0)[: (k + 1) // 2], values.flip(0)[len(values) - k // 2 :]])
+    order = {"LA": values.flip(0), "SA": values, "LM": values[values.abs().argsort(descending=True)]}[which]
+    return order[:k]
+
+
 SPECTRA = {
     "outliers": with_outliers(300, [20.0, 50.0, 100.0]),
     "bulk": with_outliers(300, []),

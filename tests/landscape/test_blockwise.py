@@ -1,0 +1,90 @@
+"""Every block's eigenpairs in one call, against the blocks of dense float64 matrices."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from landscape_cases import build, labelled, mlp, reference
+from losscope.landscape import BlockDiagonal, Hessian, NonFiniteError, Objective, SettingError, block_eigenpairs
+from residual import digits, resnet20
+
+F64 = torch.float64
+CASES = ["batchnorm_eval", "uneven_batches", "tied_weights", "scaled_dot_product_attention", "linear_unused_bias"]
+
+
+def dense_blocks(B: BlockDiagonal, H: Tensor) -> dict[str, Tensor]:
+    spans = {name: torch.cat([torch.arange(s.start, s.stop) for s in block._rows]) for name, block in B.blocks.items()}
+    return {name: H[rows][:, rows] for name, rows in spans.items()}
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM"])
+@pytest.mark.parametrize("name", CASES)
+def test_all_blocks_of_model_hessians(name: str, which: str) -> None:
+    B = BlockDiagonal(Hessian(build(name).objective()))
+    H = reference(name)[2]
+    found = block_eigenpairs(B, 2, which=which, tol=1e-8, guards=1, seed=0)
+    assert list(found) == list(B.blocks)
+    for layer, A in dense_blocks(B, H).items():
+        pairs, values = found[layer], torch.linalg.eigvalsh(A)
+        order = {"LA": values.flip(0), "SA": values, "LM": values[values.abs().argsort(descending=True)]}[which]
+        k = min(2, len(A))
+        assert pairs.values.shape == (k,) and pairs.vectors.shape == (len(A), k)
+        ours, exact = (pairs.values.abs(), order[:k].abs()) if which == "LM" else (pairs.values, order[:k])
+        torch.testing.assert_close(ours, exact, rtol=0, atol=1e-6 * float(H.norm()))
+        explicit = (A @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0)
+        assert float(explicit.max()) <= 1e-7 * float(H.norm())
+        assert pairs.kernel == "retained"
+
+
+def test_one_pass_over_the_data_serves_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    B = BlockDiagonal(Hessian(Objective(mlp(4, 6, 5, 3), labelled([7, 7, 3]), criterion=nn.CrossEntropyLoss())))
+    passes: list[int] = []
+    products = Hessian.block_products
+
+    def counting(A: Hessian, V: Tensor, groups: list) -> Tensor:
+        passes.append(len(groups))
+        return products(A, V, groups)
+
+    monkeypatch.setattr(Hessian, "block_products", counting)
+    found = block_eigenpairs(B, tol=1e-4, seed=0)
+    assert len(passes) == max(pairs.matvecs for pairs in found.values())
+    assert sum(passes) == sum(pairs.matvecs for pairs in found.values())
+    assert passes[0] == len(B.blocks) and passes == sorted(passes, reverse=True)
+
+
+def test_all_layers_of_a_residual_network() -> None:
+    objective = Objective(resnet20(), digits(8), criterion=nn.CrossEntropyLoss())
+    hessian = Hessian(objective)
+    found = block_eigenpairs(BlockDiagonal(hessian), tol=1e-2, max_matvecs=12, seed=0)
+    assert len(found) == 39
+    for name in ("conv1", "fc"):
+        if name in found:
+            alone = hessian.restricted(f"{name}.*")
+            v = found[name].vectors
+            rayleigh = float((v * (alone @ v)).sum())
+            assert rayleigh == pytest.approx(float(found[name].values[0]), rel=1e-4)
+            assert float(found[name].low[0]) <= float(found[name].high[0])
+
+
+def test_same_seed_same_pairs_and_no_block_like_another() -> None:
+    B = BlockDiagonal(Hessian(Objective(mlp(4, 4, 4, 3), labelled([9]), criterion=nn.CrossEntropyLoss())))
+    first, second = (block_eigenpairs(B, tol=0.5, max_matvecs=2, seed=3) for _ in range(2))
+    assert all(torch.equal(first[name].vectors, second[name].vectors) for name in first)
+    assert not torch.equal(first["0"].vectors, first["2"].vectors)  # both have 20 entries
+
+
+def test_bad_input_is_refused() -> None:
+    objective = Objective(mlp(4, 5, 3), labelled([6]), criterion=nn.CrossEntropyLoss())
+    hessian = Hessian(objective)
+    with pytest.raises(SettingError, match=r"expected a BlockDiagonal, e\.g\. .*; got Hessian"):
+        block_eigenpairs(hessian)
+    B = BlockDiagonal(hessian)
+    with pytest.raises(SettingError, match=r"k must be an integer between 1 and n"):
+        block_eigenpairs(B, 0)
+    with pytest.raises(SettingError, match=r"no block is called \['head'\]; there are \['0', '2'\]"):
+        B.products({"head": torch.ones(3, 1)})
+    with pytest.raises(SettingError, match=r"block '0' has 25 entries, its vectors 24"):
+        B.products({"0": torch.ones(24, 1)})
+    infinite = Objective(mlp(4, 5, 3), labelled([6]), loss_fn=lambda m, b: m(b[0]).sum() ** 3 * float("inf"))
+    with pytest.raises(NonFiniteError):
+        block_eigenpairs(BlockDiagonal(Hessian(infinite, "retained")), seed=0)
