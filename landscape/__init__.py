@@ -16,11 +16,13 @@ from .estimate_trace import trace
 from .fisher import EmpiricalFisher, MonteCarloFisher
 from .gauss_newton import GaussNewton
 from .hessian import Hessian
+from .inverse_fisher import InverseFisher
 from .jacobian import Jacobian
 from .krylov import top_eigenpairs
 from .objective import Objective
 from .operators import SymmetricOperator
-from .results import Eigenpairs, Estimate
+from .results import Eigenpairs, Estimate, NegativeCurvature, Solution
+from .solve import solve
 
 __all__ = [
     "BlockDiagonal",
@@ -31,11 +33,13 @@ __all__ = [
     "Estimate",
     "GaussNewton",
     "Hessian",
+    "InverseFisher",
     "Jacobian",
     "KernelError",
     "LossError",
     "LosscopeError",
     "MonteCarloFisher",
+    "NegativeCurvature",
     "NonFiniteError",
     "Objective",
     "ParameterError",
@@ -43,7 +47,9 @@ __all__ = [
     "Restricted",
     "RunError",
     "SettingError",
+    "Solution",
     "SymmetricOperator",
+    "solve",
     "top_eigenpairs",
     "trace",
 ]
