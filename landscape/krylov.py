@@ -22,9 +22,6 @@ __all__ = ["Search", "top_eigenpairs"]
 MIX = 0.05
 """Size of the random direction mixed into a warm start, relative to the start itself."""
 
-FOLDED = 0.3
-"""Share of the vectors of a start that are more than a block holds, in the vectors of the block."""
-
 _MEMORY = 2 << 30  # default cap on the Krylov basis, bytes
 _BUDGET = 1000  # products that are spent at most where nothing is said
 _USUAL = 40  # products that a run is taken to need where nothing else is said
@@ -70,7 +67,8 @@ def top_eigenpairs(
         tol: stop when every residual is at most ``tol`` times its eigenvalue's scale
             ``max(|theta|, ||A|| / 1000)``.
         start: (n,) or (n, j) vectors to start from, e.g. the eigenvectors at the last step, and its guards after
-            them; random directions of relative size `MIX` are mixed in, so that a crossing is not missed for good.
+            them, as many as a block holds; random directions of relative size `MIX` are mixed in, so that a crossing
+            is not missed for good.
         guards: further vectors in every block. Close eigenvalues (the C of a C-class problem) are told apart in
             fewer steps where the block is wider than they are many, and an eigenvector that overtakes another one
             between warm starts is found among the guards of the last.
@@ -222,9 +220,6 @@ def _begin(basis: LanczosBasis, start: Tensor | None, risk: float) -> float:
     start = start / torch.where(norms > 0, norms, 1.0)
     mixed = fresh / math.sqrt(n)
     mixed[:, : start.shape[1]] = start[:, :b] + MIX * mixed[:, : start.shape[1]]
-    for first in range(b, start.shape[1], b):  # those that find no place of their own
-        more = start[:, first : first + b]
-        mixed[:, : more.shape[1]] += FOLDED * more
     R = basis.begin(mixed)
     # |Q1' u| >= |S' u| / |S|, and S' u = (fixed) + (MIX / sqrt n) N(0, I), whose norm is smallest
     # in distribution when the fixed part is zero (Anderson's inequality).

@@ -31,6 +31,7 @@ class Needs:
         trace_rtol: relative half-width of the trace's interval; None where it is not needed.
         trace_matvecs: most products to spend on the trace.
         training_gradient: whether to keep the gradient that the optimizer is about to step with.
+        guards: how many eigenvectors to follow beside the pairs.
     """
 
     eigenpairs: int = 0
@@ -39,6 +40,7 @@ class Needs:
     trace_rtol: float | None = None
     trace_matvecs: int = 0
     training_gradient: bool = False
+    guards: int = 0
 
     def __or__(self, other: Needs) -> Needs:
         """The needs of both: the most pairs, the tightest tolerances."""
@@ -51,6 +53,7 @@ class Needs:
             min(rtols, default=None),
             max(self.trace_matvecs, other.trace_matvecs),
             self.training_gradient or other.training_gradient,
+            max(self.guards, other.guards),
         )
 
 

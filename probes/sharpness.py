@@ -22,6 +22,9 @@ class Sharpness(Probe):
     Args:
         k: how many eigenvalues.
         tol: relative residual of each.
+        guards: further eigenvectors that are followed beside these. Between renewals of the bound, eigenvectors
+            that change places can leave the value a few per cent low; with one guard that is rarer and less, for
+            about 4 products in place of 2.6 (measured at the edge of stability).
         every: when; None follows `watch`.
         bound_every: renew the upper bound, by a cold start, when it is this many steps old.
 
@@ -31,15 +34,20 @@ class Sharpness(Probe):
 
     name = "sharpness"
 
-    def __init__(self, k: int = 1, *, tol: float = 1e-2, every: Any = None, bound_every: int = 200) -> None:
+    def __init__(
+        self, k: int = 1, *, tol: float = 1e-2, guards: int = 0, every: Any = None, bound_every: int = 200
+    ) -> None:
         super().__init__(every)
-        if k < 1 or not 0 < tol < 1 or bound_every < 1:
-            raise SettingError(f"need k >= 1, 0 < tol < 1 and bound_every >= 1; got {k!r}, {tol!r}, {bound_every!r}")
-        self.k, self.tol, self.bound_every = k, tol, bound_every
+        if k < 1 or not 0 < tol < 1 or bound_every < 1 or guards < 0:
+            raise SettingError(
+                "need k >= 1, 0 < tol < 1, guards >= 0 and bound_every >= 1; got "
+                f"{k!r}, {tol!r}, {guards!r}, {bound_every!r}"
+            )
+        self.k, self.tol, self.guards, self.bound_every = k, tol, guards, bound_every
 
     def needs(self) -> Needs:
         """Top eigenpairs."""
-        return Needs(eigenpairs=self.k, eigenpair_tol=self.tol, bound_every=self.bound_every)
+        return Needs(eigenpairs=self.k, eigenpair_tol=self.tol, guards=self.guards, bound_every=self.bound_every)
 
     def measure(self, snapshot: Snapshot) -> Measurement:
         """The eigenvalues, with the loss and the threshold they belong to."""

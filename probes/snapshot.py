@@ -25,7 +25,7 @@ class Memory:
     """What is carried from one snapshot of a player to the next.
 
     Attributes:
-        eigenvectors: (n, k) top eigenvectors at the last measurement, where the next one starts.
+        eigenvectors: (n, k) top eigenvectors at the last measurement and their guards, where the next one starts.
         bound_step: step of the last cold start, which is what bounds the sharpness from above.
     """
 
@@ -138,9 +138,15 @@ class Snapshot:
             cold = self.memory.eigenvectors is None or self._bound_is_due()
             start = None if cold else self.memory.eigenvectors
             self._eigenpairs = top_eigenpairs(
-                self.hessian, k, tol=tol, start=start, max_matvecs=max(100, 20 * k), seed=self._seed_of("eigenpairs")
+                self.hessian,
+                k,
+                tol=tol,
+                start=start,
+                guards=self.needs.guards,
+                max_matvecs=max(100, 20 * (k + self.needs.guards)),
+                seed=self._seed_of("eigenpairs"),
             )
-            self.memory.eigenvectors = self._eigenpairs.vectors
+            self.memory.eigenvectors = torch.cat((self._eigenpairs.vectors, self._eigenpairs.guards), dim=1)
             if cold:
                 self.memory.bound_step = self.step
         return self._eigenpairs

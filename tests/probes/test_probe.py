@@ -27,6 +27,27 @@ def test_what_the_probes_need():
     assert merged == Needs(4, 1e-3, 50, 0.05, trace_matvecs=100, training_gradient=True)
 
 
+def test_guards_are_followed_from_one_measurement_to_the_next():
+    """In steps that exchange the top two directions, the next start already holds the second."""
+    assert (Sharpness(2, guards=1).needs() | Sharpness(guards=3).needs()).guards == 3
+    scale = torch.tensor([[3.0, 2.9, 1.0, 0.5]])
+    model = nn.Linear(4, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    found = {}
+    for guards in (0, 1):
+        data = (torch.diag(scale[0]), torch.zeros(4, 1))
+        with watch(
+            model, optimizer, data=data, criterion=nn.MSELoss(), probes=[Sharpness(tol=1e-3, guards=guards)]
+        ) as run:
+            first = run.measure_now()[0]
+            data[0][1, 1] = 3.1  # the second overtakes the first
+            found[guards] = run.measure_now()[0]
+        assert first.value == pytest.approx(4.5, rel=1e-3)
+    assert found[1].value == pytest.approx(3.1**2 / 2, rel=1e-5)
+    assert found[1].matvecs % 2 == 0
+    assert found[1].value >= found[0].value - 1e-6
+
+
 def test_shared_quantities_are_computed_once():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
