@@ -6,13 +6,16 @@ import time
 from dataclasses import dataclass
 
 import torch
+import tracking
 from contenders import KERNELS, OURS, PLAIN, objective
+from contest import Comparison
 from lanczos import Forty, Run
 from measuring import MIB, short
 from problems import Problem
 from products import Result, Row
 
 CHOICE_MARGIN = 1.10
+ONE_BATCH, MANY_BATCHES, TRACKED = 1.05, 1.5, 4.0
 PLANNED = 1_000_000  # so many that compiling is repaid, as the tables do not count it
 
 
@@ -62,8 +65,15 @@ def picks(problem: Problem, blocks: tuple[int, ...]) -> list[Picked]:
 # --------------------------------------------------------------------------- the lines
 
 
-def lines(hessian: list[Result], forties: list[Forty], chosen: list[Picked], blocks: tuple[int, ...]) -> list[Line]:
-    """Lines 2, 3, 4 and 7 of what the kernels must show, for what was measured."""
+def lines(
+    hessian: list[Result],
+    forties: list[Forty],
+    chosen: list[Picked],
+    blocks: tuple[int, ...],
+    pairs: list[Comparison],
+    tracks: list[Comparison],
+) -> list[Line]:
+    """Lines 2, 3, 4 and 7 of what the kernels must show, and what the estimators must, for what was measured."""
     by_key = {result.key: result for result in hessian}
     largest = max(blocks)
     return [
@@ -72,6 +82,8 @@ def lines(hessian: list[Result], forties: list[Forty], chosen: list[Picked], blo
         *(_against_peers(result, 8 if 8 in blocks else largest) for result in hessian if len(result.batches) > 1),
         *_choices(by_key, chosen, blocks),
         *(_on_gpu(by_key.get(key), key, largest) for key in ("mlp-128", "gpt-128")),
+        *(_top_pair(comparison) for comparison in pairs if comparison.task == "top 1"),
+        *map(_tracked, tracks),
     ]
 
 
@@ -165,6 +177,33 @@ def _on_gpu(result: Result | None, key: str, k: int) -> Line:
     best = min(ours, key=lambda row: row.blocks[k].seconds)
     ratio = one.blocks[1].seconds / best.blocks[k].seconds
     return Line(what, f"{ratio:.1f} ({best.kernel})", limit, ratio >= 5)
+
+
+def _top_pair(found: Comparison) -> Line:
+    """The default against the fastest peer that reaches the same residual at the right eigenvalue."""
+    limit = 1 / MANY_BATCHES if found.batches > 1 else ONE_BATCH
+    what = f"estimators, {found.key}: top eigenpair, in the time of the fastest peer that reaches the residual"
+    ours = [row for row in found.rows if row.package == OURS and row.reached]
+    peers = [row for row in found.rows if row.package != OURS and row.reached]
+    if not ours or not peers:
+        text = "no peer reaches it" if ours else "not reached"
+        return Line(what, text, f"<= {limit:.2f}", bool(ours) or None)
+    peer = min(peers, key=lambda row: row.median)
+    ratio = ours[0].median / peer.median
+    others = "".join(f"; {row.name.split(', ')[-1]} {row.median / peer.median:.2f}" for row in ours[1:])
+    return Line(what, f"{ratio:.2f} (by default / {peer.name}){others}", f"<= {limit:.2f}", ratio <= limit)
+
+
+def _tracked(found: Comparison) -> Line:
+    """What following the sharpness costs less than PyHessian's defaults."""
+    what = f"estimators, {found.key}: PyHessian's time for every tenth step, in ours with warm starts"
+    rows = {row.name: row for row in found.rows if row.seconds and not row.failure}
+    if tracking.WARM not in rows or tracking.PEER not in rows:
+        return Line(what, "", f">= {TRACKED:g}", None)
+    warm, watched, peer = rows[tracking.WARM], rows.get(tracking.WATCH), rows[tracking.PEER]
+    ratio = peer.median / warm.median
+    text = f"{ratio:.1f}" + (f"; in `watch` {peer.median / watched.median:.1f}" if watched is not None else "")
+    return Line(what, text, f">= {TRACKED:g}", warm.reached and ratio >= TRACKED)
 
 
 def table(found: list[Line]) -> str:

@@ -3,11 +3,13 @@
 import contextlib
 import importlib.metadata
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from measuring import short
 from problems import CRITERION, Problem
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,6 +23,22 @@ PLAIN, PYHESSIAN, CURVLINOPS, OURS = "plain torch", "PyHessian", "curvlinops", "
 
 class NotAvailable(Exception):
     """A library that is not installed, or a kernel that this version does not have."""
+
+
+@contextlib.contextmanager
+def failure_in(row: Any) -> Iterator[None]:
+    """Keep what goes wrong for the row, in its ``failure``."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (NotAvailable, ImportError) as error:
+        row.failure = f"not available: {error}"
+    except landscape.SettingError as error:
+        missing = "kernel must be" in str(error)
+        row.failure = f"{'not available' if missing else 'fails'}: {short(error)}"
+    except Exception as error:
+        row.failure = f"fails: {short(error)}"
 
 
 def _same(x: Any) -> Any:
@@ -173,6 +191,13 @@ def pyhessian_version() -> str:
 def curvlinops_version() -> str:
     try:
         return importlib.metadata.version("curvlinops-for-pytorch")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def eigenthings_version() -> str:
+    try:
+        return importlib.metadata.version("hessian-eigenthings")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 

@@ -1,6 +1,6 @@
-"""Curvature products by losscope, PyHessian, curvlinops and plain PyTorch, on the same problems in one process.
+"""Curvature products and estimators by losscope and its peers, on the same problems in one process.
 
-    python benchmarks/kernels.py [--device cuda] [--repeats 7] [--only mlp]
+    python benchmarks/kernels.py [--device cuda] [--repeats 7] [--only mlp] [--tables eigenpairs traces]
 
 Writes ``benchmarks/results/kernels-<device>.md``, a figure and the raw numbers. How to read them: ``README.md``.
 """
@@ -10,30 +10,31 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import checklist
-import figures
+import eigenpairs
 import lanczos
 import products
 import torch
+import traces
+import tracking
 from contenders import (
     KERNELS,
     Contender,
-    curvlinops_version,
     gauss_newton_contenders,
     hessian_contenders,
-    pyhessian_version,
 )
+from contest import Comparison, Rules
 from measuring import machine
 from problems import Problem, gauss_newton_reference, hessian_reference, problems
+from report import TABLES, Report
 
 RESULTS = Path(__file__).parent / "results"
 
 Ways = tuple[Callable[[Problem], list[Contender]], Callable]
-TABLES: dict[str, Ways] = {
+PRODUCTS: dict[str, Ways] = {
     "hessian": (hessian_contenders, hessian_reference),
     "gauss_newton": (gauss_newton_contenders, gauss_newton_reference),
 }
@@ -44,6 +45,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument("--repeats", type=int, default=7, help="interleaved rounds")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="problems whose key contains a word")
+    parser.add_argument(
+        "--tables", nargs="+", default=TABLES, choices=TABLES, metavar="TABLE",
+        help=f"measure only these again: {', '.join(TABLES)}",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="does it run at all: no memory, nothing compiled")
     parser.add_argument("--budget", type=float, default=6.0, help="seconds for one row and block size on one problem")
@@ -70,7 +75,7 @@ class Benchmark:
 
     def contenders(self, table: str, problem: Problem) -> list[Contender]:
         """Who takes part; where compiling a model took long, it is compiled for that one set of shapes only."""
-        found = TABLES[table][0](problem)
+        found = PRODUCTS[table][0](problem)
         compiled_for = self.slow_to_compile.get(problem.family.name, problem.key)
         if self.options.quick or self.skips(problem) or compiled_for != problem.key:
             found = [c for c in found if c.kernel != "compiled"]
@@ -90,7 +95,7 @@ class Benchmark:
     def products(self, table: str, problem: Problem) -> products.Result:
         """One problem's rows of the first or third table, with their memory."""
         started = time.perf_counter()
-        right = products.reference(problem, TABLES[table][1], max(self.blocks))
+        right = products.reference(problem, PRODUCTS[table][1], max(self.blocks))
         result = products.measure(
             problem, self.contenders(table, problem), right, self.blocks, self.repeats,
             least=self.least, budget=self.budget,
@@ -126,60 +131,79 @@ class Benchmark:
         blocks = self.blocks if problem.family.name == "MLP" or self.device.type == "cuda" else self.blocks[:1]
         return products.memory_of(problem, self.contenders(table, problem), blocks)
 
+    def rules(self, problem: Problem) -> Rules:
+        """What a comparison of estimators on a problem may spend."""
+        tries = 3 if problem.family.name == "MLP" and not self.options.quick else 1
+        return Rules(self.repeats, self.least, self.budget, tries)
+
+    def chosen(self, found: list[Problem], usual: Collection[str]) -> list[Problem]:
+        """The problems of a table: its usual ones, or those that ``--only`` names."""
+        return [problem for problem in found if self.options.only or problem.key in usual]
+
     def run(self) -> None:
-        """Measure everything, and write what there is after each table."""
-        found = problems(self.device, tuple(self.options.only))
-        hessian, forties, gauss_newton, chosen = [], [], [], []
+        """Measure the tables asked for, and write what there is after each."""
+        found, target = problems(self.device, tuple(self.options.only)), self.target
+        report = Report.read(target.with_suffix(".json"), besides=self.options.tables)
+        for table in self.options.tables:
+            report.where[table] = f"{machine(self.device)}; {self.repeats} repeats"
+        if "products" in self.options.tables:
+            self.measure_products(found, report)
+            report.write(target)
+        if "lanczos" in self.options.tables:
+            report.forties = [self.lanczos(problem) for problem in found if problem.key in lanczos.PROBLEMS]
+            report.write(target)
+        if "products" in self.options.tables:
+            report.gauss_newton = [self.products("gauss_newton", problem) for problem in found]
+            report.write(target)
+        for table, comparisons in self.estimators(found):
+            for comparison, text in comparisons:
+                getattr(report, table).append(comparison)
+                print(text, flush=True)
+                report.write(target)
+        files = report.draw(target) if "products" in self.options.tables else []
+        print(checklist.table(report.lines()), "written:", target.with_suffix(".md"), *files)
+
+    def measure_products(self, found: list[Problem], report: Report) -> None:
+        """The first table, and what `choose` picks."""
         for problem in found:
-            hessian.append(self.products("hessian", problem))
-            if any(row.kernel == "compiled" for row in hessian[-1].rows):
-                chosen += checklist.picks(problem, self.blocks)
-                print(*chosen[-len(self.blocks) :], sep="\n", end="\n\n", flush=True)
-        self.write(hessian, forties, gauss_newton, chosen)
-        forties += [self.lanczos(problem) for problem in found if problem.key in lanczos.PROBLEMS]
-        self.write(hessian, forties, gauss_newton, chosen)
-        gauss_newton += [self.products("gauss_newton", problem) for problem in found]
-        for line in self.write(hessian, forties, gauss_newton, chosen):
-            print(line)
+            report.hessian.append(self.products("hessian", problem))
+            if any(row.kernel == "compiled" for row in report.hessian[-1].rows):
+                picked = checklist.picks(problem, self.blocks)
+                print(*picked, sep="\n", end="\n\n", flush=True)
+                report.chosen += picked
 
-    def write(self, hessian: list, forties: list, gauss_newton: list, chosen: list) -> list[str]:
-        """Write tables, raw numbers and the figure; what to print at the end."""
-        out: Path = self.options.out
-        out.mkdir(parents=True, exist_ok=True)
-        target = out / f"kernels-{self.device.type}"
-        where = machine(self.device)
-        shown = checklist.lines(hessian, forties, chosen, self.blocks)
-        parts = [
-            "# Curvature products\n",
-            f"{where}; PyHessian {pyhessian_version()}, curvlinops {curvlinops_version()}; medians of "
-            f"{self.repeats} interleaved repeats, fewer where a row takes long. TF32 is off.\n",
-            f"![cost per vector]({target.name}.png)\n",
-            "## One product with the Hessian\n",
-            *(products.table(result, self.blocks) for result in hessian),
-            "## Forty steps of Lanczos\n",
-            *map(lanczos.table, forties),
-            "## One product with the Gauss-Newton matrix\n",
-            *(products.table(result, self.blocks) for result in gauss_newton),
-            "## What must hold\n",
-            checklist.table(shown),
-        ]
-        target.with_suffix(".md").write_text("\n".join(parts))
-        raw = {
-            "machine": where,
-            "hessian": products.as_json(hessian),
-            "lanczos": [{**asdict(forty), "runs": [_plain(run) for run in forty.runs]} for forty in forties],
-            "gauss_newton": products.as_json(gauss_newton),
-            "choices": [asdict(pick) for pick in chosen],
-        }
-        target.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
-        files = figures.draw(hessian, self.blocks, where, target)
-        written = " ".join(map(str, (target.with_suffix(".md"), *files)))
-        return [checklist.table(shown), f"written: {written}"]
+    def estimators(self, found: list[Problem]) -> Iterator[tuple[str, Iterator[tuple[Comparison, str]]]]:
+        """By table: comparisons one by one, each with its text."""
+        makers = {"eigenpairs": self.eigenpairs, "traces": self.traces, "tracking": self.tracking}
+        for table, make in makers.items():
+            if table in self.options.tables:
+                yield table, make(found)
 
+    def eigenpairs(self, found: list[Problem]) -> Iterator[tuple[Comparison, str]]:
+        for k, usual in ((1, [problem.key for problem in found]), (10, eigenpairs.TEN)):
+            for problem in self.chosen(found, usual):
+                comparison = eigenpairs.measure(problem, k, self.rules(problem))
+                yield comparison, eigenpairs.table(comparison)
 
-def _plain(run: lanczos.Run) -> dict:
-    kept = ("name", "products", "value", "seconds", "ratios", "memory", "failure")
-    return {name: getattr(run, name) for name in kept}
+    def traces(self, found: list[Problem]) -> Iterator[tuple[Comparison, str]]:
+        known: dict[tuple[str, int], traces.Reference] = {}  # in other batches the matrix is the same
+        for problem in self.chosen(found, traces.PROBLEMS):
+            matrix = problem.family.name, problem.samples
+            if matrix not in known:
+                known[matrix] = traces.reference(problem)
+            comparison = traces.measure(problem, known[matrix], self.rules(problem))
+            yield comparison, traces.table(comparison)
+
+    def tracking(self, found: list[Problem]) -> Iterator[tuple[Comparison, str]]:
+        for problem in self.chosen(found, tracking.COURSES):
+            few = 2 if problem.size > 100_000 else self.repeats
+            comparison = tracking.measure(problem, few, 30 if self.options.quick else None)
+            yield comparison, tracking.table(comparison)
+
+    @property
+    def target(self) -> Path:
+        """Where results go, without a suffix."""
+        return self.options.out / f"kernels-{self.device.type}"
 
 
 def main() -> None:

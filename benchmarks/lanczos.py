@@ -6,23 +6,16 @@ The smallest eigenvalue is asked for: the largest converges to rounding in half 
 import contextlib
 import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-from contenders import (
-    Contender,
-    NotAvailable,
-    curvlinops_operator,
-    objective,
-    plain_retained,
-    pyhessian_object,
-)
-from measuring import MIB, peak_memory, short, timed
-from problems import CRITERION, Problem
-from products import vectors
+from contenders import Contender, curvlinops_operator, failure_in, objective, plain_retained, pyhessian_object
+from measuring import MIB, peak_memory, timed
+from problems import Problem
+from products import seconds_of_gradient, vectors
+from solvers import Meter, arpack, power_iteration
 
-from losscope.landscape import Hessian, SettingError, top_eigenpairs
+from losscope.landscape import Hessian, top_eigenpairs
 
 STEPS = 40
 REQUIRED = "losscope: top_eigenpairs, retained"
@@ -36,7 +29,7 @@ class Run:
     """One way to do forty products; ``seconds`` and ``ratios`` (to the bare call) per product, one per repeat."""
 
     name: str
-    go: Callable[[int], tuple[int, float]]
+    go: Callable[[int], tuple[int, float]] | None = None
     products: int = 0
     value: float = float("nan")
     seconds: list[float] = field(default_factory=list)
@@ -104,34 +97,20 @@ def power(problem: Problem) -> Callable[[int], tuple[int, float]]:
     model = problem.fresh()
 
     def go(steps: int) -> tuple[int, float]:
-        try:
-            values, _ = pyhessian_object(problem, model).eigenvalues(maxIter=steps, tol=0.0)
-        finally:
-            model.zero_grad()
-        return steps, float(values[0])
+        found = power_iteration(problem, model, Meter(), maxIter=steps, tol=0.0)
+        return steps, float(found.values[0])
 
     return go
 
 
 def eigsh(problem: Problem) -> Callable[[int], tuple[int, float]]:
-    """curvlinops as its documentation computes eigenvalues: ARPACK, here with as many vectors, to 1 %."""
-    from scipy.sparse.linalg import LinearOperator
-    from scipy.sparse.linalg import eigsh as arpack
-
+    """ARPACK on curvlinops' operator, here with as many vectors, to 1 %."""
     model = problem.fresh()
 
     def go(steps: int) -> tuple[int, float]:
-        operator = curvlinops_operator(problem, model).to_scipy()
-        spent = 0
-
-        def product(x):
-            nonlocal spent
-            spent += 1
-            return operator @ x
-
-        counted = LinearOperator(operator.shape, matvec=product, dtype=operator.dtype)
-        values = arpack(counted, k=1, which="SA", ncv=max(3, steps), tol=1e-2, return_eigenvectors=False)
-        return spent, float(values[0])
+        meter = Meter()
+        found = arpack(problem, model, meter, k=1, which="SA", ncv=max(3, steps), tol=1e-2)
+        return meter.products, float(found.values[0])
 
     return go
 
@@ -165,26 +144,12 @@ def _ways(problem: Problem, compiled: bool) -> list[tuple[str, Callable[[], Call
     ]
 
 
-@contextlib.contextmanager
-def _failure_in(run: Run) -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (NotAvailable, ImportError) as error:
-        run.failure = f"not available: {short(error)}"
-    except SettingError as error:
-        run.failure = f"not available: {short(error)}" if "kernel must be" in str(error) else f"fails: {short(error)}"
-    except Exception as error:
-        run.failure = f"fails: {short(error)}"
-
-
 def _opened(problem: Problem, compiled: bool) -> list[Run]:
     """Every way, tried with a few steps."""
     runs = []
     for name, make in _ways(problem, compiled):
-        run = Run(name, lambda _: (0, float("nan")))
-        with _failure_in(run):
+        run = Run(name)
+        with failure_in(run):
             run.go = make()
             run.go(4)
         runs.append(run)
@@ -224,7 +189,7 @@ def measure(problem: Problem, repeats: int, budget: float, compiled: bool = True
             for run in runs:
                 if run.failure or _spent_enough(run, turn, budget):
                     continue
-                with _failure_in(run):
+                with failure_in(run):
                     run.seconds.append(timed(lambda run=run: _go(run), device) / max(1, run.products))
                     after = bare()
                     run.ratios.append(run.seconds[-1] / ((before + after) / 2))
@@ -244,16 +209,10 @@ def _spent_enough(run: Run, turn: int, budget: float) -> bool:
 
 
 def _gradient_seconds(problem: Problem) -> float:
-    model = problem.fresh()
-    parameters = list(model.parameters())
-
-    def one() -> None:
-        for x, y in problem.batches:
-            torch.autograd.grad(CRITERION(model(x), y), parameters)
-
-    one()
-    calls = max(1, min(50, round(0.05 / timed(one, problem.device))))
-    return timed(lambda: [one() for _ in range(calls)], problem.device) / calls
+    run = seconds_of_gradient(problem)
+    run(1)
+    calls = max(1, min(50, round(0.05 / timed(lambda: run(1), problem.device))))
+    return timed(lambda: run(calls), problem.device) / calls
 
 
 def memory_of(problem: Problem) -> dict[str, int]:
@@ -293,3 +252,16 @@ def table(forty: Forty) -> str:
             f"| {seconds / forty.gradient:.2f} | {run.value:.5g} | {memory} | {len(run.seconds)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def as_json(forties: list[Forty]) -> list[dict]:
+    kept = ("name", "products", "value", "seconds", "ratios", "memory", "failure")
+    return [
+        {**vars(forty), "runs": [{name: getattr(run, name) for name in kept} for run in forty.runs]}
+        for forty in forties
+    ]
+
+
+def from_json(items: list[dict]) -> list[Forty]:
+    """The runs that `as_json` made the items of."""
+    return [Forty(**{**item, "runs": [Run(**run) for run in item["runs"]]}) for item in items]

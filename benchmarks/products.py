@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from contenders import Contender, Engine, NotAvailable
-from measuring import MIB, Slot, interleave, peak_memory, short, timed
+from contenders import Contender, Engine, failure_in
+from measuring import MIB, Slot, interleave, peak_memory, timed
 from problems import CRITERION, Problem
 from torch import Tensor
 
@@ -158,7 +158,7 @@ def measure(
         for contender in contenders:
             row = Row(problem.key, contender.name, contender.package, contender.kernel, contender.peer)
             rows.append(row)
-            with _failure_in(row):
+            with failure_in(row):
                 started = time.perf_counter()
                 engine = stack.enter_context(contender.engine(problem))
                 row.opening = time.perf_counter() - started
@@ -201,17 +201,6 @@ def _checked(row: Row, contender: Contender, engine: Engine, V: Tensor, right: R
 def _stated_error(contender: Contender, engine: Engine) -> float | None:
     """What finite differences say they are off by; the others are exact but for rounding."""
     return engine.operator.space.rounding if contender.kernel == "finite_difference" else None
-
-
-@contextlib.contextmanager
-def _failure_in(row: Row) -> Iterator[None]:
-    """Keep what goes wrong with a contender for its row."""
-    try:
-        yield
-    except NotAvailable as error:
-        row.failure = f"not available: {error}"
-    except Exception as error:
-        row.failure = f"fails: {short(error)}"
 
 
 # --------------------------------------------------------------------------- memory

@@ -1,6 +1,8 @@
 """The benchmark command runs, and its tables have their rows; what it measures is not judged here."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,20 +11,62 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+ROWS = (
+    "plain torch: rebuilt", "PyHessian: Hessian", "curvlinops: Hessian", "losscope: retained",
+    "losscope: top_eigenpairs", "losscope: GaussNewton",
+    "losscope: top_eigenpairs(tol=", "PyHessian: eigenvalues(tol=", "curvlinops: eigsh(tol=",
+    "hessian-eigenthings: lanczos(max_iter=",
+    "losscope: trace(rtol=0.01)", "PyHessian: trace(tol=", "curvlinops: hutchinson_trace(", "curvlinops: xtrace(",
+    "losscope: top_eigenpairs, warm start", "losscope: watch, Sharpness()", "PyHessian: eigenvalues()",
+)  # fmt: skip
 
-def test_kernels_runs(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
-    command = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--quick", "--only", "mlp-128", "--out"]
+
+def run(out: Path, *options: str) -> str:
+    """The Markdown that a quick run on the smallest problem writes."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--quick", "--only", "mlp-128", "--out", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([*command, *options], cwd=out, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "kernels-cpu.md").read_text(encoding="utf-8")
-    names = ("plain torch: rebuilt", "PyHessian: Hessian", "curvlinops: Hessian", "losscope: retained")
-    for name in (*names, "losscope: top_eigenpairs", "losscope: GaussNewton"):
-        rows = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
-        assert rows, name
+    return (out / "kernels-cpu.md").read_text(encoding="utf-8")
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sklearn")
+    out = tmp_path_factory.mktemp("results")
+    run(out)
+    return out
+
+
+def test_kernels_runs(results: Path) -> None:
+    text = (results / "kernels-cpu.md").read_text(encoding="utf-8")
+    for name in ROWS:
+        assert [line for line in text.splitlines() if line.startswith(f"| {name}")], name
     assert "wrong" not in text.split("## What must hold")[0]
-    assert (tmp_path / "kernels-cpu.png").stat().st_size > 10_000
-    assert (tmp_path / "kernels-cpu.svg").exists()
+    assert "fails" not in text.split("## What must hold")[0]
+    assert (results / "kernels-cpu.png").stat().st_size > 10_000
+    assert (results / "kernels-cpu.svg").exists()
+
+
+def test_ours_reach_the_error_that_all_are_compared_at(results: Path) -> None:
+    raw = json.loads((results / "kernels-cpu.json").read_text())
+    for comparison in raw["eigenpairs"]:
+        ours = [row for row in comparison["rows"] if row["package"] == "losscope"]
+        assert ours
+        assert all(row["reached"] and max(row["errors"]) <= comparison["limit"] for row in ours), comparison["task"]
+
+
+def test_one_table_is_measured_again_and_the_others_stay(results: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(results, again)
+    before = (results / "kernels-cpu.md").read_text(encoding="utf-8")
+    after = run(again, "--tables", "tracking")
+    for title in ("One product with the Hessian", "Forty steps of Lanczos", "The trace, to one percent"):
+        assert section(after, title) == section(before, title)
+    tracking = "The largest eigenvalue along training"
+    assert section(after, tracking) != section(before, tracking)  # times differ
+    assert section(after, tracking).count("\n|") == section(before, tracking).count("\n|")
