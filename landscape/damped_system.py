@@ -15,6 +15,9 @@ from .results import NegativeCurvature
 __all__ = ["DampedSystem", "Iteration", "dots"]
 
 
+_CHUNK = 16  # vectors that room is made for at a time
+
+
 def dots(U: Tensor, V: Tensor) -> Tensor:
     """Inner products of the rows, added up in float64: (k, n), (k, n) -> (k,)."""
     return (U * V).sum(dim=1, dtype=torch.float64)
@@ -31,6 +34,7 @@ class DampedSystem:
         damping: at least 0.
         diagonal: D, as in `Preconditioned`; None for the identity.
         budget: most products to spend.
+        memory: bytes that the Lanczos vectors may take.
 
     Attributes:
         reserved: products of the budget that are put aside for looking at residuals in the end.
@@ -39,8 +43,9 @@ class DampedSystem:
         found: the first direction of negative curvature that was met.
     """
 
-    def __init__(self, operator: Observed, damping: float, diagonal: Any, budget: int) -> None:
-        self.operator, self.space, self.damping, self.budget = operator, operator.space, damping, budget
+    def __init__(self, operator: Observed, damping: float, diagonal: Any, budget: int, memory: int = 0) -> None:
+        self.operator, self.space, self.damping = operator, operator.space, damping
+        self.budget, self.memory = budget, memory
         self.reserved = 0
         self.norm = 0.0
         self.found: NegativeCurvature | None = None
@@ -115,6 +120,48 @@ class DampedSystem:
         return self.operator.unchecked(V.T).detach().T.contiguous()
 
 
+class KeptVectors:
+    """The Lanczos vectors of several systems so far, which are taken out of the newest ones.
+
+    In exact arithmetic nothing of them is there. Rounding brings back those along eigenvectors that are already
+    found, and the iteration spends half of its products and more on finding them again (Paige 1980; Simon 1984).
+
+    Args:
+        like: (k, n), one vector of every system.
+        memory: bytes that they may take; the first ones are kept.
+
+    Attributes:
+        complete: whether all are kept.
+    """
+
+    def __init__(self, like: Tensor, memory: int) -> None:
+        self._room = memory // max(1, like.numel() * like.element_size())
+        self._chunks: list[Tensor] = []  # (k, vectors, n)
+        self._used = 0  # of the last chunk
+        self.complete = True
+
+    def add(self, V: Tensor) -> None:
+        """Keep unit vectors (k, n), if there is room."""
+        if self._room <= 0:
+            self.complete = False
+            return
+        if not self._chunks or self._used == self._chunks[-1].shape[1]:
+            self._chunks.append(V.new_empty(V.shape[0], min(_CHUNK, self._room), V.shape[1]))
+            self._used = 0
+        self._chunks[-1][:, self._used] = V
+        self._used, self._room = self._used + 1, self._room - 1
+
+    def take_out_of(self, W: Tensor) -> None:
+        """Make W (k, n) orthogonal to those that are kept, in place."""
+        for chunk in self._chunks:
+            known = chunk if chunk is not self._chunks[-1] else chunk[:, : self._used]
+            W[:, :, None].baddbmm_(known.transpose(1, 2), known @ W[:, :, None], alpha=-1)
+
+    def keep(self, mask: Tensor) -> None:
+        """Go on with some of the systems only."""
+        self._chunks = [chunk[mask] for chunk in self._chunks]
+
+
 class Iteration:
     """An iteration that solves several systems at once, one product for each at a step; subclasses implement `step`.
 
@@ -122,12 +169,14 @@ class Iteration:
         system: what is solved.
         R: (k, n), the residuals, as the recurrence has them.
         Z: (k, n), the solutions so far, from zero.
+        vectors: the Lanczos vectors so far.
     """
 
     def __init__(self, system: DampedSystem, R: Tensor) -> None:
         self.system = system
         self.R = R.clone()
         self.Z = torch.zeros_like(R)
+        self.vectors = KeptVectors(R, system.memory)
 
     def step(self) -> tuple[np.ndarray, np.ndarray]:
         """One step of every system.
@@ -144,6 +193,7 @@ class Iteration:
     def keep(self, which: np.ndarray) -> None:
         """Go on with some of the systems only, (k,) booleans."""
         mask = torch.from_numpy(which).to(self.R.device)
+        self.vectors.keep(mask)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[mask])

@@ -60,6 +60,8 @@ class Minres(Iteration):
         Q.addcmul_(self.V_old, self._column(-self.beta))
         alpha = dots(self.V, Q)
         Q.addcmul_(self.V, self._column(-alpha))
+        self.vectors.add(self.V)
+        self.vectors.take_out_of(Q)
         beta = dots(Q, Q).sqrt()
         Q.mul_(self._column(torch.where(beta > 0, 1 / beta, 0.0)))
         self._size = torch.maximum(self._size, (alpha.square() + self.beta.square() + beta.square()).sqrt())
@@ -75,14 +77,15 @@ class Minres(Iteration):
     def _nothing(self) -> Tensor:
         """What ``|B r| / |r|`` is taken to be zero below, (k,).
 
-        Where b is not in the range, it comes down to about sqrt(eps) |B| only, and goes up again with x
-        (Choi, Paige and Saunders, SIAM J. Sci. Comput. 33, 2011). Most eigenvalues of a curvature matrix being near 0,
-        a good part of b has its solution at damping I, which is not to be taken for nothing.
+        Where b is not in the range and vectors are no longer orthogonal, it comes down to about sqrt(eps) |B| only,
+        and goes up again with x (Choi, Paige and Saunders, SIAM J. Sci. Comput. 33, 2011). Most eigenvalues of a
+        curvature matrix being near 0, a good part of b has its solution at damping I, which is not nothing.
         """
+        rounding = self.system.space.rounding * self._size
+        if self.vectors.complete:
+            return rounding
         likely = 2 * self._eps**0.5 * self._size
-        if self.system.least > 0:
-            likely = likely.clamp(max=self.system.least / 2)
-        return torch.maximum(likely, self.system.space.rounding * self._size)
+        return torch.maximum(rounding, likely.clamp(max=self.system.least / 2) if self.system.least > 0 else likely)
 
     def _advance(self, V: Tensor, regular: Tensor) -> None:
         """Solutions and residuals after the reflection; those that are not regular stay."""
