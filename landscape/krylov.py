@@ -127,9 +127,9 @@ class Search:
     ) -> None:
         _check(operator.space, k, which, tol, guards, max_matvecs, confidence)
         self.operator, self.k, self.which, self.tol, self.confidence = operator, k, which, tol, confidence
-        self.block = min(k + guards, operator.space.size)
+        self.block = min(k + guards, operator.space.size, max(k, max_matvecs or k + guards))
         self._room = _room(operator.space, k, self.block, memory)
-        self._budget = max(_BUDGET if max_matvecs is None else max_matvecs, self.block)
+        self._budget = max(_BUDGET, self.block) if max_matvecs is None else max_matvecs
         self.planned = min(self._budget, _USUAL) if max_matvecs is None else self._budget
         self._basis = LanczosBasis(operator, self.block, generator_for(seed, operator.space.device))
         risk = (1.0 - confidence) / (2 if which == "BE" else 1)  # two bounds may fail there
@@ -215,7 +215,7 @@ def _begin(basis: LanczosBasis, start: Tensor | None, risk: float) -> float:
         raise SettingError(f"start must be a tensor of shape ({n},) or ({n}, j), got {type(start).__name__}")
     if start.ndim not in (1, 2) or start.shape[0] != n or start.numel() == 0:
         raise SettingError(f"start must have shape ({n},) or ({n}, j), got {tuple(start.shape)}")
-    start = (start[:, None] if start.ndim == 1 else start).to(fresh)
+    start = (start[:, None] if start.ndim == 1 else start).detach().to(fresh)
     norms = start.norm(dim=0)
     start = start / torch.where(norms > 0, norms, 1.0)
     mixed = fresh / math.sqrt(n)

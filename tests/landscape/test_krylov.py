@@ -372,6 +372,12 @@ def test_guards_save_steps_on_a_cluster() -> None:
     assert steps[7] <= steps[0] / 2
 
 
+def test_guards_are_no_reason_to_overspend() -> None:
+    A = Diagonal(SPECTRA["outliers"])
+    result = top_eigenpairs(A, 2, guards=10, max_matvecs=5, seed=0)
+    assert result.matvecs == A.products == 5 and result.guards.shape == (300, 3)
+
+
 def crossing(t: float) -> tuple[Tensor, Tensor]:
     """Two eigenvalues that change places at t = 0.5, above a bulk: the values by coordinate, and the largest."""
     values = torch.cat([torch.linspace(0, 4, 300, dtype=F64), torch.tensor([8.0 + 4 * t, 12.0 - 4 * t]).double()])
