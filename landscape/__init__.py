@@ -12,6 +12,8 @@ from .errors import (
     RunError,
     SettingError,
 )
+from .estimate_diagonal import diagonal
+from .estimate_norm import frobenius_norm
 from .estimate_trace import trace
 from .fisher import EmpiricalFisher, MonteCarloFisher
 from .gauss_newton import GaussNewton
@@ -21,12 +23,14 @@ from .jacobian import Jacobian
 from .krylov import top_eigenpairs
 from .objective import Objective
 from .operators import SymmetricOperator
-from .results import Eigenpairs, Estimate, NegativeCurvature, Solution
+from .results import DiagonalEstimate, Eigenpairs, Estimate, NegativeCurvature, Solution
+from .sampling import SamplingError, sampling_error
 from .solve import solve
 
 __all__ = [
     "BlockDiagonal",
     "DataError",
+    "DiagonalEstimate",
     "DoubleBackwardError",
     "Eigenpairs",
     "EmpiricalFisher",
@@ -46,9 +50,13 @@ __all__ = [
     "Preconditioned",
     "Restricted",
     "RunError",
+    "SamplingError",
     "SettingError",
     "Solution",
     "SymmetricOperator",
+    "diagonal",
+    "frobenius_norm",
+    "sampling_error",
     "solve",
     "top_eigenpairs",
     "trace",

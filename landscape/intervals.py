@@ -1,0 +1,115 @@
+"""Intervals for the mean of independent samples, of one quantity or of many at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from .errors import SettingError
+
+__all__ = ["Moments", "check_accuracy", "student_quantile", "without_skewness"]
+
+
+def check_accuracy(rtol: float, confidence: float, min_matvecs: int, max_matvecs: int) -> None:
+    """Refuse what estimators cannot work towards.
+
+    Raises:
+        SettingError: naming the setting.
+    """
+    if not rtol > 0 or not 0 < confidence < 1:
+        raise SettingError(f"rtol must be > 0 and confidence in (0, 1), got {rtol!r} and {confidence!r}")
+    counts = (min_matvecs, max_matvecs)
+    if any(isinstance(count, bool) or not isinstance(count, int) or count < 2 for count in counts):
+        raise SettingError(
+            f"min_matvecs and max_matvecs must be integers of at least 2, got {min_matvecs!r} and {max_matvecs!r}"
+        )
+
+
+def student_quantile(degrees: float, confidence: float) -> float:
+    """Half the width of the two-sided Student interval, in standard errors."""
+    return float(stdtrit(degrees, (1 + confidence) / 2))
+
+
+def without_skewness(quantile: float | Tensor, skewness: Tensor, m: int) -> Tensor:
+    """The quantile of the t statistic of m skewed samples: Hall's cubic transformation, solved.
+
+    Hall, "On the removal of skewness by transformation", J. R. Stat. Soc. B 54, 221 (1992).
+    """
+    a = skewness / (3 * math.sqrt(m))
+    y = quantile - skewness / (6 * math.sqrt(m))
+    cube = 1 + 3 * a * y
+    root = cube.sign() * cube.abs() ** (1 / 3)
+    return torch.where(a.abs() < 1e-6, y, (root - 1) / a.where(a != 0, 1.0))
+
+
+class Moments:
+    """Mean, spread and skewness of samples that come in blocks, entry by entry, in the memory of four vectors.
+
+    The sums are those of differences from the first sample, so that single precision resolves a spread far
+    below the mean, and no spread is exactly none.
+
+    Attributes:
+        count: samples so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first = self._sum = self._squares = self._cubes = torch.empty(0)
+
+    def add(self, samples: Tensor) -> None:
+        """Take in k more samples of each of n entries, (n, k)."""
+        if self.count == 0:
+            self._first = samples[:, 0].clone()
+            self._sum, self._squares, self._cubes = (torch.zeros_like(self._first) for _ in range(3))
+        apart = samples - self._first[:, None]
+        square = apart * apart
+        self._sum += apart.sum(dim=1)
+        self._squares += square.sum(dim=1)
+        self._cubes += square.mul_(apart).sum(dim=1)
+        self.count += samples.shape[1]
+
+    @property
+    def mean(self) -> Tensor:
+        """(n,)."""
+        return self._first + self._sum / self.count
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation of a sample, (n,)."""
+        squares = self._squares - self._sum * self._sum / self.count
+        return (squares.clamp(min=0) / (self.count - 1)).sqrt()
+
+    @property
+    def skewness(self) -> Tensor:
+        """Third central moment over the cube of the spread, (n,); zero where nothing spreads."""
+        m, shift, spread = self.count, self._sum / self.count, self.spread
+        third = self._cubes / m - 3 * shift * self._squares / m + 2 * shift**3
+        return torch.where(spread > 0, third / spread.where(spread > 0, 1.0) ** 3, 0.0)
+
+    def interval(
+        self,
+        confidence: float,
+        *,
+        skewed: bool = False,
+        factor: float | Tensor = 1.0,
+        least_skewness: float | Tensor = -math.inf,
+    ) -> tuple[Tensor, Tensor]:
+        """Ends of Student's interval for the mean, (n,) and (n,).
+
+        Args:
+            confidence: nominal coverage.
+            skewed: whether the samples may be skewed, which Hall's transformation then corrects for.
+            factor: how many times wider, for samples that are not quite independent.
+            least_skewness: a bound that theory has for the skewness, of which few samples show too little.
+        """
+        stderr = self.spread / math.sqrt(self.count)
+        quantile = factor * student_quantile(self.count - 1, confidence)
+        if not skewed:
+            return self.mean - quantile * stderr, self.mean + quantile * stderr
+        skewness = self.skewness.clamp(min=torch.as_tensor(least_skewness).to(self._first))
+        ends = (without_skewness(q, skewness, self.count) for q in (quantile, -quantile))
+        low, high = (self.mean - stderr * end for end in ends)
+        return low, high
