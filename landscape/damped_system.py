@@ -15,7 +15,7 @@ from .results import NegativeCurvature
 __all__ = ["DampedSystem", "Iteration", "dots"]
 
 
-_CHUNK = 16  # vectors that room is made for at a time
+_CHUNK_BYTES, _CHUNK = 64 << 20, 64  # and vectors, that room is made for at a time
 
 
 def dots(U: Tensor, V: Tensor) -> Tensor:
@@ -135,7 +135,9 @@ class KeptVectors:
     """
 
     def __init__(self, like: Tensor, memory: int) -> None:
-        self._room = memory // max(1, like.numel() * like.element_size())
+        each = like.numel() * like.element_size()
+        self._room = memory // each
+        self._at_once = max(1, min(_CHUNK, _CHUNK_BYTES // each))
         self._chunks: list[Tensor] = []  # (k, vectors, n)
         self._used = 0  # of the last chunk
         self.complete = True
@@ -146,7 +148,7 @@ class KeptVectors:
             self.complete = False
             return
         if not self._chunks or self._used == self._chunks[-1].shape[1]:
-            self._chunks.append(V.new_empty(V.shape[0], min(_CHUNK, self._room), V.shape[1]))
+            self._chunks.append(V.new_empty(V.shape[0], min(self._at_once, self._room), V.shape[1]))
             self._used = 0
         self._chunks[-1][:, self._used] = V
         self._used, self._room = self._used + 1, self._room - 1

@@ -91,7 +91,7 @@ def solve(
     if start is not None:
         _check_vectors("start", start, space, b.shape)
     least = k * (2 if start is None else 3)
-    _check(space, rtol, method, max_matvecs, least, memory)
+    _check(operator, rtol, method, max_matvecs, least, memory)
     budget = max(least, k * min(10 * space.size, _MOST) if max_matvecs is None else max_matvecs)
     system = DampedSystem(operator, damping, preconditioner, budget, _MEMORY if memory is None else memory)
     at_once = max(1, _MEMORY // (_VECTORS * space.size * torch.finfo(space.dtype).bits // 8))
@@ -132,14 +132,15 @@ def _check_vectors(name: str, given: Any, space: VectorSpace, shape: torch.Size 
 
 
 def _check(
-    space: VectorSpace, rtol: float, method: str, max_matvecs: int | None, least: int, memory: int | None
+    operator: Observed, rtol: float, method: str, max_matvecs: int | None, least: int, memory: int | None
 ) -> None:
     if method != "auto" and method not in METHODS:
         raise SettingError(f'method must be "auto", "cg" or "minres", got {method!r}')
-    floor = space.rounding
+    floor = operator.space.rounding
     if not floor <= rtol < 1:
         raise SettingError(
-            f"rtol must be in [{floor:.1e}, 1): {space.dtype} cannot resolve residuals below that; got {rtol!r}"
+            f"rtol must be in [{floor:.1e}, 1): products ({operator.space.dtype}, kernel {operator.kernel!r}) are "
+            f"known to that much of the largest, and residuals no better; got {rtol!r}"
         )
     if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 0):
         raise SettingError(f"memory must be a whole number of bytes, at least 0, got {memory!r}")
