@@ -133,8 +133,9 @@ class Benchmark:
 
     def rules(self, problem: Problem) -> Rules:
         """What a comparison of estimators on a problem may spend."""
-        tries = 3 if problem.family.name == "MLP" and not self.options.quick else 1
-        return Rules(self.repeats, self.least, self.budget, tries)
+        quick = self.options.quick
+        tries = 3 if problem.family.name == "MLP" and not quick else 1
+        return Rules(self.repeats, self.least, self.budget, tries, patience=0.2 if quick else 2.0)
 
     def chosen(self, found: list[Problem], usual: Collection[str]) -> list[Problem]:
         """The problems of a table: its usual ones, or those that ``--only`` names."""
@@ -190,12 +191,12 @@ class Benchmark:
         for problem in self.chosen(found, traces.PROBLEMS):
             matrix = problem.family.name, problem.samples
             if matrix not in known:
-                known[matrix] = traces.reference(problem)
+                known[matrix] = traces.reference(problem, 0 if self.options.quick else traces.EXACT)
             comparison = traces.measure(problem, known[matrix], self.rules(problem))
             yield comparison, traces.table(comparison)
 
     def tracking(self, found: list[Problem]) -> Iterator[tuple[Comparison, str]]:
-        for problem in self.chosen(found, tracking.COURSES):
+        for problem in self.chosen(found, tracking.PROBLEMS):
             few = 2 if problem.size > 100_000 else self.repeats
             comparison = tracking.measure(problem, few, 30 if self.options.quick else None)
             yield comparison, tracking.table(comparison)

@@ -125,9 +125,9 @@ def _metered_pyhessian(problem: Problem, model: nn.Module, meter: Meter) -> Iter
 # --------------------------------------------------------------------------- traces
 
 
-def losscope_trace(problem: Problem, model: nn.Module, meter: Meter, kernel: str, **options: Any) -> Number:
+def losscope_trace(problem: Problem, model: nn.Module, meter: Meter, **options: Any) -> Number:
     """`trace`, with an objective and an operator of its own."""
-    found = trace(Hessian(objective(problem, model), kernel=kernel), **options)
+    found = trace(Hessian(objective(problem, model)), **options)
     meter.products += found.matvecs
     return Number(found.value, (found.low, found.high))
 

@@ -37,7 +37,8 @@ class Course:
     lr: float
 
 
-COURSES = {"mlp-1797": Course(300, 0.5), "resnet-128": Course(40, 0.02)}
+PROBLEMS = ("mlp-1797", "resnet-128")
+COURSES = {"MLP": Course(300, 0.5), "ResNet-20": Course(60, 0.002), "GPT": Course(40, 0.05)}
 
 Track = tuple[list[float], float, int]
 """A value per measured step; seconds of measuring; products."""
@@ -143,7 +144,7 @@ WAYS: dict[str, tuple[str, Callable[[Problem, list[nn.Module], Course, int], Tra
 
 def measure(problem: Problem, repeats: int, steps: int | None = None) -> Comparison:
     """Everyone along the same course."""
-    course = COURSES.get(problem.key, Course(100, 0.1))
+    course = COURSES[problem.family.name]
     course = replace(course, steps=steps or course.steps)
     models = descend(problem, course)
     right, near = [], None
