@@ -17,9 +17,9 @@ class Minres(Iteration):
 
     Names of numbers are those of Liu and Roosta ("MINRES: from negative curvature detection to monotonicity
     properties", SIAM J. Optim. 32, 2022). With :math:`\gamma_k` the entry of the tridiagonal matrix on the diagonal
-    before the k-th reflection, the residual before it has :math:`r^T B r = -c_{k-1} \gamma_k |r|^2`; and one of
-    these is negative by the time the matrix is not positive semi-definite on the Krylov space (their theorem 3.3).
-    A residual that shows it is multiplied once by itself, so that what is reported is no rounding.
+    before the k-th reflection, the residual before it has :math:`r^T B r = -c_{k-1} \gamma_k |r|^2`, and this is
+    negative for the first time when the matrix is no longer positive semi-definite on the Krylov space. A residual
+    that shows it is multiplied once by itself, so that what is reported is no rounding.
 
     A system stops where ``B r`` is nearly zero: no x has a smaller residual but by a large step.
     """
@@ -113,7 +113,7 @@ class Minres(Iteration):
             floor: (k,), what quotients must be below the negative of.
         """
         for column in np.flatnonzero(quotients < -floor):
-            if not self.system.room(1) or self.system.bends_down(residuals[column]):
+            if not self.system.room(1) or self.system.bends_down(residuals[column]):  # room for one there is always
                 return
             self._wanted = self._wanted.clone()
             self._wanted[column] = 2 * abs(quotients[column])

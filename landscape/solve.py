@@ -90,7 +90,7 @@ def solve(
     k = b.shape[1] if b.ndim == 2 else 1
     if start is not None:
         _check_vectors("start", start, space, b.shape)
-    least = k * (2 if start is None else 3)
+    least = k * (2 if start is None else 3) + 1
     _check(operator, rtol, method, max_matvecs, least, memory)
     budget = max(least, k * min(10 * space.size, _MOST) if max_matvecs is None else max_matvecs)
     system = DampedSystem(operator, damping, preconditioner, budget, _MEMORY if memory is None else memory)
@@ -146,8 +146,8 @@ def _check(
         raise SettingError(f"memory must be a whole number of bytes, at least 0, got {memory!r}")
     if max_matvecs is not None and max_matvecs < least:
         raise SettingError(
-            f"max_matvecs must be at least {least}, a step and a look at the residual for each right-hand side; got "
-            f"{max_matvecs!r}"
+            f"max_matvecs must be at least {least}: for each right-hand side a step and a look at the residual (at the "
+            f"start's too), and one for negative curvature; got {max_matvecs!r}"
         )
 
 
@@ -196,7 +196,9 @@ class _Solver:
             self.history[column].append(self.residuals[column] / self.sizes[column])
         missed = self._missed(columns)
         columns, R, first = columns[missed], R[self._mask(missed)], True
-        while columns.size and not self._says("the products ran out", not self.system.room(2 * columns.size)):
+        while columns.size and not self._says(
+            "the products ran out", not self.system.room(2 * columns.size + self._spare())
+        ):
             columns, R = self._cycle(columns, R, first)
             first = False
 
@@ -242,7 +244,7 @@ class _Solver:
         goals = _MARGIN * self.rtol * self.sizes - self.errors
         self.system.reserved = columns.size
         running, stuck = columns, np.zeros(columns.size, dtype=bool)
-        while running.size and self.system.room(running.size):
+        while running.size and self.system.room(running.size + self._spare()):
             norms, halted = iteration.step()
             for column, norm in zip(running, norms, strict=True):
                 self.history[column].append(norm / self.sizes[column])
@@ -255,6 +257,10 @@ class _Solver:
         self._take(iteration, running, np.ones(running.size, dtype=bool))
         self.system.reserved = 0
         return stuck, np.isin(columns, running)
+
+    def _spare(self) -> int:
+        """A product to make sure of negative curvature, which conjugate gradients see in those that they make."""
+        return int(self.method == "minres" and self.system.found is None)
 
     def _take(self, iteration: Iteration, running: np.ndarray, over: np.ndarray) -> None:
         self.X[running[over]] += self.system.inward(iteration.Z[self._mask(over)])
