@@ -49,7 +49,8 @@ def diagonal(
     vectors and an orthonormal basis of their products, and is far better where the spectrum decays; see
     `xdiag.XDiag`, also for its interval. It keeps all its vectors. ``"exact"`` takes n products. ``"auto"``
     spends ``min_matvecs`` on XDiag, goes on with it or with Hutchinson, whichever has the narrower intervals,
-    and turns to n products where they are fewer than the estimate would need.
+    and turns to n products where they are fewer than the estimate would need. Up to n = ``min_matvecs``, XDiag
+    gives way to n products too.
 
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
@@ -164,7 +165,8 @@ class _Run:
                 estimator.extend(min(block, int(most - self.operator.matvecs)))
             found = self.estimate(estimator)
             spent = self.operator.matvecs
-            if found.converged or most - spent < estimator.step:
+            hopeless = self._rounding(estimator) > self.rtol * float(found.value.square().mean().sqrt())
+            if found.converged or hopeless or most - spent < estimator.step:
                 return found
             needed = spent * ((found.relative_half_width / self.rtol) ** estimator.rate - 1)
             if exactly and self.operator.space.size <= min(needed, self.max_matvecs - spent):
@@ -176,11 +178,17 @@ class _Run:
         moments, factor = estimator.moments()
         skewed = self.average is not _as_it_is  # a mean over entries is a quadratic form, skewed as in `trace`
         low, high = moments.interval(self.confidence, skewed=skewed, factor=factor)
-        # A product's error is known in norm only. Not more than a share 1 - confidence of its entries have
-        # an error above this (Chebyshev).
-        error = self.operator.space.rounding * estimator.scale / math.sqrt(1 - self.confidence)
+        error = self._rounding(estimator)
         stderr = moments.spread * factor / math.sqrt(moments.count)
         return self._result(moments.mean, stderr, low - error, high + error, estimator.name)
+
+    def _rounding(self, estimator: XDiag | _Hutchinson) -> float:
+        """What products err by in an entry, no matter how many.
+
+        Their error is known in norm only; not more than a share 1 - confidence of the entries err by more than this
+        (Chebyshev).
+        """
+        return self.operator.space.rounding * estimator.scale / math.sqrt(1 - self.confidence)
 
     def exact(self) -> DiagonalEstimate:
         """One product per coordinate; each entry errs at most by its product's rounding."""

@@ -56,7 +56,8 @@ def frobenius_norm(
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
         rtol: stop when the half-width of the interval is below ``rtol * value``.
         method: ``"hutchinson"``, ``"deflated"``, ``"exact"``, or ``"auto"``: deflated, where there are
-            products enough for it, and n products where they are fewer than the estimate would need.
+            products enough for it, and n products where they are fewer than the estimate would need. Up to
+            n = ``min_matvecs``, deflation gives way to n products too.
         min_matvecs: products spent before the first look, if ``max_matvecs`` allows them.
         max_matvecs: most products to spend; the result says ``converged=False`` when they ran out.
         confidence: nominal coverage of the interval.
@@ -161,7 +162,8 @@ def _until_narrow(
     while True:
         samples.extend(block)
         estimate = samples.estimate(rtol, confidence)
-        if estimate.converged or operator.matvecs >= max_matvecs:
+        hopeless = operator.space.rounding > rtol  # of products, no matter how many
+        if estimate.converged or hopeless or operator.matvecs >= max_matvecs:
             return estimate
         half = (estimate.high - estimate.low) / 2
         needed = samples.rest.count * ((half / (rtol * estimate.value)) ** 2 - 1)

@@ -43,7 +43,8 @@ class XDiag:
     .. math:: E[(d_i - d_{ij}) (d_j - d_{ji})] = \mathrm{Cov}(d_i, d_j)
 
     entry by entry, as each is right on average over the vector that it tests with, so that the products with
-    :math:`d_{ij}` or :math:`d_{ji}` contribute the same.
+    :math:`d_{ij}` or :math:`d_{ji}` contribute the same. An entry's share of covariance is not believed below that of
+    all entries together.
 
     Args:
         operator: A.
@@ -126,8 +127,9 @@ class XDiag:
             back = (U[:, i] - g * U[:, j]) * (V[:, i] - g * W[:, j]) / apart  # d_j - d_ji
             covariance += (self.average(there) * self.average(back)).sum(dim=1)
         variance = moments.spread.square() / k
-        covariance = (covariance / max(pairs, 1)).clamp(min=0)  # below zero it is not believed
-        return moments, (1 + covariance / variance.where(variance > 0, math.inf)).sqrt()
+        share = covariance / (max(pairs, 1) * variance.where(variance > 0, math.inf))
+        pooled = (share * variance).sum() / variance.sum().clamp(min=torch.finfo(U.dtype).tiny)
+        return moments, (1 + share.clamp(min=pooled.clamp(min=0))).sqrt()
 
     def _left_out(self) -> tuple[Tensor, Tensor]:
         """All s_i as columns (k, k) in float64, and ``s_i' r_i`` (k,): what ``A omega_i`` has beside the others."""

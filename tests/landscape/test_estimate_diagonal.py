@@ -16,7 +16,7 @@ from losscope.landscape.space import ParameterSpace
 from spectra import Diagonal, rotated, with_outliers
 
 F64 = torch.float64
-SEEDS = 40
+SEEDS = 25
 
 
 def localised() -> Tensor:
@@ -61,15 +61,12 @@ def test_diagonals_of_model_hessians(name: str) -> None:
     assert torch.equal(torch.cat([piece.flatten() for piece in pieces.values()]), estimate.value)
 
 
-def naive_xdiag(A: Tensor, omega: Tensor) -> Tensor:
-    """All leave-one-out estimates (n, k), each with a projector of its own."""
-    estimates = []
-    for i in range(omega.shape[1]):
-        others = torch.cat([omega[:, :i], omega[:, i + 1 :]], dim=1)
-        Q = torch.linalg.qr(A @ others).Q
-        left = A @ omega[:, i] - Q @ (Q.T @ (A @ omega[:, i]))
-        estimates.append((Q @ (Q.T @ A)).diagonal() + omega[:, i] * left)
-    return torch.stack(estimates, dim=1)
+def naive_estimate(A: Tensor, omega: Tensor, i: int, *without: int) -> Tensor:
+    """The diagonal from a projector of its own: on the products of all vectors but i, which tests it, and others."""
+    others = [j for j in range(omega.shape[1]) if j != i and j not in without]
+    Q = torch.linalg.qr(A @ omega[:, others]).Q
+    left = A @ omega[:, i] - Q @ (Q.T @ (A @ omega[:, i]))
+    return (Q @ (Q.T @ A)).diagonal() + omega[:, i] * left
 
 
 def test_hutchinson_is_the_mean_of_z_times_az() -> None:
@@ -83,12 +80,21 @@ def test_hutchinson_is_the_mean_of_z_times_az() -> None:
 
 @pytest.mark.parametrize("name", ["power law", "three outliers", "localised"])
 def test_xdiag_is_the_mean_of_leave_one_out_estimates(name: str) -> None:
-    A = MATRICES[name]()
-    estimate = diagonal(A, method="xdiag", min_matvecs=20, max_matvecs=20, seed=3)
-    omega = DenseOperator(A).space.random(10, torch.Generator().manual_seed(3), "rademacher")
-    naive = naive_xdiag(A, omega)
-    torch.testing.assert_close(estimate.value, naive.mean(dim=1), rtol=1e-9, atol=1e-12)
-    assert estimate.matvecs == 20
+    """And its error that within them and their covariance, from leaving two out."""
+    A, k = MATRICES[name](), 9
+    estimate = diagonal(A, method="xdiag", min_matvecs=2 * k, max_matvecs=2 * k, seed=3)
+    omega = DenseOperator(A).space.random(k, torch.Generator().manual_seed(3), "rademacher")
+    single = [naive_estimate(A, omega, i) for i in range(k)]
+    estimates = torch.stack(single, dim=1)
+    torch.testing.assert_close(estimate.value, estimates.mean(dim=1), rtol=1e-9, atol=1e-12)
+    pairs = [
+        (single[i] - naive_estimate(A, omega, i, j)) * (single[j] - naive_estimate(A, omega, j, i))
+        for i, j in itertools.combinations(range(k), 2)
+    ]
+    covariance, within = torch.stack(pairs).mean(dim=0), estimates.var(dim=1) / k
+    pooled = (covariance.sum() / within.sum()).clamp(min=0)
+    expected = (within + torch.maximum(covariance, pooled * within)).sqrt()
+    torch.testing.assert_close(estimate.stderr, expected, rtol=1e-6, atol=1e-12)
 
 
 def test_xdiag_grown_step_by_step_is_xdiag_at_once() -> None:
@@ -295,6 +301,14 @@ def test_errors_of_products_are_part_of_the_interval() -> None:
     for method in ("hutchinson", "xdiag", "exact"):
         estimate = diagonal(A, method=method, min_matvecs=30, seed=0)
         assert float((estimate.high - estimate.value).min()) >= 0.99e-3
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "xdiag"])
+def test_it_stops_where_errors_of_products_leave_nothing_to_gain(method: str) -> None:
+    A = DenseOperator(rotated(with_outliers(200, [10.0])))
+    A.space.rounding = 0.3
+    estimate = diagonal(A, method=method, rtol=0.1, seed=0)
+    assert not estimate.converged and estimate.matvecs == 30
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "xdiag"])

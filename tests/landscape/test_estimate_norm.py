@@ -189,6 +189,8 @@ def test_errors_of_products_are_part_of_the_interval() -> None:
     for method in ("hutchinson", "deflated", "exact"):
         estimate = frobenius_norm(A, method=method, seed=0)
         assert estimate.high >= 1.00099 * estimate.value and estimate.low <= 0.99901 * estimate.value
+    coarse = frobenius_norm(A, method="hutchinson", rtol=1e-4, seed=0)
+    assert not coarse.converged and coarse.matvecs == 30  # there is nothing to gain
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "deflated"])

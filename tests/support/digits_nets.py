@@ -64,8 +64,8 @@ def train(model: nn.Module, data: tuple[Tensor, Tensor], criterion: Criterion, s
 
 @functools.cache
 def hessian_on_digits(kind: str) -> Tensor:
-    """The dense Hessian of a trained network: ``"mlp squares"`` or ``"mlp"`` on 300 digits, ``"resnet"`` on 64."""
-    data = digits(64 if kind == "resnet" else 300)
+    """The dense Hessian of a trained network: ``"mlp squares"`` or ``"mlp"`` on 300 digits, ``"resnet"`` on 32."""
+    data = digits(32 if kind == "resnet" else 300)
     criterion = squares if kind.endswith("squares") else F.cross_entropy
     with torch.random.fork_rng():
         torch.manual_seed(0)
