@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .errors import SettingError
 from .space import VectorSpace, named
 
 __all__ = ["DiagonalEstimate", "Eigenpairs", "Estimate", "NegativeCurvature", "Solution"]
@@ -220,13 +221,13 @@ class DiagonalEstimate:
         """``value``, ``stderr``, ``low`` or ``high`` as one tensor per parameter, of its shape.
 
         Raises:
-            SettingError: if the operator is not over a model's parameters.
+            SettingError: if it is none of these, or the operator is not over a model's parameters.
         """
+        if field not in ("value", "stderr", "low", "high"):
+            raise SettingError(f"field must be 'value', 'stderr', 'low' or 'high', got {field!r}")
         space = named(self.space)
         pieces = getattr(self, field).split(space.numels)
-        return {
-            name: piece.view(shape) for name, shape, piece in zip(space.names, space.shapes, pieces, strict=True)
-        }
+        return {name: piece.view(shape) for name, shape, piece in zip(space.names, space.shapes, pieces, strict=True)}
 
     def __repr__(self) -> str:
         """One line: size, range, accuracy, cost."""

@@ -13,7 +13,7 @@ from .intervals import Moments
 from .operators import Observed
 from .symmetry import refuse_asymmetric
 
-__all__ = ["Average", "XDiag"]
+__all__ = ["XDiag"]
 
 Average = Callable[[Tensor], Tensor]
 """What is made of samples of the diagonal, (n, k) -> (n, k), before their mean and spread are taken."""

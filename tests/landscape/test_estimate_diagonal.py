@@ -267,6 +267,13 @@ def test_products_are_counted_and_within_their_limits(method: str, most: int) ->
     assert not estimate.converged and "NOT converged" in repr(estimate)
 
 
+@pytest.mark.parametrize("least", [2, 3])
+@pytest.mark.parametrize("method", ["auto", "hutchinson", "xdiag"])
+def test_few_products_before_the_first_look(method: str, least: int) -> None:
+    estimate = diagonal(rotated(with_outliers(60, [5.0])), method=method, min_matvecs=least, rtol=0.5, seed=0)
+    assert estimate.converged and bool(estimate.stderr.isfinite().all())
+
+
 def test_where_n_products_are_cheaper_the_diagonal_is_exact() -> None:
     A = rotated(torch.linspace(-1, 1.001, 90, dtype=F64))
     estimate = diagonal(A, rtol=1e-3, seed=0)
@@ -385,6 +392,8 @@ def test_operators_that_are_not_symmetric_are_refused(method: str) -> None:
 def test_an_operator_without_names_cannot_be_split() -> None:
     with pytest.raises(SettingError, match="needs an operator over a model's parameters"):
         diagonal(torch.eye(3), seed=0).by_name()
+    with pytest.raises(SettingError, match=r"field must be 'value', .* got 'error'"):
+        diagonal(torch.eye(3), seed=0).by_name("error")
 
 
 def test_agrees_with_a_diagonal_computed_from_cross_entropy_in_closed_form() -> None:

@@ -162,6 +162,13 @@ def test_products_are_counted_and_within_their_limits(method: str, most: int) ->
     assert not estimate.converged and "NOT converged" in repr(estimate)
 
 
+@pytest.mark.parametrize("least", [2, 3])
+@pytest.mark.parametrize("method", ["auto", "hutchinson", "deflated"])
+def test_few_products_before_the_first_look(method: str, least: int) -> None:
+    estimate = frobenius_norm(rotated(with_outliers(60, [5.0])), method=method, min_matvecs=least, rtol=0.2, seed=0)
+    assert estimate.converged and math.isfinite(estimate.stderr)
+
+
 def test_where_n_products_are_cheaper_the_norm_is_exact() -> None:
     A = rotated(torch.linspace(-1, 1.5, 90, dtype=F64))
     estimate = frobenius_norm(A, rtol=1e-3, seed=0)
