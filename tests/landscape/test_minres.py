@@ -1,5 +1,6 @@
 """MINRES step by step: against least squares in the Krylov space, and the identities its reports rest on."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -94,3 +95,14 @@ def test_a_restart_of_some_goes_on_as_before() -> None:
         one.step()
     torch.testing.assert_close(one.Z[0], both.Z[1], rtol=1e-12, atol=1e-12)
     assert one.R.shape == (1, R.shape[1])
+
+
+def test_rounding_that_looks_like_negative_curvature_costs_one_product() -> None:
+    system = DampedSystem(Observed(DenseOperator(torch.eye(8, dtype=F64))), 0.0, None, 1000)
+    iteration = Minres(system, torch.randn(2, 8, dtype=F64))
+    iteration._look(iteration.R, np.array([1.0, -1e-3]), np.zeros(2))
+    assert system.operator.matvecs == 1 and system.found is None
+    iteration._look(iteration.R, np.array([1.0, -1e-3]), iteration._wanted.numpy())
+    assert system.operator.matvecs == 1  # not again, unless it is twice as much
+    iteration._look(iteration.R, np.array([1.0, -3e-3]), iteration._wanted.numpy())
+    assert system.operator.matvecs == 2

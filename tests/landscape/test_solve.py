@@ -394,6 +394,19 @@ def test_singular_matrices(dtype: torch.dtype, memory: int | None) -> None:
 
 
 @pytest.mark.parametrize("memory", [0, None])
+@pytest.mark.parametrize("method", ["cg", "minres"])
+def test_eigenvalues_about_zero_are_not_taken_for_nothing(method: str, memory: int | None) -> None:
+    """Curvature has most of them there, and most of b then has its solution at the damping."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        values = torch.cat([1e-3 * torch.rand(200), 300 ** torch.rand(10)])
+        b = torch.randn(210)
+        result = solve(Diagonal(values), b, damping=1e-3, rtol=1e-2, method=method, memory=memory)
+        assert result.converged
+        assert float(true_residual(values.diag(), result.x, b, 1e-3)) <= 1.1e-2 * float(b.norm())
+
+
+@pytest.mark.parametrize("memory", [0, None])
 @pytest.mark.parametrize("method", ["cg", "minres", "auto"])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_no_residual_is_longer_than_that_of_nothing(dtype: torch.dtype, method: str, memory: int | None) -> None:
