@@ -83,9 +83,10 @@ class SamplingError:
             value = f"of {len(self.value)} entries, {float(self.value.square().mean().sqrt()):.4g} in root mean square"
         sampling, probing = (float(error.square().mean().sqrt()) for error in (self.sampling, self.probing))
         out_of = f" out of {self.population}" if math.isfinite(self.population) else ""
+        from_vectors = f"{probing:.3g} from {self.matvecs} random vectors" if probing else "none from random vectors"
         return (
             f"SamplingError({self.of} {value}, standard errors: {sampling:.3g} from the choice of {self.samples} "
-            f"samples{out_of}, {probing:.3g} from {self.matvecs} random vectors)"
+            f"samples{out_of}, {from_vectors})"
         )
 
     def added_to(self, estimate: _Measured) -> _Measured:
@@ -141,7 +142,8 @@ def sampling_error(
     .. math:: \mathrm{sampling}^2 = \Big(1 - \frac nN\Big) \sum_p \frac{1}{m (m-1)} \sum_{j \ne k} D_{pj} D_{pk}
 
     Products of two different vectors, so that what the vectors themselves scatter does not count: the estimate
-    is unbiased, and for that may come out as zero where the vectors scatter far more than the samples do. As every
+    is unbiased, and for that may come out as zero where the vectors scatter far more than the samples do, as for single
+    entries of a diagonal: read those together, or let ``matvecs`` be the number of parameters. As every
     sample is in one group, the cost is that of ``matvecs`` products with H (one for v'Hv), and two more evaluations
     of the loss, whatever the number of groups.
 

@@ -224,6 +224,8 @@ def test_it_says_which_error_is_which() -> None:
     shown = repr(found)
     assert f"{float(found.sampling):.3g} from the choice of 100 samples out of 1797" in shown
     assert f"{float(found.probing):.3g} from 8 random vectors" in shown
+    *_, v = population()
+    assert "none from random vectors" in repr(sampling_error(objective_on(torch.arange(100)), v, seed=0))
     assert float(found.total) == pytest.approx(math.hypot(float(found.sampling), float(found.probing)))
 
 
