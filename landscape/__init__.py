@@ -1,5 +1,6 @@
 """The loss surface at one point: objectives, curvature operators, Krylov methods and estimators."""
 
+from .blockwise import block_eigenpairs, block_traces
 from .compositions import BlockDiagonal, Preconditioned, Restricted
 from .errors import (
     DataError,
@@ -23,6 +24,7 @@ from .jacobian import Jacobian
 from .krylov import top_eigenpairs
 from .objective import Objective
 from .operators import SymmetricOperator
+from .quadrature import trace_function
 from .results import DiagonalEstimate, Eigenpairs, Estimate, NegativeCurvature, Solution
 from .sampling import SamplingError, sampling_error
 from .solve import solve
@@ -54,10 +56,13 @@ __all__ = [
     "SettingError",
     "Solution",
     "SymmetricOperator",
+    "block_eigenpairs",
+    "block_traces",
     "diagonal",
     "frobenius_norm",
     "sampling_error",
     "solve",
     "top_eigenpairs",
     "trace",
+    "trace_function",
 ]
