@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -93,9 +93,9 @@ def test_intervals_cover(name: str) -> None:
     f, values = FUNCTIONS[name]
     A, exact = rotated(values), float(f(values).sum())
     for options in ({"rtol": 0.1}, {"rtol": 1e-9, "max_matvecs": 120}):
-        found = [trace_function(A, f, seed=seed, **options) for seed in range(100)]
+        found = [trace_function(A, f, seed=seed, **options) for seed in range(50)]
         covered = [e.low <= exact <= e.high for e in found]
-        assert np.mean(covered) >= 0.9
+        assert np.mean(covered) >= 0.88
         if options["rtol"] == 0.1:
             assert all(e.converged and e.matvecs < 600 for e in found)
         else:
@@ -126,6 +126,7 @@ def test_the_trace_is_the_first_moment() -> None:
     assert one.method == "slq" and one.low <= float(values.sum()) <= one.high
 
 
+@settings(max_examples=25)
 @given(c=st.floats(1e-20, 1e20), seed=st.integers(0, 2**32))
 def test_scaling(c: float, seed: int) -> None:
     values = SPECTRA["outliers"]
