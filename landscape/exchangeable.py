@@ -193,7 +193,7 @@ class XNysTrace:
         least, known = self._least()
         if least < -10 * known:
             raise IndefiniteError(
-                f'method="xnystrace" needs a positive semi-definite operator, and here v\'Av = {least:.3g} v\'v for '
+                f"method=\"xnystrace\" needs a positive semi-definite operator, and here v'Av = {least:.3g} v'v for "
                 f'some v, where rounding explains {known:.1g}; use method="xtrace"'
             )
 

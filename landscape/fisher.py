@@ -28,6 +28,7 @@ class _Fisher(SymmetricOperator):
     """A matrix ``sum_b J_b' M_b J_b`` with M_b of one kind."""
 
     psd = True
+    known_symmetric = True
 
     def __init__(
         self,

@@ -53,6 +53,8 @@ class GaussNewton(SymmetricOperator):
                 [0., 9.]])
     """
 
+    known_symmetric = True
+
     def __init__(self, objective: Objective, *, weights: Tensor | None = None, memory: int | None = None) -> None:
         self.objective = objective if weights is None else objective.weighted(weights)
         self.space = objective.space

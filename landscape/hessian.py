@@ -56,6 +56,8 @@ class Hessian(SymmetricOperator):
         tensor([18.], dtype=torch.float64)
     """
 
+    known_symmetric = True
+
     def __init__(
         self,
         objective: Objective,

@@ -60,6 +60,7 @@ class InverseFisher(SymmetricOperator):
     """
 
     psd = True
+    known_symmetric = True
     kernel = "woodbury"
 
     def __init__(self, gradients: Tensor | EmpiricalFisher, *, damping: float, memory: int | None = None) -> None:

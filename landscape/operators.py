@@ -52,6 +52,11 @@ class SymmetricOperator:
         """(n, n)."""
         return (self.space.size, self.space.size)
 
+    @property
+    def known_symmetric(self) -> bool:
+        """Whether it is symmetric by what it is, so that nobody has to look (see `symmetry`)."""
+        return bool(self.parts) and all(part.known_symmetric for part in self.parts)
+
     def product(self, V: Tensor) -> Tensor:
         """A V for a block of vectors: (n, k) -> (n, k), in a tensor of its own."""
         raise NotImplementedError

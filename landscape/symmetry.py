@@ -25,9 +25,11 @@ def refuse_asymmetric(operator: SymmetricOperator, Z: Tensor, AZ: Tensor) -> Non
     Raises:
         SettingError: if they differ by more than products are known to; see `refuse_asymmetry`.
     """
+    if operator.known_symmetric:
+        return
     G = operator.space.inner(Z, AZ).to("cpu", torch.float64)
-    lengths = torch.stack((torch.linalg.vector_norm(Z, dim=0), torch.linalg.vector_norm(AZ, dim=0)))
-    of_vectors, of_products = lengths.to("cpu", torch.float64)
+    lengths = torch.stack([torch.linalg.vector_norm(V, dim=0, dtype=torch.float64) for V in (Z, AZ)])
+    of_vectors, of_products = lengths.cpu()
     apart = (G - G.T).abs()
     allowed = of_vectors[:, None] * of_products
     worst = int((apart - _share(operator) * torch.maximum(allowed, allowed.T)).argmax())
@@ -38,12 +40,13 @@ def refuse_asymmetric(operator: SymmetricOperator, Z: Tensor, AZ: Tensor) -> Non
 def refuse_asymmetry(operator: SymmetricOperator, there: float, back: float, scale: float) -> None:
     """Compare ``u' A v`` with ``v' A u``, for vectors and products of size ``scale`` together.
 
-    A Hessian whose products are said to be ambiguous is not refused: its note says what it is.
+    What autograd differentiates is not refused: it is symmetric, or said to be ambiguous, and where it is zero
+    but for rounding, products are no more symmetric than rounding is.
 
     Raises:
         SettingError: if they differ by more than the operator's rounding explains.
     """
-    if abs(there - back) <= _share(operator) * scale or "ambiguous" in operator.note:
+    if abs(there - back) <= _share(operator) * scale or operator.known_symmetric:
         return
     raise SettingError(
         f"the operator is not symmetric: u'Av = {there:.6g} and v'Au = {back:.6g} for the same u and v; pass a "
