@@ -47,7 +47,7 @@ def test_kernels_runs(results: Path) -> None:
     for name in ROWS:
         assert [line for line in text.splitlines() if line.startswith(f"| {name}")], name
     assert "wrong" not in text.split("## What must hold")[0]
-    assert "fails" not in text.split("## What must hold")[0]
+    assert not [line for line in text.splitlines() if "losscope" in line and "fails" in line]  # peers may
     assert (results / "kernels-cpu.png").stat().st_size > 10_000
     assert (results / "kernels-cpu.svg").exists()
 
