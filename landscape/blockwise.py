@@ -73,7 +73,7 @@ def block_eigenpairs(
         share = None if memory is None else memory * block.space.size // total
         size = min(k, block.space.size)
         searches[name] = Search(
-            block, size, which, tol, None, guards, max_matvecs, share, confidence, of_its_own,
+            block, size, which, tol, None, None, guards, max_matvecs, share, confidence, of_its_own,
         )  # fmt: skip
     with B.held():
         B.plan(max(s.planned for s in searches.values()), max(s.block for s in searches.values()))

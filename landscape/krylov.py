@@ -34,6 +34,7 @@ def top_eigenpairs(
     which: str = "LA",
     tol: float = 1e-2,
     start: Tensor | None = None,
+    block: int | None = None,
     guards: int = 0,
     max_matvecs: int | None = None,
     memory: int | None = None,
@@ -69,6 +70,8 @@ def top_eigenpairs(
         start: (n,) or (n, j) vectors to start from, e.g. the eigenvectors at the last step, and its guards after
             them, as many as a block holds; random directions of relative size `MIX` are mixed in, so that a crossing
             is not missed for good.
+        block: vectors in a block, k by default. One by one takes the fewest products (about half for ten distinct
+            eigenvalues), and finds one copy only of an eigenvalue that occurs more often than a block has vectors.
         guards: further vectors in every block. Close eigenvalues (the C of a C-class problem) are told apart in
             fewer steps where the block is wider than they are many, and an eigenvector that overtakes another one
             between warm starts is found among the guards of the last.
@@ -92,7 +95,7 @@ def top_eigenpairs(
         tensor([4., 3.], dtype=torch.float64)
     """
     operator = as_operator(A)
-    search = Search(operator, k, which, tol, start, guards, max_matvecs, memory, confidence, seed)
+    search = Search(operator, k, which, tol, start, block, guards, max_matvecs, memory, confidence, seed)
     with operator.held():
         operator.plan(search.planned, search.block)
         observed = Observed(operator)
@@ -119,15 +122,16 @@ class Search:
         which: str,
         tol: float,
         start: Tensor | None,
+        block: int | None,
         guards: int,
         max_matvecs: int | None,
         memory: int | None,
         confidence: float,
         seed: int | torch.Generator | None,
     ) -> None:
-        _check(operator.space, k, which, tol, guards, max_matvecs, confidence)
+        _check(operator.space, k, which, tol, block, guards, max_matvecs, confidence)
         self.operator, self.k, self.which, self.tol, self.confidence = operator, k, which, tol, confidence
-        self.block = min(k + guards, operator.space.size, max(k, max_matvecs or k + guards))
+        self.block = _width(k, min((block or k) + guards, operator.space.size), max_matvecs)
         self._room = _room(operator.space, k, self.block, memory)
         self._budget = max(_BUDGET, self.block) if max_matvecs is None else max_matvecs
         self.planned = min(self._budget, _USUAL) if max_matvecs is None else self._budget
@@ -150,16 +154,23 @@ class Search:
         basis.absorb(product)
         last = basis.size >= basis.space.size or self._spent + self.block > self._budget
         full = basis.total + self.block > self._room
-        if not (last or full or basis.broke_down or self._step >= self._next_check):
+        if basis.size < self.k or not (last or full or basis.broke_down or self._step >= self._next_check):
             return
         ritz = Ritz(basis, self.k, self.which, self._share, self._excluded)
         if last or ritz.converged(self.tol) or ritz.stalled():
             self.found = ritz.result(self.operator, self._spent, self.tol, self.confidence)
             return
         if full:
-            blocks = max(1, (self._room - self.block) // (2 * self.block))  # whole ones, which chunks hold
-            self._excluded = ritz.restarted(blocks * self.block)
+            blocks = (self._room - self.block) // (2 * self.block)  # whole ones, which chunks hold
+            self._excluded = ritz.restarted(max(blocks, math.ceil(self.k / self.block)) * self.block)
         self._next_check = self._step + max(1, self._step // 5, ritz.at_least(self.tol))
+
+
+def _width(k: int, wanted: int, max_matvecs: int | None) -> int:
+    """The widest block up to the one wanted of which whole ones reach k vectors with the products there are."""
+    if max_matvecs is None:
+        return wanted
+    return next(width for width in range(wanted, 0, -1) if math.ceil(k / width) * width <= max_matvecs)
 
 
 def _room(space: VectorSpace, k: int, block: int, memory: int | None) -> int:
@@ -175,7 +186,14 @@ def _room(space: VectorSpace, k: int, block: int, memory: int | None) -> int:
 
 
 def _check(
-    space: VectorSpace, k: int, which: str, tol: float, guards: int, max_matvecs: int | None, confidence: float
+    space: VectorSpace,
+    k: int,
+    which: str,
+    tol: float,
+    block: int | None,
+    guards: int,
+    max_matvecs: int | None,
+    confidence: float,
 ) -> None:
     n = space.size
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
@@ -186,6 +204,8 @@ def _check(
         )
     if which == "BE" and k < 2:
         raise SettingError(f'which="BE" takes k of 2 or more, one for each end; got {k}')
+    if isinstance(block, bool) or not (block is None or (isinstance(block, int) and 1 <= block <= n)):
+        raise SettingError(f"block must be None or an integer between 1 and n = {n}, got {block!r}")
     if isinstance(guards, bool) or not isinstance(guards, int) or guards < 0:
         raise SettingError(f"guards must be an integer of 0 or more, got {guards!r}")
     floor = space.rounding

@@ -28,7 +28,7 @@ from .once import nodes_behind, refuse_once_differentiable
 
 __all__ = ["Agreement", "agreement"]
 
-_SAMPLES = 16
+_SAMPLES = 4  # of a kink or a wrong backward one is enough; float64 convolutions take ten times as long
 _CLOSE = 1e-3  # relative; two ways to compute a product that agree to this agree
 _STEPS = {torch.float64: (1e-8, 1e-6, 1e-4, 1e-10), torch.float32: (1e-3, 1e-2, 1e-4)}
 """Relative steps, in the order in which they are tried: small enough in float64 to cross no kink of a ReLU."""
@@ -54,7 +54,7 @@ class Agreement:
 def agreement(objective: Objective) -> Agreement:
     """Compare, once per objective and its snapshots.
 
-    It takes about five gradients on at most 16 samples of the first batch, in float64 where the model can.
+    It takes about five gradients on at most 4 samples of the first batch, in float64 where the model can.
     """
     key = ("agreement", id(objective.loss))
     if key not in objective.kept:

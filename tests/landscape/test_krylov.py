@@ -246,6 +246,9 @@ def test_no_seed_means_fresh_entropy_and_the_global_stream_is_left_alone() -> No
         ({"which": "top"}, r"one of 'LA' \(largest\), .*; got 'top'"),
         ({"which": None}, r"got None"),
         ({"which": "BE"}, r"k of 2 or more, one for each end; got 1"),
+        ({"block": 0}, r"block must be None or an integer between 1 and n = 5, got 0"),
+        ({"block": 6}, r"got 6"),
+        ({"block": True}, r"got True"),
         ({"guards": -1}, r"guards must be an integer of 0 or more, got -1"),
         ({"guards": 1.0}, r"got 1\.0"),
         ({"memory": 39}, r"memory=39 bytes holds 0 vectors of 5 entries, and 5 are needed for k=1: allow 200, or"),
@@ -374,6 +377,34 @@ def test_guards_save_steps_on_a_cluster() -> None:
         everyone = torch.cat([result.vectors, result.guards], dim=1)
         torch.testing.assert_close(everyone.T @ everyone, torch.eye(3 + guards, dtype=F64), rtol=0, atol=1e-9)
     assert steps[7] <= steps[0] / 2
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize("block", [1, 2, 4, 7])
+def test_narrow_and_wide_blocks_find_the_same_pairs(block: int, which: str) -> None:
+    values = torch.cat(
+        [torch.linspace(-1, 1, 300, dtype=F64), torch.logspace(0.5, 2, 9, dtype=F64), -torch.arange(2.0, 5)]
+    )
+    A = rotated(values)
+    result = top_eigenpairs(A, 6, which=which, tol=1e-6, block=block, seed=0)
+    assert result.converged and result.vectors.shape == (312, 6)
+    torch.testing.assert_close(result.values, extremes(A, 6, which), rtol=1e-9, atol=1e-9)
+    explicit = (A @ result.vectors - result.vectors * result.values).norm(dim=0)
+    torch.testing.assert_close(result.residuals, explicit, rtol=1e-2, atol=1e-11)
+
+
+def test_one_by_one_takes_half_the_products() -> None:
+    values = torch.cat([torch.linspace(0, 1, 2000, dtype=F64), torch.linspace(2, 40, 10, dtype=F64)])
+    spent = {b: top_eigenpairs(Diagonal(values), 10, tol=1e-3, block=b, seed=0).matvecs for b in (1, 10)}
+    assert spent[1] <= 0.7 * spent[10]
+
+
+@pytest.mark.parametrize("max_matvecs", [10, 11, 12, 13, 25])
+@pytest.mark.parametrize("block", [1, 3, 4, 10])
+def test_whole_blocks_fit_the_products_allowed(block: int, max_matvecs: int) -> None:
+    A = Diagonal(SPECTRA["bulk"])
+    result = top_eigenpairs(A, 10, tol=1e-9, block=block, max_matvecs=max_matvecs, seed=0)
+    assert result.values.shape == (10,) and 10 <= result.matvecs == A.products <= max_matvecs
 
 
 def test_guards_are_no_reason_to_overspend() -> None:
