@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..batches import batch_length, map_tensors, take
-from ..errors import LosscopeError, first_line
+from ..batches import map_tensors, tensors_of
+from ..errors import first_line
 from ..objective import Objective
 from .functional import FunctionalLoss
 from .once import nodes_behind, refuse_once_differentiable
@@ -66,12 +66,9 @@ def agreement(objective: Objective) -> Agreement:
 def _compare(objective: Objective) -> Agreement:
     content = objective.batches[0].content
     parts = [content]
-    try:
-        n = batch_length(content)
-        if n > _SAMPLES:
-            parts.insert(0, take(content, torch.arange(_SAMPLES)))
-    except LosscopeError:
-        pass  # a batch that cannot be cut
+    lengths = [t.shape[0] for t in tensors_of(content) if t.ndim and t.shape[0] > _SAMPLES]
+    if lengths:
+        parts.insert(0, _first(content, min(lengths)))
     with contextlib.suppress(Exception), objective.isolated():
         quick = _Comparison(objective, parts[0], torch.float64)
         found = quick.result()
@@ -86,6 +83,16 @@ def _compare(objective: Objective) -> Agreement:
             except Exception as error:
                 problem = first_line(error)
     return Agreement("unverified", f"double backward could not be compared with differences ({problem})")
+
+
+def _first(content: Any, length: int) -> Any:
+    """A few samples of a batch of this length; targets may be as many times longer as a sample has tokens."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        of_samples = tensor.ndim > 0 and tensor.shape[0] > 0 and tensor.shape[0] % length == 0
+        return tensor[: _SAMPLES * (tensor.shape[0] // length)] if of_samples else tensor
+
+    return map_tensors(content, cut)
 
 
 class _Comparison:

@@ -350,6 +350,21 @@ def test_one_comparison_serves_an_objective_and_its_snapshots() -> None:
     assert not seen
 
 
+@pytest.mark.parametrize("flattened", [False, True])
+def test_a_few_samples_are_enough_also_where_targets_are_flattened(flattened: bool) -> None:
+    seen: list[int] = []
+
+    def forward(m: nn.Module, b: Any) -> Tensor:
+        seen.append(len(b[0]))
+        return m(b[0]).flatten(0, 1) if flattened else m(b[0]).mean(dim=1)
+
+    x, y = torch.randn(50, 6, 4), torch.randint(3, (300 if flattened else 50,))
+    weight = lambda b: b[1].numel()  # noqa: E731
+    checked = Objective(net(), (x, y), forward=forward, targets=lambda b: b[1], criterion=CE, weight=weight)
+    assert agreement(checked).status == "agrees"
+    assert len(seen) == 2 and set(seen) == {4}
+
+
 @pytest.mark.parametrize("loss_fn", [DOUBTED["bootstrapped target"], lambda m, b: m(b[0]).square().mean() * math.nan])
 def test_no_trace_is_left(loss_fn: Callable[..., Tensor]) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)).train()
