@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .columns import columns, parts
 from .errors import SettingError
-from .intervals import Moments, check_accuracy
+from .intervals import Moments, check_accuracy, check_method
 from .operators import Observed, as_operator
 from .results import DiagonalEstimate
 from .space import VectorSpace, generator_for, named
@@ -78,14 +78,11 @@ def diagonal(
         >>> diagonal(torch.diag(torch.tensor([1.0, 2.0, 3.0])), seed=0).value
         tensor([1., 2., 3.])
     """
-    if method not in _METHODS:
-        raise SettingError(f"method must be one of {', '.join(map(repr, _METHODS))}; got {method!r}")
     check_accuracy(rtol, confidence, min_matvecs, max_matvecs)
     min_matvecs = min(min_matvecs, max_matvecs)
     operator = Observed(as_operator(A))
     n = operator.space.size
-    if method == "exact" and n > max_matvecs:
-        raise SettingError(f'method="exact" takes n = {n} products, more than max_matvecs = {max_matvecs}; raise that')
+    check_method(method, _METHODS, n, max_matvecs)
     if method == "xdiag" and max_matvecs < 4:
         raise SettingError(f'method="xdiag" takes 4 products at least, got max_matvecs = {max_matvecs}')
     generator = generator_for(seed, operator.space.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .columns import columns, parts
 from .errors import SettingError
 from .exchangeable import Exchangeable, IndefiniteError, XNysTrace, XTrace
-from .intervals import Moments, check_accuracy, student_quantile, without_skewness
+from .intervals import Moments, check_accuracy, check_method, student_quantile, without_skewness
 from .operators import Observed, as_operator
 from .quadrature import trace_function
 from .results import Estimate
@@ -91,15 +91,12 @@ def trace(
         >>> trace(torch.diag(torch.arange(1.0, 1001.0) ** -2), rtol=0.02, seed=0)  # 1.6439
         Estimate(1.64... in [1.6..., 1.6...] at 95%, xtrace, ... products)
     """
-    if method not in _METHODS:
-        raise SettingError(f"method must be one of {', '.join(map(repr, _METHODS))}; got {method!r}")
     check_accuracy(rtol, confidence, min_matvecs, max_matvecs)
     operator = Observed(as_operator(A))
     n = operator.space.size
+    check_method(method, _METHODS, n, max_matvecs)
     if method == "xtrace" and max_matvecs < 4:
         raise SettingError(f'method="xtrace" takes two products for each of two vectors at least, got {max_matvecs}')
-    if method == "exact" and n > max_matvecs:
-        raise SettingError(f'method="exact" takes n = {n} products, more than max_matvecs = {max_matvecs}; raise that')
     first = min(min_matvecs, max_matvecs)
     generator = generator_for(seed, operator.space.device)
     run = _Run(operator, rtol, first, max_matvecs, confidence, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from scipy.special import stdtrit
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .errors import SettingError
 
-__all__ = ["Moments", "check_accuracy", "student_quantile", "without_skewness"]
+__all__ = ["Moments", "check_accuracy", "check_method", "student_quantile", "without_skewness"]
 
 
 def check_accuracy(rtol: float, confidence: float, min_matvecs: int, max_matvecs: int) -> None:
@@ -26,6 +27,18 @@ def check_accuracy(rtol: float, confidence: float, min_matvecs: int, max_matvecs
         raise SettingError(
             f"min_matvecs and max_matvecs must be integers of at least 2, got {min_matvecs!r} and {max_matvecs!r}"
         )
+
+
+def check_method(method: str, known: Sequence[str], n: int, max_matvecs: int) -> None:
+    """Refuse a method that there is not, and an exact one that takes more products than there are.
+
+    Raises:
+        SettingError: naming the methods, or the products.
+    """
+    if method not in known:
+        raise SettingError(f"method must be one of {', '.join(map(repr, known))}; got {method!r}")
+    if method == "exact" and n > max_matvecs:
+        raise SettingError(f'method="exact" takes n = {n} products, more than max_matvecs = {max_matvecs}; raise that')
 
 
 def student_quantile(degrees: float, confidence: float) -> float:
