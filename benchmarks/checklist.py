@@ -1,13 +1,12 @@
 """What the kernels have to show, measured against its limits."""
 
-import math
 import statistics
 import time
 from dataclasses import dataclass
 
 import torch
 import tracking
-from contenders import KERNELS, OURS, PLAIN, objective
+from contenders import KERNELS, OURS, objective
 from contest import Comparison
 from lanczos import Forty, Run
 from measuring import MIB, short
@@ -210,14 +209,3 @@ def table(found: list[Line]) -> str:
     """The lines in Markdown."""
     head = "| what | measured | limit | holds |\n|---|---|---|---|\n"
     return head + "\n".join(map(str, found)) + "\n"
-
-
-def sanity(hessian: list[Result]) -> str:
-    """Which of the peers were wrong or failed, in words; empty where none."""
-    bad = [
-        f"{result.title}: {row.name} {row.failure or f'is wrong by {row.error:.0e}'}"
-        for result in hessian
-        for row in result.rows
-        if row.package != PLAIN and not row.correct and not math.isnan(row.error if not row.failure else 0.0)
-    ]
-    return "".join(f"- {line}\n" for line in bad)

@@ -18,8 +18,6 @@ from .space import generator_for
 
 __all__ = ["block_eigenpairs", "block_traces"]
 
-_MERE_ROUNDING = 100.0  # times eps: a product's error up to here is left out of an exact trace
-
 
 def block_eigenpairs(
     B: BlockDiagonal,
@@ -178,8 +176,7 @@ class _BlockTrace:
         m, rounding = self.matvecs, self.block.space.rounding
         if self.exact:
             value = float(self._moments.mean) * m
-            coarse = rounding > _MERE_ROUNDING * torch.finfo(self.block.space.dtype).eps
-            half = self.n * rounding * math.sqrt(self._squares) if coarse else 0.0
+            half = self.n * rounding * math.sqrt(self._squares) if self.block.space.coarse else 0.0
             return self._result(value, 0.0, value - half, value + half, "exact", True)
         value, stderr = float(self._moments.mean), float(self._moments.spread) / math.sqrt(m)
         low, high = (float(end) for end in self._moments.interval(self.confidence, skewed=True))

@@ -28,7 +28,6 @@ _CLEARLY = 0.7  # how many of the products that growing takes, streaming may tak
 _FAR = 5  # times what was spent; streaming so long is dearer than a look at what a larger sketch finds
 _DOUBT = 0.35  # standard deviation of the order of convergence, seen at 15 vectors
 _ALLOWANCE = 0.1  # by which a sketch's interval is wider: its covariance is an estimate, and being narrow stops it
-_MERE_ROUNDING = 100.0  # times eps: a product's error up to here is left out of the exact trace's interval
 
 Deflation = Callable[[Tensor, Tensor], Tensor]
 
@@ -248,8 +247,7 @@ class _Run:
         for some, products in columns(operator):
             value += float(products[some].diagonal().to(torch.float64).sum())
             squares += float(torch.linalg.vector_norm(products, dtype=torch.float64)) ** 2
-        coarse = space.rounding > _MERE_ROUNDING * torch.finfo(space.dtype).eps
-        half = self.n * space.rounding * math.sqrt(squares) if coarse else 0.0
+        half = self.n * space.rounding * math.sqrt(squares) if space.coarse else 0.0
         m, kernel, note = operator.matvecs, operator.kernel, operator.note
         return Estimate(value, 0.0, value - half, value + half, self.confidence, m, "exact", True, kernel, note)
 

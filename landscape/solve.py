@@ -23,7 +23,6 @@ __all__ = ["solve"]
 METHODS: dict[str, type[Iteration]] = {"cg": ConjugateGradients, "minres": Minres}
 
 _MARGIN = 0.9  # of the tolerance is aimed at, since recurrences drift from the true residual
-_MERE_ROUNDING = 100.0  # times eps: a product's error up to here is left out of the residual's
 _MEMORY = 1 << 30  # bytes for Lanczos vectors, and for all others: more right-hand sides go one group at a time
 _VECTORS = 12  # that an iteration keeps for each right-hand side, besides
 _MOST = 5000  # steps for each right-hand side where nothing is said
@@ -271,9 +270,8 @@ class _Solver:
         R = self.system.residual(self.B[columns], X)
         lengths = (torch.linalg.vector_norm(V, dim=1, dtype=torch.float64) for V in (R, X))
         self.residuals[columns], sizes = self.system.read(*lengths)
-        rounding = self.system.space.rounding
-        if rounding > _MERE_ROUNDING * torch.finfo(X.dtype).eps:
-            self.errors[columns] = rounding * self.system.norm * sizes
+        if self.system.space.coarse:
+            self.errors[columns] = self.system.space.rounding * self.system.norm * sizes
         return R
 
     def _mask(self, which: np.ndarray) -> Tensor:

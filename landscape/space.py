@@ -23,6 +23,9 @@ from .errors import SettingError
 __all__ = ["ParameterSpace", "VectorSpace", "common_space", "contiguous_rows", "generator_for", "named"]
 
 
+_MERE_ROUNDING = 100.0  # times eps
+
+
 def generator_for(seed: int | torch.Generator | None, device: torch.device) -> torch.Generator:
     """A generator of our own, so that no estimator ever draws from the global stream.
 
@@ -67,6 +70,11 @@ class VectorSpace:
     @rounding.setter
     def rounding(self, value: float) -> None:
         self._rounding = value
+
+    @property
+    def coarse(self) -> bool:
+        """Whether products err by more than rounding (finite differences, tensor cores), which intervals then hold."""
+        return self.rounding > _MERE_ROUNDING * torch.finfo(self.dtype).eps
 
     def inner(self, U: Tensor, V: Tensor) -> Tensor:
         """Inner products of the columns, ``U.T @ V``: (n, a), (n, b) -> (a, b)."""
