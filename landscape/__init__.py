@@ -2,6 +2,7 @@
 
 from .blockwise import block_eigenpairs, block_traces
 from .compositions import BlockDiagonal, Preconditioned, Restricted
+from .density import spectral_density
 from .errors import (
     DataError,
     DoubleBackwardError,
@@ -28,6 +29,7 @@ from .quadrature import trace_function
 from .results import DiagonalEstimate, Eigenpairs, Estimate, NegativeCurvature, Solution
 from .sampling import SamplingError, sampling_error
 from .solve import solve
+from .spectral_measure import SpectralDensity
 
 __all__ = [
     "BlockDiagonal",
@@ -55,6 +57,7 @@ __all__ = [
     "SamplingError",
     "SettingError",
     "Solution",
+    "SpectralDensity",
     "SymmetricOperator",
     "block_eigenpairs",
     "block_traces",
@@ -62,6 +65,7 @@ __all__ = [
     "frobenius_norm",
     "sampling_error",
     "solve",
+    "spectral_density",
     "top_eigenpairs",
     "trace",
     "trace_function",
