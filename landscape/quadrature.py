@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from .lanczos import LanczosBasis
 from .operators import Observed, as_operator
 from .results import Estimate
 from .space import generator_for
+from .three_term import ThreeTerm
 
 __all__ = ["LanczosProcesses", "Quadrature", "trace_function"]
 
@@ -79,21 +81,23 @@ class LanczosProcesses:
         operator: A.
         starts: how many.
         generator: for the start vectors.
+        kept: whether all vectors are kept, and new ones made orthogonal to them; else three of each start are, and
+            an eigenvalue may come as several nodes (see `three_term`).
 
     Attributes:
         steps: how many each has made, but for those that ended.
     """
 
-    def __init__(self, operator: Observed, starts: int, generator: torch.Generator) -> None:
-        self.operator, self.steps = operator, 0
-        self._bases = [LanczosBasis(operator, 1, generator) for _ in range(starts)]
+    def __init__(self, operator: Observed, starts: int, generator: torch.Generator, *, kept: bool = True) -> None:
+        self.operator, self.kept, self.steps = operator, kept, 0
+        self._bases = [LanczosBasis(operator, 1, generator) if kept else ThreeTerm(operator) for _ in range(starts)]
         for basis in self._bases:
             basis.begin(operator.space.random(1, generator))
 
     @property
     def ended(self) -> list[bool]:
         """Which have met an invariant subspace, so that their quadrature is exact."""
-        return [b.size > 0 and (b.broke_down or b.size >= b.space.size) for b in self._bases]
+        return [b.size > 0 and (b.broke_down or (self.kept and b.size >= b.space.size)) for b in self._bases]
 
     def step(self) -> None:
         """One more step of each that has not ended.
@@ -103,7 +107,8 @@ class LanczosProcesses:
             SettingError: if the operator is not symmetric.
         """
         going = [b for b, ended in zip(self._bases, self.ended, strict=True) if not ended]
-        products = self.operator.unchecked(torch.cat([b.newest for b in going], dim=1))
+        rows = going[0].newest.T if len(going) == 1 else torch.cat([b.newest.T for b in going])
+        products = self.operator.unchecked(rows.T)
         for i, basis in enumerate(going):
             basis.absorb(products[:, i : i + 1])
         self.steps += 1
@@ -113,12 +118,31 @@ class LanczosProcesses:
         return [_gauss(b, max(1, b.size - fewer)) for b in self._bases]
 
 
-def _gauss(basis: LanczosBasis, size: int) -> Quadrature:
+def _gauss(basis: LanczosBasis | ThreeTerm, size: int) -> Quadrature:
     """The rule of Golub and Welsch: eigenvalues of the tridiagonal matrix, squares of their first components."""
-    T = torch.from_numpy(basis.T[:size, :size].copy())
-    nodes, vectors = torch.linalg.eigh(T)
-    coupling = abs(float(basis.R[0, 0] if size == basis.size else basis.T[size, size - 1]))
-    return Quadrature(nodes, vectors[0].square(), coupling * vectors[-1].abs())
+    T = basis.T
+    coupling = abs(float(basis.R[0, 0] if size == basis.size else T[size, size - 1]))
+    nodes, vectors = torch.linalg.eigh(torch.from_numpy(T[:size, :size].copy()))
+    found = Quadrature(nodes, vectors[0].square(), coupling * vectors[-1].abs())
+    return _merged(found, basis.space.rounding) if isinstance(basis, ThreeTerm) else found
+
+
+def _merged(found: Quadrature, rounding: float) -> Quadrature:
+    """Nodes within rounding of each other as one, at their mean: copies of an eigenvalue, or as good as one.
+
+    No node moves farther than the products are known to, relative to the largest.
+    """
+    nodes, weights = found.nodes.numpy(), found.weights.numpy()
+    apart, starts = rounding * float(abs(nodes).max()), [0]
+    for i, node in enumerate(nodes):
+        if node - nodes[starts[-1]] > apart:
+            starts.append(i)
+    lowest = np.repeat(nodes[starts], np.diff([*starts, len(nodes)]))
+    together = np.add.reduceat(weights, starts)
+    above = np.add.reduceat(weights * (nodes - lowest), starts) / np.where(together > 0, together, 1.0)
+    # Each copy has a residual of its own; what is known of the eigenvalue is the best of them.
+    residuals = np.minimum.reduceat(found.residuals.numpy(), starts)
+    return Quadrature(*map(torch.from_numpy, (nodes[starts] + above, together, residuals)))
 
 
 def trace_function(
