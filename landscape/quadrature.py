@@ -121,7 +121,7 @@ class LanczosProcesses:
 def _gauss(basis: LanczosBasis | ThreeTerm, size: int) -> Quadrature:
     """The rule of Golub and Welsch: eigenvalues of the tridiagonal matrix, squares of their first components."""
     T = basis.T
-    coupling = abs(float(basis.R[0, 0] if size == basis.size else T[size, size - 1]))
+    coupling = abs(float(T[size, size - 1] if size < basis.size else basis.R.sum()))  # R is empty where all is spanned
     nodes, vectors = torch.linalg.eigh(torch.from_numpy(T[:size, :size].copy()))
     found = Quadrature(nodes, vectors[0].square(), coupling * vectors[-1].abs())
     return _merged(found, basis.space.rounding) if isinstance(basis, ThreeTerm) else found

@@ -87,11 +87,13 @@ def test_nodes_converge_to_the_spectrum() -> None:
         assert float((values[:, None] - weighty).abs().min(dim=1).values.max()) < 1e-9
 
 
+@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_small_spaces_end(n: int) -> None:
+def test_small_spaces_end(n: int, kept: bool) -> None:
     values = torch.arange(1, n + 1, dtype=F64)
-    for found in quadratures(rotated(values), n + 2, kept=False):
+    for found in quadratures(rotated(values), n + 2, kept=kept):
         torch.testing.assert_close(found.nodes, values)
+        assert float(found.residuals.max()) < 1e-12
 
 
 @pytest.mark.parametrize("matrix", [torch.zeros(30, 30), torch.eye(30), 2 * torch.eye(30), torch.diag(torch.ones(30))])
