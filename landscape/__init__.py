@@ -1,6 +1,8 @@
 """The loss surface at one point: objectives, curvature operators, Krylov methods and estimators."""
 
 from .blockwise import block_eigenpairs, block_traces
+from .class_means import ClassParts, class_parts
+from .class_structure import ClassStructure, class_structure
 from .compositions import BlockDiagonal, Preconditioned, Restricted
 from .density import spectral_density
 from .errors import (
@@ -33,6 +35,8 @@ from .spectral_measure import SpectralDensity
 
 __all__ = [
     "BlockDiagonal",
+    "ClassParts",
+    "ClassStructure",
     "DataError",
     "DiagonalEstimate",
     "DoubleBackwardError",
@@ -61,6 +65,8 @@ __all__ = [
     "SymmetricOperator",
     "block_eigenpairs",
     "block_traces",
+    "class_parts",
+    "class_structure",
     "diagonal",
     "frobenius_norm",
     "sampling_error",

@@ -8,7 +8,7 @@ on nothing else. Then its Hessian is ``sum_j A_j' H_j A_j`` exactly. Anything el
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -108,16 +108,30 @@ class SeenHessian(OutputMetric):
     def __call__(self, tangents: list[Tensor], pieces: list[Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:
         """H w, in the memory of ``w`` where there is one call."""
         alone = len(self._parts) == 1 and len(tangents) == 1
-        found: list[Tensor | None] = [None] * len(tangents)
-        for affine, _, product in self._parts:
-            places = [self.used.index(i) for i in affine.used]
-            w = affine.push([tangents[i] for i in places])
-            w = product(w if alone and not _overlaps(w) else w.clone())
-            for i, piece in zip(places, affine.pull(w), strict=True):
-                before = found[i]
-                found[i] = piece if before is None else before + piece
-            del w
-        return [t for t in found if t is not None], None
+        products = (
+            product(w if alone and not _overlaps(w) else w.clone())
+            for w, (_, _, product) in zip(self.push(tangents), self._parts, strict=True)
+        )
+        return self.pull(products), None
+
+    @property
+    def calls(self) -> list[Prediction]:
+        """The seen calls."""
+        return [prediction for _, prediction, _ in self._parts]
+
+    def push(self, tangents: list[Tensor]) -> Iterator[Tensor]:
+        """A_j w for each of the calls, from one tensor for each output that is used."""
+        for affine, _, _ in self._parts:
+            yield affine.push([tangents[self.used.index(i)] for i in affine.used])
+
+    def pull(self, cotangents: Iterable[Tensor]) -> list[Tensor]:
+        """``sum_j A_j' w_j``, one tensor for each output that is used, from one for each of the calls."""
+        found: list[Tensor | None] = [None] * len(self.used)
+        for (affine, _, _), w in zip(self._parts, cotangents, strict=True):
+            for i, piece in zip(affine.used, affine.pull(w), strict=True):
+                before = found[self.used.index(i)]
+                found[self.used.index(i)] = piece if before is None else before + piece
+        return [t for t in found if t is not None]
 
 
 class _Affine:

@@ -116,11 +116,13 @@ class CrossEntropy(Prediction):
         return (1 - smoothing) * (self.target.movedim(self._dim, -1) @ weight) + spread
 
     def weigh(self, factors: Tensor) -> None:
-        """Keep the probabilities."""
+        """Keep the probabilities, and the classes of the targets where they are given by index."""
         with torch.no_grad():
             self._dim = min(1, self.x.ndim - 1)
             self._mass = (factors * self._total()).unsqueeze(self._dim)
             self.p = self.x.detach().softmax(self._dim)
+            ignored = self.options["ignore_index"]  # has no mass, but may be no class
+            self.labels = self.target.where(self.target != ignored, 0) if self._by_index else None
         del self.x, self.target, self.options
 
     @property
@@ -130,8 +132,24 @@ class CrossEntropy(Prediction):
 
     @property
     def bytes(self) -> int:
-        """The probabilities."""
-        return self.p.untyped_storage().nbytes()
+        """The probabilities and classes."""
+        return self.p.untyped_storage().nbytes() + (0 if self.labels is None else self.labels.nbytes)
+
+    def by_class(self, w: Tensor) -> Tensor:
+        """The sums over the predictions whose target is of each class, of x's shape -> (C, C) in float64."""
+        assert self.labels is not None
+        rows = w.movedim(self._dim, -1).reshape(-1, w.shape[self._dim]).to(torch.float64)
+        return rows.new_zeros(rows.shape[1], rows.shape[1]).index_add_(0, self.labels.reshape(-1), rows)
+
+    def of_class(self, values: Tensor) -> Tensor:
+        """The row of values (C, C) that belongs to each prediction's target, of x's shape and type."""
+        assert self.labels is not None
+        return values.to(self.p.dtype)[self.labels].movedim(-1, self._dim)
+
+    def from_target(self, w: Tensor) -> Tensor:
+        """``w`` less its entry at the target's class: the Hessian is the same, and loses nothing where p is near 1."""
+        assert self.labels is not None
+        return w - w.gather(self._dim, self.labels.unsqueeze(self._dim))
 
     def multiply_(self, w: Tensor) -> Tensor:
         """``mass (p w - p <p, w>)``, never a matrix."""

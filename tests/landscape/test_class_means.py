@@ -1,0 +1,360 @@
+"""The parts of the Gauss-Newton matrix that classes make, against their definition with one loop per sample."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landscape_cases import IGNORED, LanguageModel, labelled, mlp, padded, selected
+from losscope.landscape import (
+    ClassParts,
+    GaussNewton,
+    LossError,
+    Objective,
+    SettingError,
+    class_parts,
+    top_eigenpairs,
+    trace,
+)
+from output_cases import build, dense_jacobian
+
+F64 = torch.float64
+
+
+@dataclass
+class Case:
+    """A model and its predictions: logits (N, C) in order, the mass and the class of each, all written by hand."""
+
+    model: nn.Module
+    data: Any
+    options: dict[str, Any]
+    logits: Callable[[nn.Module], Tensor]
+    masses: Tensor
+    labels: Tensor
+
+    def objective(self) -> Objective:
+        return Objective(self.model, self.data, **self.options)
+
+
+def batches(sizes: list[int], classes: int = 3) -> list[tuple[Tensor, Tensor]]:
+    torch.manual_seed(sum(sizes))
+    return [(x.double(), y) for x, y in labelled(sizes, classes=classes)]
+
+
+def plain(sizes: list[int], criterion: Any, mass: Callable[[Tensor], Tensor], scale: float = 1.0) -> Case:
+    data = batches(sizes)
+    torch.manual_seed(1)
+    labels = torch.cat([y for _, y in data])
+    return Case(
+        mlp(4, 6, 3).double(), data, {"criterion": criterion},
+        lambda model: scale * torch.cat([model(x) for x, _ in data]), mass(labels), labels,
+    )  # fmt: skip
+
+
+def mean(labels: Tensor) -> Tensor:
+    return torch.full((len(labels),), 1 / len(labels), dtype=F64)
+
+
+def uneven() -> Case:
+    return plain([7, 5, 1], nn.CrossEntropyLoss(), mean)
+
+
+def summed() -> Case:
+    return plain([6, 2], nn.CrossEntropyLoss(reduction="sum"), lambda y: torch.ones(len(y), dtype=F64))
+
+
+def weighted_and_smoothed() -> Case:
+    """The mass of a sample is the sum of its target distribution, over the sum of the targets' weights."""
+    weight = torch.tensor([1.0, 4.0, 0.25], dtype=F64)
+
+    def mass(y: Tensor) -> Tensor:
+        return (0.8 * weight[y] + 0.2 * weight.mean()) / weight[y].sum()
+
+    return plain([9], nn.CrossEntropyLoss(weight=weight, label_smoothing=0.2), mass)
+
+
+def in_a_lambda() -> Case:
+    return plain([9], lambda z, y: 3 * F.cross_entropy(z / 2, y) + 1, lambda y: 3 * mean(y), scale=0.5)
+
+
+def absent_class() -> Case:
+    case = plain([5, 4], nn.CrossEntropyLoss(), mean)
+    case.labels[case.labels == 1] = 2
+    case.data = [(case.data[0][0], case.labels[:5]), (case.data[1][0], case.labels[5:])]
+    return case
+
+
+def tokens() -> Case:
+    """A language model with ignored targets: tokens are the samples."""
+    torch.manual_seed(3)
+    model, data = LanguageModel().double(), [padded([4, 2]), padded([3])]
+    labels = torch.cat([b["labels"].flatten() for b in data])
+    kept = labels != IGNORED
+    options = {
+        "forward": lambda m, b: m(b["input_ids"]).transpose(1, 2),
+        "targets": lambda b: b["labels"],
+        "criterion": nn.CrossEntropyLoss(ignore_index=IGNORED),
+    }
+
+    def logits(m: nn.Module) -> Tensor:
+        return torch.cat([m(b["input_ids"]).reshape(-1, 7) for b in data])[kept]
+
+    return Case(model, data, options, logits, mean(labels[kept]), labels[kept])
+
+
+def pixels_with_padding_as_class_zero() -> Case:
+    torch.manual_seed(4)
+    model, x, y = nn.Conv2d(1, 3, 3, padding=1).double(), torch.randn(2, 1, 4, 5).double(), torch.randint(3, (2, 4, 5))
+    kept = y.flatten() != 0
+
+    def logits(m: nn.Module) -> Tensor:
+        return m(x).permute(0, 2, 3, 1).reshape(-1, 3)[kept]
+
+    options = {"criterion": nn.CrossEntropyLoss(ignore_index=0)}
+    return Case(model, (x, y), options, logits, mean(y.flatten()[kept]), y.flatten()[kept])
+
+
+class TwoHeads(nn.Module):
+    """A head, and an auxiliary one earlier, as deep classifiers have in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.early, self.late = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(x).tanh()
+        return self.early(h), self.late(h.square())
+
+
+def two_heads() -> Case:
+    (x, y), model = batches([8])[0], TwoHeads().double()
+
+    def criterion(z: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+        return 0.3 * F.cross_entropy(z[0], y) + F.cross_entropy(z[1], y)
+
+    return Case(
+        model, (x, y), {"criterion": criterion}, lambda m: torch.cat(m(x)), torch.cat([0.3 * mean(y), mean(y)]),
+        torch.cat([y, y]),
+    )  # fmt: skip
+
+
+CASES = [
+    *(uneven, summed, weighted_and_smoothed, in_a_lambda, absent_class),
+    *(tokens, pixels_with_padding_as_class_zero, two_heads),
+]
+
+
+@dataclass
+class ByDefinition:
+    """The parts by their formulas, one vector at a time."""
+
+    G: Tensor
+    pairs: Tensor
+    of_class: Tensor
+    cross: Tensor
+    pi: Tensor
+    means: dict[tuple[int, int], Tensor]
+    class_means: dict[int, Tensor]
+
+
+def by_definition(case: Case) -> ByDefinition:
+    z = case.logits(case.model)
+    N, C = z.shape
+    J = dense_jacobian(z.flatten(), selected(case.model)).view(N, C, -1)
+    p = z.detach().softmax(1)
+    n = J.shape[2]
+    G, pairs, of_class, cross = (torch.zeros(n, n, dtype=F64) for _ in range(4))
+    pi, means, class_means = torch.zeros(C, C, dtype=F64), {}, {}
+    for i in range(N):
+        G += case.masses[i] * J[i].T @ (torch.diag(p[i]) - torch.outer(p[i], p[i])) @ J[i]
+    for c in set(case.labels.tolist()):
+        inside = (case.labels == c).nonzero().flatten().tolist()
+        for other in range(C):
+            e = torch.eye(C, dtype=F64)[other]
+            pi[c, other] = sum(case.masses[i] * p[i, other] for i in inside)
+            means[c, other] = sum(case.masses[i] * p[i, other] * J[i].T @ (e - p[i]) for i in inside) / pi[c, other]
+            pairs += pi[c, other] * torch.outer(means[c, other], means[c, other])
+        wrong = [other for other in range(C) if other != c]
+        s = sum(pi[c, other] for other in wrong)
+        class_means[c] = sum(pi[c, other] * means[c, other] for other in wrong) / s
+        of_class += s * torch.outer(class_means[c], class_means[c]) + pi[c, c] * torch.outer(means[c, c], means[c, c])
+        for other in wrong:
+            away = means[c, other] - class_means[c]
+            cross += pi[c, other] * torch.outer(away, away)
+    return ByDefinition(G, pairs, of_class, cross, pi, means, class_means)
+
+
+def matrix(operator: Any) -> Tensor:
+    return operator @ torch.eye(operator.shape[0], dtype=operator.space.dtype)
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_parts_match_their_definition(make: Callable[[], Case]) -> None:
+    case = make()
+    expected, parts = by_definition(case), class_parts(case.objective())
+    G = expected.G.norm()
+    assert float((expected.of_class + expected.cross - expected.pairs).norm()) <= 1e-13 * float(G)
+    for found, exact in (
+        (parts.class_part, expected.of_class),
+        (parts.cross_part, expected.cross),
+        (parts.pair_part, expected.pairs),
+        (parts.within_part, expected.G - expected.pairs),
+    ):
+        assert exact.norm() >= 1e-3 * G
+        assert float((matrix(found) - exact).norm()) <= 1e-13 * float(G)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["double", "single"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uneven_batches", "class_weights", "functional_label_smoothing", "token_weights_criterion", "batchnorm_train",
+        "multihead_attention", "frozen_parameters", "unused_parameters", "shifted_language_model", "convolution",
+        "smoothing_weights_and_ignored", "cross_entropy_reduced_by_hand",
+    ],
+)  # fmt: skip
+def test_parts_add_up_to_the_gauss_newton_matrix(name: str, dtype: torch.dtype) -> None:
+    objective = build(name, dtype).objective()
+    parts = class_parts(objective)
+    of_class, cross, within = (matrix(p).double() for p in (parts.class_part, parts.cross_part, parts.within_part))
+    G = matrix(GaussNewton(objective)).double()
+    assert distance(of_class + cross + within, G) <= (1e-13 if dtype == F64 else 1e-6)
+    for part in (of_class, cross, within):
+        torch.testing.assert_close(part, part.T, rtol=0, atol=(1e-14 if dtype == F64 else 1e-6) * float(G.norm()))
+        assert torch.linalg.eigvalsh(part)[0] >= -(1e-14 if dtype == F64 else 1e-6) * G.norm()
+
+
+@pytest.mark.parametrize("make", [uneven, tokens])
+def test_ranks(make: Callable[[], Case]) -> None:
+    """One direction for each class, and C - 2 more for the pairs of each."""
+    parts = class_parts(make().objective())
+    C, n = (3, parts.class_part.shape[0]) if make is uneven else (7, parts.class_part.shape[0])
+
+    def rank(A: Tensor) -> int:
+        return int((torch.linalg.eigvalsh(A) > 1e-12 * A.norm()).sum())
+
+    classes = len(set(make().labels.tolist()))
+    assert rank(matrix(parts.class_part)) == classes
+    assert rank(matrix(parts.cross_part)) <= classes * (C - 2) < n
+    assert rank(matrix(parts.pair_part)) <= classes * (C - 1)
+
+
+def test_parts_follow_the_parameters_and_the_weights_of_samples() -> None:
+    case = uneven()
+    objective = case.objective()
+    parts = class_parts(objective)
+    before = matrix(parts.pair_part)
+    with torch.no_grad():
+        for p in case.model.parameters():
+            p.mul_(1.3)
+    assert distance(matrix(parts.pair_part), by_definition(case).pairs) <= 1e-12
+    assert distance(before, by_definition(case).pairs) >= 1e-2
+    weights = torch.arange(13.0) % 3
+    case.masses = case.masses * weights
+    found = class_parts(objective.weighted(weights.double()))
+    assert distance(matrix(found.class_part), by_definition(case).of_class) <= 1e-12
+    assert distance(matrix(found.within_part), (d := by_definition(case)).G - d.pairs) <= 1e-12
+
+
+def test_estimators_take_the_parts() -> None:
+    case = tokens()
+    parts, exact = class_parts(case.objective()), by_definition(case)
+    found = trace(parts.within_part, seed=0)
+    assert found.low <= float((exact.G - exact.pairs).trace()) <= found.high
+    pairs = top_eigenpairs(parts.class_part, k=3, tol=1e-6, seed=0)
+    torch.testing.assert_close(pairs.values, torch.linalg.eigvalsh(exact.of_class).flip(0)[:3], rtol=1e-8, atol=0)
+    names = [name for name, p in case.model.named_parameters() if p.ndim == 1]
+    rows = torch.cat([torch.full((p.numel(),), p.ndim == 1) for p in selected(case.model)])
+    block = parts.cross_part.restricted(lambda name, _: name in names)
+    assert distance(matrix(block), exact.cross[rows][:, rows]) <= 1e-12
+
+
+def test_single_precision_where_the_fit_is_perfect() -> None:
+    """Right classes have probabilities of nearly 1, whose distance to 1 single precision does not hold."""
+    case = uneven()
+    with torch.no_grad():
+        for p in case.model[-1].parameters():
+            p.mul_(300)
+        case.labels.copy_(case.logits(case.model).argmax(1))
+    case.data = list(zip([x for x, _ in case.data], case.labels.split([7, 5, 1]), strict=True))
+    exact = by_definition(case)
+    assert float(exact.pi.diagonal().sum()) > 1 - 1e-3 and float(exact.pi[exact.pi > 0].min()) < 1e-7
+    case.model.float()
+    case.data = [(x.float(), y) for x, y in case.data]
+    parts = class_parts(case.objective())
+    assert distance(matrix(parts.class_part).double(), exact.of_class) <= 1e-4
+    assert distance(matrix(parts.cross_part).double(), exact.cross) <= 1e-4
+    assert distance(matrix(parts.within_part).double(), exact.G - exact.pairs) <= 1e-4
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+def refused(criterion: Any, data: Any = None, model: nn.Module | None = None) -> ClassParts:
+    data = batches([6]) if data is None else data
+    return class_parts(Objective(mlp(4, 3).double() if model is None else model, data, criterion=criterion))
+
+
+def test_a_loss_fn_hides_the_outputs() -> None:
+    objective = Objective(mlp(4, 3).double(), batches([6]), loss_fn=lambda m, b: F.cross_entropy(m(b[0]), b[1]))
+    with pytest.raises(LossError, match="loss_fn"):
+        class_parts(objective)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (lambda z, y: F.mse_loss(z, F.one_hot(y, 3).double()), "it uses mse_loss"),
+        (lambda z, y: F.cross_entropy(z, y) + z.square().mean(), "not seen to be made of that"),
+        (lambda z, y: F.cross_entropy(z, y) + F.mse_loss(z, z.detach()), "it uses mse_loss"),
+        (lambda z, y: F.nll_loss(z.log_softmax(1), y), "can return its logits"),
+        (lambda z, y: F.cross_entropy(z, y).square(), "softmax cross-entropy .* on the model's logits"),
+    ],
+)
+def test_criteria_without_classes(criterion: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        refused(criterion)
+
+
+def test_targets_that_are_no_classes() -> None:
+    data = [(batches([6])[0][0], torch.rand(6, 3).double().softmax(1))]
+    with pytest.raises(SettingError, match=r"the targets are probabilities; give class indices, .*argmax"):
+        refused(nn.CrossEntropyLoss(), data)
+    found = class_parts(
+        Objective(
+            mlp(4, 3).double(), data, criterion=nn.CrossEntropyLoss(), targets=lambda b: b[1].argmax(1),
+            forward=lambda m, b: m(b[0]),
+        )
+    )  # fmt: skip
+    assert matrix(found.class_part).norm() > 0  # what the message advises
+
+
+def test_negative_weights() -> None:
+    objective = Objective(mlp(4, 3).double(), batches([6]), criterion=nn.CrossEntropyLoss())
+    with pytest.raises(SettingError, match="negative weight"):
+        class_parts(objective.weighted(-torch.ones(6).double()))
+
+
+class Shrinking(nn.Module):
+    """A head over as many classes as a batch has samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Linear(4, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows(x)[:, : len(x) // 2]
+
+
+def test_batches_over_different_classes() -> None:
+    data = [(x, y.clamp(max=1)) for x, y in batches([6, 4])]
+    with pytest.raises(SettingError, match="must be over the same classes, got 3 and 2"):
+        refused(nn.CrossEntropyLoss(), data, Shrinking().double())
