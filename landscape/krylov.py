@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import betaincinv, chdtri
+from scipy.special import chdtri
 from torch import Tensor
 
 from .errors import SettingError
+from .exclusion import Rest, sure_share
 from .lanczos import LanczosBasis
 from .operators import Observed, SymmetricOperator, as_operator
 from .results import Eigenpairs
@@ -24,6 +25,7 @@ MIX = 0.05
 
 _MEMORY = 2 << 30  # default cap on the Krylov basis, bytes
 _BUDGET = 1000  # products that are spent at most where nothing is said
+_LOOK = 20  # products that looking for missed eigenvalues may take at the least
 _USUAL = 40  # products that a run is taken to need where nothing else is said
 
 
@@ -43,10 +45,11 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     r"""The k extremal eigenpairs of a symmetric operator.
 
-    Block Lanczos with blocks of k vectors (so that an eigenvalue of multiplicity up to k is found as
-    often as it occurs) and guards, every block orthogonalised twice against the whole basis, the projected
-    problem solved in float64 on the CPU, and not at every step. Where the basis outgrows its memory, it is
-    restarted from its best Ritz vectors (thick restart; Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
+    Block Lanczos, every block orthogonalised twice against the whole basis, the projected problem solved in
+    float64 on the CPU, and not at every step. Where the basis outgrows its memory, it is restarted from its best
+    Ritz vectors (thick restart; Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000). Blocks narrower than k, which
+    take the fewest products, find an eigenvalue only as often as they have vectors. So once all pairs have
+    converged, a random direction joins the block, to find what was missed or to exclude it.
 
     **What is proved.** For ``which="LA"`` the i-th Ritz value never exceeds the i-th largest
     eigenvalue (Cauchy). An upper bound of the largest can only be probabilistic. Let :math:`T` be the
@@ -56,9 +59,7 @@ def top_eigenpairs(
     .. math:: \|Q_1^T u\| \le \|E_1^T (\lambda - T)^{-1} E_m R^T\|_F,
 
     so an eigenvalue for which the right side is below what a random start block almost surely has
-    cannot exist. For a single vector this is the bound of van Dorsselaer, Hochstenbach and van der
-    Vorst (SIAM J. Matrix Anal. Appl. 22, 2000). It concerns the start only, hence holds at whatever
-    step the iteration stops.
+    cannot exist; see `exclusion`, also for ``rest``, what is proved of all other eigenvalues.
 
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
@@ -70,8 +71,8 @@ def top_eigenpairs(
         start: (n,) or (n, j) vectors to start from, e.g. the eigenvectors at the last step, and its guards after
             them, as many as a block holds; random directions of relative size `MIX` are mixed in, so that a crossing
             is not missed for good.
-        block: vectors in a block, k by default. One by one takes the fewest products (about half for ten distinct
-            eigenvalues), and finds one copy only of an eigenvalue that occurs more often than a block has vectors.
+        block: vectors in a block. By default 1 on a CPU, and k where products of a block cost little more than
+            one (on a GPU) or the start has as many.
         guards: further vectors in every block. Close eigenvalues (the C of a C-class problem) are told apart in
             fewer steps where the block is wider than they are many, and an eigenvector that overtakes another one
             between warm starts is found among the guards of the last.
@@ -131,7 +132,8 @@ class Search:
     ) -> None:
         _check(operator.space, k, which, tol, block, guards, max_matvecs, confidence)
         self.operator, self.k, self.which, self.tol, self.confidence = operator, k, which, tol, confidence
-        self.block = _width(k, min((block or k) + guards, operator.space.size), max_matvecs)
+        self.guards = guards
+        self.block = _width(k, _wanted(operator.space, k, start, block) + guards, operator.space.size, max_matvecs)
         self._room = _room(operator.space, k, self.block, memory)
         self._budget = max(_BUDGET, self.block) if max_matvecs is None else max_matvecs
         self.planned = min(self._budget, _USUAL) if max_matvecs is None else self._budget
@@ -140,6 +142,8 @@ class Search:
         self._share = _begin(self._basis, start, risk)
         self._excluded = (math.inf, -math.inf)
         self._step, self._next_check, self._spent = 0, 1, 0
+        self._rest: Rest | None = None
+        self._risk, self._spent_before = 1.0 - confidence, 0
 
     @property
     def newest(self) -> Tensor:
@@ -152,22 +156,62 @@ class Search:
         self._spent += product.shape[1]
         self._step += 1
         basis.absorb(product)
-        last = basis.size >= basis.space.size or self._spent + self.block > self._budget
-        full = basis.total + self.block > self._room
+        last = basis.size >= basis.space.size or self._spent + basis.total - basis.size > self._budget
+        full = basis.total + basis.block > self._room
         if basis.size < self.k or not (last or full or basis.broke_down or self._step >= self._next_check):
             return
         ritz = Ritz(basis, self.k, self.which, self._share, self._excluded)
-        if last or ritz.converged(self.tol) or ritz.stalled():
-            self.found = ritz.result(self.operator, self._spent, self.tol, self.confidence)
+        converged = ritz.converged(self.tol)
+        if last or (self._nothing_missed(ritz, full) if converged else ritz.stalled()):
+            self.found = self._result(ritz)
             return
         if full:
-            blocks = (self._room - self.block) // (2 * self.block)  # whole ones, which chunks hold
-            self._excluded = ritz.restarted(max(blocks, math.ceil(self.k / self.block)) * self.block)
-        self._next_check = self._step + max(1, self._step // 5, ritz.at_least(self.tol))
+            blocks = (self._room - basis.block) // (2 * basis.block)  # whole ones, which chunks hold
+            self._excluded = ritz.restarted(max(blocks, math.ceil(self.k / basis.block)) * basis.block)
+            self._rest = None
+        self._next_check = self._step + (2 if converged else max(1, self._step // 5, ritz.at_least(self.tol)))
+
+    def _nothing_missed(self, ritz: Ritz, full: bool) -> bool:
+        """Whether an eigenvalue among the wanted can hardly have been missed; if it can, the basis is widened."""
+        basis = self._basis
+        if basis.block >= self.k:
+            return True
+        if basis.total >= basis.space.size:  # the next products say all
+            return False
+        if self._rest is not None:
+            self._rest.look()
+            if full or ritz.ends_before(self._rest.low, self._rest.high, self.tol):
+                return True
+            if ritz.ends_before(self._rest.lowest, self._rest.highest, self.tol):
+                return self._spent >= max(2 * self._spent_before, self._spent_before + _LOOK)
+        if full:
+            return False  # it is restarted first
+        self._risk /= 2  # so that all rounds together may fail as often as is allowed
+        self._rest, self._spent_before = Rest(basis, ritz.Y[:, ritz.chosen], self._risk), self._spent
+        return False
+
+    def _result(self, ritz: Ritz) -> Eigenpairs:
+        rest = (-math.inf, math.inf)
+        if self._rest is not None:
+            self._rest.look()
+            slack = ritz.rounding
+            rest = (self._rest.low - slack, self._rest.high + slack)
+        guards = max(self.guards, self.block - self.k)
+        return ritz.result(self.operator, self._spent, self.tol, self.confidence, guards, rest)
 
 
-def _width(k: int, wanted: int, max_matvecs: int | None) -> int:
+def _wanted(space: VectorSpace, k: int, start: Tensor | None, block: int | None) -> int:
+    """Vectors in a block, but for guards."""
+    if block is not None:
+        return block
+    if start is None:
+        return 1 if space.device.type == "cpu" else k
+    return min(k, start.shape[1] if isinstance(start, Tensor) and start.ndim == 2 else 1)
+
+
+def _width(k: int, wanted: int, n: int, max_matvecs: int | None) -> int:
     """The widest block up to the one wanted of which whole ones reach k vectors with the products there are."""
+    wanted = min(wanted, n)
     if max_matvecs is None:
         return wanted
     return next(width for width in range(wanted, 0, -1) if math.ceil(k / width) * width <= max_matvecs)
@@ -229,8 +273,7 @@ def _begin(basis: LanczosBasis, start: Tensor | None, risk: float) -> float:
     fresh = space.random(b, basis.generator)
     if start is None:
         basis.begin(fresh)
-        # The share of a fixed unit vector in a random b-dimensional subspace.
-        return math.sqrt(betaincinv(b / 2, (n - b) / 2, risk)) if b < n else 1.0
+        return sure_share(n, b, risk)
     if not isinstance(start, Tensor):
         raise SettingError(f"start must be a tensor of shape ({n},) or ({n}, j), got {type(start).__name__}")
     if start.ndim not in (1, 2) or start.shape[0] != n or start.numel() == 0:

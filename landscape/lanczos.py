@@ -33,6 +33,8 @@ class LanczosBasis:
         generator: for the random directions that replace exhausted ones.
 
     Attributes:
+        block: vectors per block, from the newest on.
+        first: vectors of the first block.
         T: (size, size) float64 projection, on the host.
         R: (next, width) float64 coupling of the last block to the next.
         size: vectors already multiplied.
@@ -44,6 +46,7 @@ class LanczosBasis:
 
     def __init__(self, operator: SymmetricOperator, block: int, generator: torch.Generator) -> None:
         self.operator, self.space, self.block, self.generator = operator, operator.space, block, generator
+        self.first = block
         self.size = self.total = 0
         self.R = np.zeros((0, 0))
         self.broke_down = False
@@ -118,6 +121,29 @@ class LanczosBasis:
         self._next_rows(len(newest)).copy_(newest)
         self._T[p : self.total, :p], self._T[:p, p : self.total] = coupling, coupling.T
         self.restarts += 1
+
+    def widen(self, vector: Tensor) -> np.ndarray:
+        """Let blocks have one vector more from the newest on, so that the basis spans this one too.
+
+        ``A Q = Q T + Q_next R E_m'`` still holds: what is new in it has no coupling with what was multiplied.
+
+        Args:
+            vector: (n, 1), of which some is not in the basis.
+
+        Returns:
+            (total,) its coordinates in the basis.
+        """
+        w, width = vector.clone(), self.total - self.size
+        inside = sum(self._cleaned(w, self._filled) for _ in range(2))
+        outside = torch.linalg.vector_norm(w)
+        coordinates = torch.cat((torch.as_tensor(inside).view(-1), outside.view(1))).to("cpu", torch.float64).numpy()
+        newest, before = self._newest.clone(), self._near[0][: -width if len(self._near) == 1 else None]
+        self._used -= width
+        self._filled[-1] = self._chunks[-1][: self._used]
+        self.total, self.block, self._newest = self.size, width + 1, before
+        self._next_rows(width + 1).copy_(torch.cat((newest, w.T / outside)))
+        self.R = np.vstack((self.R, np.zeros((1, self.R.shape[1]))))
+        return coordinates
 
     def _filled_by(self, count: int) -> list[Tensor]:
         """The first ``count`` rows of the basis, by chunk."""

@@ -77,6 +77,8 @@ class Eigenpairs:
         errors: (k,) float64 estimates of each value's error: residual squared over the gap to the other Ritz values
             (Kato-Temple), the residual where no gap is seen. Not a bound: an eigenvalue may have been missed.
         guards: (n, g) Ritz vectors after these, unconverged; for the ``start`` of the next call.
+        rest: interval that holds all other eigenvalues, with probability ``confidence``: no copy and no neighbour of
+            these was missed outside it. Infinite where that was not looked at, as when blocks have k vectors.
     """
 
     values: torch.Tensor
@@ -94,6 +96,7 @@ class Eigenpairs:
     note: str = ""
     errors: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     guards: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    rest: tuple[float, float] = (-math.inf, math.inf)
 
     def __repr__(self) -> str:
         """One line: the values, their worst residual, cost."""

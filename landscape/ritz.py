@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from .exclusion import outer_bound
 from .lanczos import LanczosBasis
 from .operators import SymmetricOperator
 from .results import Eigenpairs
@@ -49,6 +50,8 @@ class Ritz:
         self.values = self.all_values[self.chosen]
         self.scale = np.maximum(np.abs(self.values), 1e-3 * self.norm)
         self.residuals = self._residuals(self.chosen)
+        self._upper = {"LA": k, "BE": _upper(k)}.get(which, 0)  # how many of them are largest ones
+        self._lower = k - self._upper if which in ("SA", "BE") else 0
 
     def wanted(self, count: int) -> np.ndarray:
         """Positions of the best ``count`` Ritz values among all, which ascend; best first, or descending ("BE")."""
@@ -73,6 +76,14 @@ class Ritz:
         excess = float((self.residuals / np.maximum(tol * self.scale, 1e-300)).max())
         return int(math.log10(excess)) if 1 < excess < math.inf else 0
 
+    def ends_before(self, low: float, high: float, tol: float) -> bool:
+        """Whether all others, if they are within this interval, come after these but for ``tol``."""
+        slack, upper, lower = tol * self.scale, self._upper, self._lower
+        if self.which == "LM":
+            return max(high, -low) <= float((np.abs(self.values) + slack).min())
+        before = not upper or high <= float((self.values + slack)[:upper].min())
+        return before and (not lower or low >= float((self.values - slack)[upper:].max()))
+
     def stalled(self) -> bool:
         """Whether more products cannot bring the residuals down, rounding being most of them."""
         return bool((self.residuals <= 2 * self.rounding).all())
@@ -85,10 +96,18 @@ class Ritz:
         self.basis.restart(self.all_values[kept], self.Y[:, kept])
         return excluded
 
-    def result(self, operator: SymmetricOperator, matvecs: int, tol: float, confidence: float) -> Eigenpairs:
-        """All that is known, with the Ritz vectors beyond the k that were asked for as guards."""
+    def result(
+        self,
+        operator: SymmetricOperator,
+        matvecs: int,
+        tol: float,
+        confidence: float,
+        guards: int,
+        rest: tuple[float, float],
+    ) -> Eigenpairs:
+        """All that is known, with some Ritz vectors beyond the k that were asked for as guards."""
         k = len(self.chosen)
-        further = [i for i in self.wanted(self.basis.block) if i not in self.chosen]
+        further = [i for i in self.wanted(k + guards) if i not in self.chosen]
         vectors = self.basis.combined(self.Y[:, [*self.chosen, *further]])
         vectors = vectors / vectors.norm(dim=0)
         low, high, bound = self._bounds()
@@ -96,7 +115,7 @@ class Ritz:
         return Eigenpairs(
             on_host(self.values), vectors[:, :k], on_host(self.residuals), on_host(low), on_host(high), bound,
             confidence, self.converged(tol), matvecs, self.which, tol, operator.kernel, operator.note,
-            on_host(self._estimated_errors()), vectors[:, k:],
+            on_host(self._estimated_errors()), vectors[:, k:], rest,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ what is proved
@@ -104,8 +123,7 @@ class Ritz:
     def _bounds(self) -> tuple[np.ndarray, np.ndarray, str]:
         """Lower and upper bounds of each, and in words which of them there are."""
         low, high = np.full_like(self.values, -math.inf), np.full_like(self.values, math.inf)
-        upper = {"LA": len(self.values), "BE": _upper(len(self.values))}.get(self.which, 0)
-        lower = len(self.values) - upper if self.which in ("SA", "BE") else 0
+        upper, lower = self._upper, self._lower
         sides = []
         if upper:  # Cauchy: the i-th largest eigenvalue is no less than the i-th largest Ritz value
             low[:upper] = self.values[:upper] - self.rounding
@@ -138,14 +156,7 @@ class Ritz:
             return top + self.rounding
         if self.basis.restarts:  # the start is in the basis no more
             return math.inf
-        first = self.Y[: self.basis.block]
-        spread = max(float(values.max() - values.min()), abs(top), 1e-280)
-        gaps = np.logspace(-12, 6, 600) * spread
-        weights = 1.0 / (top + gaps[:, None] - values)  # (grid, size)
-        pairs = (first[:, None, :] * self.coupling[None, :, :]).reshape(-1, len(values))
-        possible = np.linalg.norm(weights @ pairs.T, axis=1) >= self.share
-        above = int(possible.nonzero()[0].max()) + 1 if possible.any() else 0
-        return top + float(gaps[min(above, len(gaps) - 1)]) + self.rounding
+        return outer_bound(values, self.Y[: self.basis.first], self.coupling, self.share) + self.rounding
 
     def _estimated_errors(self) -> np.ndarray:
         """Residual squared over the gap (Kato 1949, Temple 1928), where the gap to the other Ritz values is seen."""

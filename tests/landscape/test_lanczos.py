@@ -48,6 +48,32 @@ def relation_error(basis: LanczosBasis, A: Tensor) -> float:
     return float(torch.linalg.matrix_norm(residual, 2)) / float(A.abs().max())
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("chunked", [False, True], ids=["one chunk", "chunks"])
+@pytest.mark.parametrize("block", [1, 2])
+def test_a_widened_basis_spans_the_vector(
+    block: int, chunked: bool, restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if chunked:
+        monkeypatch.setattr(lanczos, "_CHUNK_BYTES", 3 * N * 8)
+    basis = begun(Diagonal(HARD["outliers over a bulk"].double()), block)
+    for round_ in range(3):
+        for _ in range(5):
+            extend(basis)
+        if restarted and round_ == 1:
+            values, Y = basis.eigh()
+            basis.restart(values[-4:], Y[:, -4:])
+            extend(basis)
+        vector = basis.space.random(1, basis.generator)
+        coordinates = basis.widen(vector)
+        torch.testing.assert_close(torch.from_numpy(coordinates) @ rows(basis), vector[:, 0])
+        extend(basis)
+        Q = rows(basis)
+        assert float((Q @ Q.T - torch.eye(len(Q), dtype=Q.dtype)).abs().max()) < 1e-13
+        assert relation_error(basis, HARD["outliers over a bulk"]) < 1e-13
+    assert basis.block == block + 3 and basis.first == block
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
 @pytest.mark.parametrize("block", [1, 3])
 @pytest.mark.parametrize("chunked", [False, True], ids=["one chunk", "chunks"])
