@@ -1,51 +1,65 @@
-r"""The spectral density of a symmetric operator, as nodes and weights, and what can be said of it."""
+"""The spectral density of a symmetric operator, as nodes and weights, and what can be said of it."""
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from scipy.optimize import brentq
+from scipy.special import betainc
 from torch import Tensor
 
 from .errors import SettingError
-from .intervals import Moments
 from .quadrature import Quadrature
 from .results import Estimate
+from .wasserstein import Sampling
 
-__all__ = ["SpectralDensity"]
+__all__ = ["SpectralDensity", "merged"]
 
 
 @dataclass(frozen=True, eq=False)
 class SpectralDensity:
     r"""The share of eigenvalues at each place, :math:`\phi = \frac1n \sum_i \delta_{\lambda_i}`, estimated.
 
-    It is a measure: some eigenvalues that are known one by one, each of mass 1/n, and for all others the average
-    of the Gauss quadratures of random starts. Nothing is smoothed.
+    It is a measure: eigenvalues that are known one by one, each of mass 1/n, and for all others the average of the
+    Gauss quadratures of random starts. Nothing is smoothed.
+
+    **Intervals.** What a random start gives an eigenvalue has a known law (see `wasserstein`), so that one start has
+    intervals too. Those of shares of eigenvalues, in `cdf`, `mass` and `quantile`, invert the Beta law of the mass
+    that S starts find where c of n eigenvalues are, like those of Clopper and Pearson (Biometrika 26, 404, 1934), at
+    each point by itself; those of moments are of the studentised bootstrap. What a quadrature cannot tell of where
+    its mass is, is in them: the mass of a node may lie within its residual, or up to the next node of the same start
+    if that is closer (the inequalities of Chebyshev, Markov and Stieltjes allow no more than one node's mass). With
+    eigenvalues that have been taken out, nothing is uncertain but by their ``errors``.
 
     Attributes:
         starts: one quadrature per random start, of the part of the spectrum that was not taken out; none where all
             eigenvalues are known.
         deflated: (d,) float64 eigenvalues that were taken out, ascending, on the host.
         size: n.
-        matvecs: operator-vector products spent, those for the eigenvalues taken out included.
+        matvecs: operator-vector products spent.
         wasserstein: one-sided bound of the Wasserstein-1 distance to the spectrum, at ``confidence``, in the unit
-            of the eigenvalues.
+            of the eigenvalues; see `spectral_density`.
         confidence: nominal coverage of the bound and of all intervals.
-        converged: True if and only if the requested accuracy was reached.
+        converged: True if and only if the requested accuracy was reached, or none was requested.
         kernel: name of the engine that computed the products.
         note: what is to be known of them; mostly empty.
-        errors: (d,) how far each of ``deflated`` may be off.
+        errors: (d,) residuals of ``deflated``: they are that many eigenvalues, each off by no more, and mostly by
+            far less.
         rounding: relative error of the products.
+        steps: m, Lanczos steps of each start, whose quadratures are exact for polynomials of degree 2m - 1; by
+            default as many as it has nodes.
 
     Example:
         >>> import torch
         >>> from losscope.landscape import SpectralDensity
         >>> density = SpectralDensity.of_eigenvalues(torch.tensor([0.0, 0.0, 1.0, 5.0]))
-        >>> density.moment(1).value, density.cdf(0.5)[0], density.mass(-1, 0.5).value
-        (1.5, 0.5, 0.5)
+        >>> density.moment(1).value, density.cdf(0.5)[0], density.quantile(0.75).value
+        (1.5, 0.5, 1.0)
     """
 
     starts: tuple[Quadrature, ...]
@@ -59,6 +73,7 @@ class SpectralDensity:
     note: str = ""
     errors: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     rounding: float = 0.0
+    steps: int = 0
 
     @classmethod
     def of_eigenvalues(cls, values: Tensor, *, confidence: float = 0.95) -> SpectralDensity:
@@ -73,24 +88,19 @@ class SpectralDensity:
         """
         values = torch.as_tensor(values).detach()
         if values.ndim != 1 or len(values) == 0 or values.is_complex() or not values.isfinite().all():
-            raise SettingError(f"values must be (n,) finite real eigenvalues, got {values.dtype} {tuple(values.shape)}")
+            raise SettingError(
+                f"values must be finite real eigenvalues (n,), got {values.dtype} of shape {tuple(values.shape)}"
+            )
         values = values.to("cpu", torch.float64).sort().values
-        return cls((), values, len(values), 0, 0.0, confidence, True, "", "", torch.zeros_like(values))
+        return cls((), values, len(values), 0, 0.0, confidence, True, errors=torch.zeros_like(values))
 
     # ------------------------------------------------------------------ the measure
 
-    @property
-    def sampled(self) -> float:
-        """Mass of what the starts stand for, (n - d) / n."""
-        return (self.size - len(self.deflated)) / self.size
-
     @functools.cached_property
     def _measure(self) -> tuple[Tensor, Tensor]:
-        nodes = torch.cat([*(q.nodes for q in self.starts), self.deflated])
-        each = self.sampled / max(len(self.starts), 1)
-        atoms = torch.full_like(self.deflated, 1 / self.size)
-        nodes, order = nodes.sort(stable=True)
-        return nodes, torch.cat([*(each * q.weights for q in self.starts), atoms])[order]
+        rest, atoms = self._rest, torch.full_like(self.deflated, 1 / self.size)
+        nodes, order = torch.cat([rest[0], self.deflated]).sort(stable=True)
+        return nodes, torch.cat([self._sampled * rest[1], atoms])[order]
 
     @property
     def nodes(self) -> Tensor:
@@ -104,86 +114,190 @@ class SpectralDensity:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Least and greatest node, which the spectrum reaches."""
+        """Least and greatest node, between which the spectrum is, but for what the starts have not resolved."""
         return float(self.nodes[0]), float(self.nodes[-1])
 
-    # ------------------------------------------------------------------ functionals
+    # ------------------------------------------------------------------ moments
 
     def moment(self, p: int) -> Estimate:
         """The mean of the p-th powers of the eigenvalues, tr(A^p) / n.
 
         Raises:
-            SettingError: if p is not an integer of 0 or more.
+            SettingError: if p is not an integer of 0 or more, or above 2m - 1, to which m steps give moments.
         """
         if isinstance(p, bool) or not isinstance(p, int) or p < 0:
             raise SettingError(f"p must be an integer of 0 or more, got {p!r}")
-        return self._mean(lambda x: x**p)
+        most = 2 * min((self.steps or len(q.nodes) for q in self.starts), default=p) - 1
+        if p > max(most, 1) and self.starts:
+            raise SettingError(f"{self.steps} steps give moments up to {most}, and p is {p}: take more steps")
+        return self._moment(p, 1.0)
 
     @property
     def trace(self) -> Estimate:
         """The sum of the eigenvalues."""
-        return _scaled(self._mean(lambda x: x), self.size)
+        return self._moment(1, float(self.size))
 
-    def mass(self, low: float = -math.inf, high: float = math.inf) -> Estimate:
-        """The share of eigenvalues in an interval, ends included: ``mass(high=0.0)`` is that of those not above zero.
+    def _moment(self, p: int, factor: float) -> Estimate:
+        known = float((self.deflated**p).sum()) / self.size
+        slopes = p * (self.deflated.abs() ** (p - 1) if p else torch.zeros_like(self.deflated))
+        off = 2 * float(slopes @ self._errors) / self.size
+        off += p * self.rounding * float(self.weights @ self.nodes.abs() ** p)
+        if not self.starts:
+            return self._estimate(factor, known, 0.0, known - off, known + off)
+        nodes, weights, _ = self._rest
+        value = known + self._sampled * float(weights @ nodes**p)
+        stderr, low, high = (self._sampled * found for found in self._sampling.interval(nodes**p, self.confidence))
+        return self._estimate(factor, value, stderr, known + low - off, known + high + off)
+
+    # ------------------------------------------------------------------ shares of eigenvalues
+
+    def cdf(self, x: float) -> tuple[float, float, float]:
+        """The share of eigenvalues up to x, and the ends of its interval.
+
+        Raises:
+            SettingError: if x is not a number.
+        """
+        found = self.mass(-math.inf, x)
+        return found.value, found.low, found.high
+
+    def mass(self, low: float, high: float) -> Estimate:
+        """The share of eigenvalues in an interval, ends included.
+
+        Those near zero are in ``mass(-eps, eps)``, clearly negative ones in ``mass(-math.inf, -eps)``.
 
         Raises:
             SettingError: if ``low > high``, or one is not a number.
         """
         if not low <= high:
-            raise SettingError(f"low must be at most high, got {low!r} and {high!r}")
-        return self._mean(lambda x: ((x >= low) & (x <= high)).to(torch.float64))
-
-    def cdf(self, x: float) -> tuple[float, float, float]:
-        """The share of eigenvalues up to x, and the ends of its interval."""
-        found = self.mass(high=x)
-        return found.value, found.low, found.high
+            raise SettingError(f"low must be a number and high one that is not below it, got {low!r} and {high!r}")
+        nodes, weights, reach = self._rest
+        shares = []
+        for inward in (0.0, 1.0, -1.0):  # what is at nodes within; what must be within; what may be
+            inside = (nodes - inward * reach >= low) & (nodes + inward * reach <= high)
+            known = (self.deflated - inward * self._reach >= low) & (self.deflated + inward * self._reach <= high)
+            shares.append((float(weights[inside].sum()), float(known.sum())))
+        (share, known_within), (least, known_least), (most, known_most) = shares
+        left = self.size - len(self.deflated)
+        value = (known_within + left * share) / self.size
+        ends = (known_least + left * self._end(least, upper=False), known_most + left * self._end(most, upper=True))
+        stderr = self._sampled * math.sqrt(2 * share * max(1 - share, 0) / (len(self.starts) * left + 2))
+        return self._estimate(1.0, value, stderr, min(ends[0] / self.size, value), max(ends[1] / self.size, value))
 
     def quantile(self, q: float) -> Estimate:
-        """The least node up to which a share q of the eigenvalues lies.
+        """The least place up to which a share q of the eigenvalues lies.
 
         Raises:
             SettingError: if q is not in [0, 1].
         """
         if not 0 <= q <= 1:
             raise SettingError(f"q must be between 0 and 1, got {q!r}")
-        at = min(int(torch.searchsorted(self.weights.cumsum(0), q - 1e-12)), len(self.nodes) - 1)
-        value = float(self.nodes[at])
-        return self._estimate(value, 0.0, value, value)
+        at = int(torch.searchsorted(self.weights.cumsum(0), q - 1e-12))
+        value = float(self.nodes[min(at, len(self.nodes) - 1)])
+        nodes, _, reach = self._rest
+        places, reaches = torch.cat([nodes, self.deflated]), torch.cat([reach, self._reach])
+        low = _first(places - reaches, lambda x: self.cdf(x)[2] >= q - 1e-12)
+        high = _first(places + reaches, lambda x: self.cdf(x)[1] >= q - 1e-12)
+        return self._estimate(1.0, value, math.nan, min(low, value), max(high, value))
 
-    def _mean(self, f: Callable[[Tensor], Tensor]) -> Estimate:
-        exact = float(f(self.deflated).sum()) / self.size
+    def _end(self, share: float, *, upper: bool) -> float:
+        """Such a share of the eigenvalues that starts find no more (no less) with probability (1 - confidence) / 2."""
+        if not self.starts or not 0 < share < 1:
+            return min(max(share, 0.0), 1.0)
+        half, alpha = len(self.starts) * (self.size - len(self.deflated)) / 2, (1 - self.confidence) / 2
+        wanted = alpha if upper else 1 - alpha
+
+        def excess(c: float) -> float:
+            return float(betainc(half * c, half * (1 - c), share)) - wanted
+
+        ends = (1e-300, 1 - 1e-16)
+        if excess(ends[0]) <= 0:
+            return 0.0
+        return 1.0 if excess(ends[1]) >= 0 else float(brentq(excess, *ends, xtol=1e-15))
+
+    # ------------------------------------------------------------------ what all of them use
+
+    @property
+    def _sampled(self) -> float:
+        """Mass of what the starts stand for."""
+        return (self.size - len(self.deflated)) / self.size
+
+    @functools.cached_property
+    def _rest(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All starts together: nodes, weights with sum 1, and how far from its node mass may be."""
         if not self.starts:
-            return self._estimate(exact, 0.0, exact, exact)
-        samples = Moments()
-        samples.add(torch.tensor([[exact + self.sampled * q.mean(f) for q in self.starts]], dtype=torch.float64))
-        value = float(samples.mean)
-        if samples.count == 1:
-            return self._estimate(value, math.inf, -math.inf, math.inf)
-        low, high = (float(end) for end in samples.interval(self.confidence, skewed=True))
-        return self._estimate(value, float(samples.spread) / math.sqrt(samples.count), low, high)
+            none = torch.empty(0, dtype=torch.float64)
+            return none, none, none
+        nodes, weights, which = merged(self.starts)
+        reach = torch.zeros_like(nodes)
+        apart = torch.cat([reach for q, width in _families(self.starts) for reach in [_apart(q, width)] * width])
+        reach.scatter_reduce_(0, which, apart, "amax")
+        return nodes, weights, reach + self._floor
 
-    def _estimate(self, value: float, stderr: float, low: float, high: float) -> Estimate:
+    @functools.cached_property
+    def _sampling(self) -> Sampling:
+        return Sampling(*self._rest[:2], self.size - len(self.deflated), len(self.starts))
+
+    @functools.cached_property
+    def _errors(self) -> Tensor:
+        return self.errors if len(self.errors) == len(self.deflated) else torch.zeros_like(self.deflated)
+
+    @functools.cached_property
+    def _floor(self) -> float:
+        """What rounding moves eigenvalues by."""
+        values = torch.cat([self.deflated, *(q.nodes for q in self.starts)])
+        return self.rounding * float(values.abs().max())
+
+    @property
+    def _reach(self) -> Tensor:
+        return self._errors + self._floor
+
+    def _estimate(self, factor: float, value: float, stderr: float, low: float, high: float) -> Estimate:
         method = "slq" if self.starts else "exact"
         return Estimate(
-            value, stderr, low, high, self.confidence, self.matvecs, method, self.converged, self.kernel, self.note
-        )
+            factor * value, factor * stderr, factor * low, factor * high, self.confidence, self.matvecs, method,
+            self.converged, self.kernel, self.note,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         """One line: size, range, accuracy, cost."""
         low, high = self.bounds
-        known = f", {len(self.deflated)} of them one by one" if len(self.deflated) and self.starts else ""
+        known = f", {len(self.deflated)} of them one by one" if len(self.deflated) else ""
         flag = "" if self.converged else ", NOT converged"
         note = f"; {self.note}" if self.note else ""
         return (
             f"SpectralDensity({self.size} eigenvalues{known}, {low:.4g} to {high:.4g}, within {self.wasserstein:.2g} "
-            f"(Wasserstein) at {self.confidence:.0%}, {len(self.starts)} starts, {self.matvecs} products{flag}{note})"
+            f"(Wasserstein-1, {self.confidence:.0%}), {len(self.starts)} starts, {self.matvecs} products{flag}{note})"
         )
 
 
-def _scaled(found: Estimate, factor: float) -> Estimate:
-    ends = (factor * found.low, factor * found.high)
-    return Estimate(
-        factor * found.value, factor * found.stderr, *ends, found.confidence, found.matvecs, found.method,
-        found.converged, found.kernel, found.note,
-    )  # fmt: skip
+def merged(starts: Sequence[Quadrature]) -> tuple[Tensor, Tensor, Tensor]:
+    """The average of quadratures: nodes, weights, and for all their nodes, one after the other, which it became."""
+    nodes, which = torch.cat([q.nodes for q in starts]).unique(return_inverse=True)
+    weights = torch.zeros_like(nodes)
+    return nodes, weights.index_add_(0, which, torch.cat([q.weights for q in starts]) / len(starts)), which
+
+
+def _families(starts: Sequence[Quadrature]) -> Iterator[tuple[Quadrature, int]]:
+    """Starts with the same nodes, which were found in one Krylov space: one of them, and how many."""
+    first = 0
+    for i in range(1, len(starts) + 1):
+        if i == len(starts) or not torch.equal(starts[i].nodes, starts[first].nodes):
+            yield starts[first], i - first
+            first = i
+
+
+def _apart(q: Quadrature, width: int) -> Tensor:
+    """How far from each node mass may be: its residual, or the next nodes, of which there are ``width`` per start."""
+    gaps = torch.zeros_like(q.nodes)
+    if len(q.nodes) > width:
+        steps = q.nodes[width:] - q.nodes[:-width]
+        gaps[width:] = steps
+        gaps[:-width] = torch.maximum(gaps[:-width], steps)
+        return torch.where(gaps > 0, torch.minimum(gaps, q.residuals), q.residuals)
+    return q.residuals
+
+
+def _first(places: Tensor, holds: object) -> float:
+    """The least of these places at which something holds that does at all greater ones; the greatest if at none."""
+    ordered = places.sort().values.tolist()
+    return ordered[min(bisect.bisect_left(ordered, True, key=holds), len(ordered) - 1)]  # type: ignore[call-overload]

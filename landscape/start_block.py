@@ -1,0 +1,163 @@
+r"""Random starts in one Krylov space: what each of them sees of the spectrum, and the eigenpairs they resolve together.
+
+The block Krylov space of S starts holds the space of each of them. With Ritz pairs :math:`\theta_k, y_k` of it,
+the measure with mass :math:`(e_s^T y_k)^2` at :math:`\theta_k` has the first 2m moments of what start s sees, as its
+own Gauss quadrature has, on S times as many nodes (Golub and Meurant, "Matrices, Moments and Quadrature", 2010,
+ch. 4).
+
+Ritz pairs with a small residual are eigenpairs, which all starts have found together and each would take longer to
+find. How often an eigenvalue occurs is plain as long as that is less often than there are starts: its Ritz values
+are as many. Then its mass is known, and the starts' random weights at it can be dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from scipy.special import chdtrc
+from torch import Tensor
+
+from .lanczos import LanczosBasis
+from .operators import Observed
+from .quadrature import Quadrature
+
+__all__ = ["Rule", "StartBlock"]
+
+_WORTH = 0.1  # of the error that knowing an eigenvalue's mass saves, what its residual may bring back
+_NOTHING = 1e-24  # weight that is rounding
+_IMPLAUSIBLE = 1e-8  # probability of weights so large that more eigenvalues must be behind them
+
+
+class Rule:
+    """The nodes that starts share, and the weights of each.
+
+    Args:
+        values: (m,) Ritz values, ascending.
+        Y: (m, m) their coordinates in the basis, whose first vectors are the starts.
+        residuals: (m,) of the Ritz pairs.
+        starts: S.
+
+    Attributes:
+        nodes: (m,) float64.
+        weights: (S, m) float64, rows with sum 1.
+        residuals: (m,) float64.
+        Y: as given.
+    """
+
+    def __init__(self, values: Tensor, Y: Tensor, residuals: Tensor, starts: int) -> None:
+        self.nodes, self.Y, self.residuals = values, Y, residuals
+        self.weights = Y[:starts].square()
+
+    @property
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """Nodes and the weights of all starts on average."""
+        return self.nodes, self.weights.mean(dim=0)
+
+    def resolved(self, size: int, rounding: float) -> Tensor:
+        """Which Ritz pairs are eigenpairs that count one each, (m,) of bool.
+
+        Those within each other's residuals are one cluster, which may be an eigenvalue of any multiplicity as soon
+        as it has as many members as there are starts.
+
+        Args:
+            size: eigenvalues that the starts stand for.
+            rounding: what products add to residuals.
+        """
+        starts, m = self.weights.shape
+        mean = self.weights.mean(dim=0)
+        from_centre = (self.nodes - mean @ self.nodes).abs()
+        small = 2 * self.residuals <= _WORTH * (2 / starts) ** 0.5 * from_centre
+        reach = self.residuals + rounding
+        last = (self.nodes + reach).cummax(dim=0).values
+        cluster = torch.zeros(m, dtype=torch.int64)
+        cluster[1:] = ((self.nodes - reach)[1:] > last[:-1]).cumsum(dim=0)
+        members = torch.bincount(cluster)
+        seen = size * starts * torch.zeros(len(members), dtype=torch.float64).index_add_(0, cluster, mean)
+        plausible = torch.from_numpy(chdtrc(starts * members.numpy(), seen.numpy()) > _IMPLAUSIBLE)
+        # Directions that fill up an exhausted block are of no start, and may be among those that were left out.
+        return small & (mean > _NOTHING) & ((members < starts) & plausible)[cluster]
+
+    def without(self, taken: Tensor) -> tuple[Quadrature, ...]:
+        """The quadrature of each start, of what is left when some Ritz pairs are taken out of it."""
+        weights = self.weights[:, ~taken]
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        return tuple(Quadrature(self.nodes[~taken], w, self.residuals[~taken]) for w in weights)
+
+
+class StartBlock:
+    """The block Lanczos process from random orthonormal vectors, on all of the space or a part of it.
+
+    Args:
+        operator: A.
+        starts: how many vectors; not more than the (part of the) space has dimensions.
+        generator: for them.
+        without: (n, d) orthonormal directions that are left out: the operator is PAP then, with the projection P on
+            their orthogonal complement.
+
+    Attributes:
+        basis: the Krylov basis.
+        steps: made so far.
+    """
+
+    def __init__(
+        self, operator: Observed, starts: int, generator: torch.Generator, without: Tensor | None = None
+    ) -> None:
+        self.operator, self.starts, self.steps = operator, starts, 0
+        self._without = without if without is not None and without.shape[1] else None
+        self.basis = LanczosBasis(operator, starts, generator)
+        self.basis.begin(self._projected(operator.space.random(starts, generator)))
+
+    def step(self) -> None:
+        """One product with each start's newest vector.
+
+        Raises:
+            NonFiniteError: if one is NaN or infinite.
+            SettingError: if the operator is not symmetric.
+        """
+        products = self.operator.unchecked(self._projected(self.basis.newest))
+        self.basis.absorb(self._projected(products))
+        self.steps += 1
+        self.__dict__.pop("rule", None)
+
+    def _projected(self, V: Tensor) -> Tensor:
+        U = self._without
+        if U is None:
+            return V
+        V = V - U @ self.operator.space.inner(U, V)
+        return V - U @ self.operator.space.inner(U, V)  # twice, since most of V may be along U
+
+    @property
+    def ended(self) -> bool:
+        """Whether the starts' space is invariant, so that their quadratures are exact."""
+        basis = self.basis
+        if basis.size >= basis.space.size:
+            return True
+        if not basis.broke_down:
+            return False
+        nodes, weights = self.rule.mean
+        left = float((weights.sqrt() * self.rule.residuals).max())
+        return left <= 100 * torch.finfo(basis.space.dtype).eps * float(nodes.abs().max())
+
+    @functools.cached_property
+    def rule(self) -> Rule:
+        """The rule of the last step."""
+        return self.shorter(0)
+
+    def shorter(self, steps: int) -> Rule:
+        """The rule of some steps before."""
+        basis = self.basis
+        size = max(basis.size - steps * self.starts, min(self.starts, basis.size))
+        if size == basis.size:
+            values, Y = (torch.from_numpy(np.ascontiguousarray(found)) for found in basis.eigh())
+            coupling = torch.from_numpy(np.ascontiguousarray(basis.R))
+        else:
+            values, Y = torch.linalg.eigh(torch.from_numpy(basis.T[:size, :size].copy()))
+            coupling = torch.from_numpy(basis.T[size : size + self.starts, size - self.starts : size].copy())
+        residuals = (coupling @ Y[size - coupling.shape[1] :]).square().sum(dim=0).sqrt()
+        return Rule(values, Y, residuals, self.starts)
+
+    def ritz_vectors(self, taken: Tensor) -> Tensor:
+        """Ritz vectors of the last rule, (n, d)."""
+        return self.basis.combined(self.rule.Y[:, taken].numpy())
