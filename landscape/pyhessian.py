@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from .columns import parts
-from .density import spectral_density
 from .errors import SettingError
 from .hessian import Hessian
 from .intervals import Moments
@@ -23,6 +22,7 @@ from .kernels.choice import check_count
 from .krylov import top_eigenpairs
 from .objective import Objective
 from .operators import Observed
+from .quadrature import quadratures
 from .space import generator_for
 
 __all__ = ["hessian"]
@@ -123,7 +123,7 @@ class hessian:
             self.operator, top_n, which="LM", tol=min(max(tol, least), 0.5), max_matvecs=maxIter * top_n,
             seed=self._generator,
         )  # fmt: skip
-        vectors = [self.operator.space.unflatten(v) for v in found.vectors.T.contiguous()]
+        vectors = [self.objective.space.unflatten(v) for v in found.vectors.T.contiguous()]
         return found.values.tolist(), vectors
 
     def trace(self, maxIter: int = 100, tol: float = 1e-3) -> list[float]:
@@ -164,7 +164,7 @@ class hessian:
         0. Start vectors are Gaussian, not of random signs: their weights have a known law.
 
         Args:
-            iter: steps, at least 2.
+            iter: steps.
             n_v: runs; how far they are apart is all that tells how far off they are, so that one tells nothing.
 
         Returns:
@@ -176,9 +176,8 @@ class hessian:
         """
         check_count("iter", iter)
         check_count("n_v", n_v)
-        found = spectral_density(self.operator, vectors=n_v, steps=iter, seed=self._generator)
         nodes, weights = [], []
-        for start in found.starts:
+        for start in quadratures(Observed(self.operator), n_v, iter, self._generator):
             missing = iter - len(start.nodes)
             nodes.append(list(np.pad(start.nodes.numpy(), (0, missing), mode="edge").astype(np.float32)))
             weights.append(list(np.pad(start.weights.numpy(), (0, missing)).astype(np.float32)))

@@ -29,7 +29,7 @@ from .results import Estimate
 from .space import generator_for
 from .three_term import ThreeTerm
 
-__all__ = ["LanczosProcesses", "Quadrature", "trace_function"]
+__all__ = ["LanczosProcesses", "Quadrature", "quadratures", "trace_function"]
 
 _MEMORY = 2 << 30  # cap on the Krylov bases of the starts that run at once, bytes
 _STARTS = 5  # that run at once, where memory and products allow
@@ -143,6 +143,32 @@ def _merged(found: Quadrature, rounding: float) -> Quadrature:
     # Each copy has a residual of its own; what is known of the eigenvalue is the best of them.
     residuals = np.minimum.reduceat(found.residuals.numpy(), starts)
     return Quadrature(*map(torch.from_numpy, (nodes[starts] + above, together, residuals)))
+
+
+def quadratures(
+    operator: Observed, starts: int, steps: int, generator: torch.Generator, memory: int = _MEMORY
+) -> list[Quadrature]:
+    """The quadratures of random starts, of so many steps each, or fewer where the space ends.
+
+    As many run at once as keep their Lanczos vectors within ``memory`` bytes. Where not even one does, none are kept:
+    each start takes the memory of three vectors, and the copies of an eigenvalue come as nodes (see `three_term`).
+
+    Raises:
+        NonFiniteError: if a product is NaN or infinite.
+        SettingError: if the operator is not symmetric.
+    """
+    space = operator.space
+    fit = memory // (space.size * torch.finfo(space.dtype).bits // 8 * min(steps, space.size))
+    found: list[Quadrature] = []
+    with operator.held():
+        operator.plan(starts * steps, max(1, min(starts, fit)))
+        while len(found) < starts:
+            at_once = max(1, min(starts - len(found), fit))
+            processes = LanczosProcesses(operator, at_once, generator, kept=fit > 0)
+            while processes.steps < steps and not all(processes.ended):
+                processes.step()
+            found += processes.quadratures()
+    return found
 
 
 def trace_function(

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..batches import map_tensors, tensors_of
@@ -29,6 +30,7 @@ from .once import nodes_behind, refuse_once_differentiable
 __all__ = ["Agreement", "agreement"]
 
 _SAMPLES = 4  # of a kink or a wrong backward one is enough; float64 convolutions take ten times as long
+_PIECE = 1 << 20  # entries
 _CLOSE = 1e-3  # relative; two ways to compute a product that agree to this agree
 _STEPS = {torch.float64: (1e-8, 1e-6, 1e-4, 1e-10), torch.float32: (1e-3, 1e-2, 1e-4)}
 """Relative steps, in the order in which they are tried: small enough in float64 to cross no kink of a ReLU."""
@@ -108,33 +110,39 @@ class _Comparison:
         else:
             self.content = map_tensors(content, self._cast)
             self.others = {name: self._cast(t) for name, t in self.loss.others().items()}
-        self.theta = [self._cast(p.detach()).requires_grad_() for p in objective.parameters.values()]
+        parameters = objective.parameters.values()
+        self.theta = [p.detach().to(dtype or p.dtype, copy=True).requires_grad_() for p in parameters]
         self.eps = max(torch.finfo(t.dtype).eps for t in self.theta)
+        self._shift = 0.0  # of theta along the direction
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
 
-    def _evaluated(self, theta: list[Tensor], then: Callable[[Tensor], Any]) -> Any:
+    def _evaluated(self, then: Callable[[Tensor], Any]) -> Any:
         precise = _KeptPrecise() if self._keep_precise else contextlib.nullcontext()
         with self.objective.evaluation(0, self.content) as batch, precise:
-            return self.loss(theta, batch, {name: t.clone() for name, t in self.others.items()}, then)
+            return self.loss(self.theta, batch, {name: t.clone() for name, t in self.others.items()}, then)
 
-    def _gradient(self, loss: Tensor, theta: list[Tensor], create_graph: bool = False) -> Tensor:
+    def _gradient(self, loss: Tensor, create_graph: bool = False) -> list[Tensor]:
         if not bool(torch.isfinite(loss)):
             raise ArithmeticError(f"the loss is {float(loss.detach())} on these samples")
-        found = torch.autograd.grad(loss, theta, create_graph=create_graph, allow_unused=True, materialize_grads=True)
-        return torch.cat([g.reshape(-1) for g in found])
-
-    def _times(self, gradient: Tensor, v: Tensor) -> Tensor:
-        if not gradient.requires_grad:
-            return torch.zeros_like(gradient)
-        products = torch.autograd.grad(
-            gradient, self.theta, v, retain_graph=True, allow_unused=True, materialize_grads=True
+        found = torch.autograd.grad(
+            loss, self.theta, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
-        return torch.cat([p.reshape(-1) for p in products])
+        return list(found)
+
+    def _times(self, gradient: list[Tensor], v: list[Tensor]) -> list[Tensor]:
+        live = [i for i, g in enumerate(gradient) if g.requires_grad]
+        if not live:
+            return [torch.zeros_like(t) for t in v]
+        products = torch.autograd.grad(
+            [gradient[i] for i in live], self.theta, [v[i] for i in live],
+            retain_graph=True, allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+        return list(products)
 
     def result(self) -> Agreement:
-        agreed: Agreement = self._evaluated(self.theta, self._by_double_backward)
+        agreed: Agreement = self._evaluated(self._by_double_backward)
         return agreed
 
     def _by_double_backward(self, loss: Tensor) -> Agreement:
@@ -142,61 +150,69 @@ class _Comparison:
         self.loss.refuse_captured(loss)
         seen = {m.dtype for node in nodes_behind([loss]) for m in getattr(node, "_input_metadata", ())}
         self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in seen if dtype.is_floating_point)])
-        graph = self._gradient(loss, self.theta, create_graph=True)
-        g = graph.detach()
+        graph = self._gradient(loss, create_graph=True)
+        g = [t.detach() for t in graph]
         v = self._direction(g)
         Hv = self._times(graph, v)
-        if not bool(torch.isfinite(Hv).all()):
+        if not all(bool(torch.isfinite(t).all()) for t in Hv):
             raise ArithmeticError("a product with the Hessian is not finite on these samples")
-        return self._referee(loss.detach(), g, v, Hv)
+        del graph
+        return self._referee(loss.detach(), g, _in_single(v), _in_single(Hv))
 
-    def _direction(self, g: Tensor) -> Tensor:
+    def _direction(self, g: list[Tensor]) -> list[Tensor]:
         """A random unit vector that has a share of the gradient, so that the loss changes along it."""
-        v = torch.randn(g.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(g)
-        size = g.norm()
-        v = v / v.norm() + (g / size * (1 if g @ v >= 0 else -1) if size > 0 else 0.0)
-        return v / v.norm()
+        generator = torch.Generator().manual_seed(0)
+        v = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in g]
+        size, length = _length(g), _length(v)
+        share = math.copysign(length / size, _inner(g, v)) if size > 0 else 0.0
+        length = _length([t.add_(s, alpha=share) for t, s in zip(v, g, strict=True)])
+        return [t.div_(length) for t in v]
 
-    def _referee(self, loss: Tensor, g: Tensor, v: Tensor, Hv: Tensor) -> Agreement:
-        size = math.sqrt(sum(float(t.detach().norm()) ** 2 for t in self.theta)) or 1.0
-        along, before = float(v @ Hv), None
+    def _referee(self, loss: Tensor, g: list[Tensor], v: list[Tensor], Hv: list[Tensor]) -> Agreement:
+        size, slopes = _length(self.theta) or 1.0, _length(g)
+        along, before, length = _inner(v, Hv), None, _length(Hv)
         tolerance = _CLOSE if self.eps < 1e-10 else 2e-2
         for step in _STEPS[torch.float64 if self.eps < 1e-10 else torch.float32]:
             h = step * size
             ahead_loss, ahead = self._at(v, h)
             if self.eps > 1e-10:  # the step is too long for a one-sided difference
                 behind_loss, behind = self._at(v, -h)
-                difference, slope = (ahead - behind) / (2 * h), float(ahead_loss - behind_loss) / (2 * h)
+                difference, slope = _differences(ahead, behind, 2 * h), float(ahead_loss - behind_loss) / (2 * h)
                 curving = 0.0
             else:
-                difference, slope, curving = (ahead - g) / h, float(ahead_loss - loss) / h, abs(h * along)
-            noise = 100 * self.eps * float(g.norm()) / h
-            apart = float((difference - Hv).norm())
-            if apart <= tolerance * float(difference.norm() + Hv.norm()) + noise:
-                return self._first_order(slope, float(g @ v), 1e3 * self.eps * abs(float(loss)) / h + curving, along)
-            if before is not None and float((difference - before).norm()) <= 10 * tolerance * float(difference.norm()):
+                difference, slope = _differences(ahead, g, h), float(ahead_loss - loss) / h
+                curving = abs(h * along)
+            noise = 100 * self.eps * slopes / h
+            apart = _distance(difference, Hv)
+            if apart <= tolerance * (_length(difference) + length) + noise:
+                return self._first_order(slope, _inner(g, v), 1e3 * self.eps * abs(float(loss)) / h + curving, along)
+            found = _inner(v, difference)
+            if before is not None and _distance(difference, before) <= 10 * tolerance * _length(difference):
                 return Agreement(
                     "ambiguous",
                     f"double backward gives v'Hv = {along:.6g}, differences of the gradient give "
-                    f"{float(v @ difference):.6g} (products {apart / max(float(Hv.norm()), 1e-300):.2g} apart): "
+                    f"{found:.6g} (products {apart / max(length, 1e-300):.2g} apart): "
                     "the loss stops a gradient, passes one straight through, or has a custom backward that is wrong or "
                     "leaves its own derivative out",
                     along,
-                    float(v @ difference),
+                    found,
                 )
             before = difference
         return Agreement(
             "unverified",
             f"differences of the gradient do not settle (v'Hv by double backward is {along:.6g}, by differences "
-            f"{float(v @ difference):.6g})",
+            f"{found:.6g})",
             along,
-            float(v @ difference),
+            found,
         )
 
-    def _at(self, v: Tensor, h: float) -> tuple[Tensor, Tensor]:
-        pieces = v.split([t.numel() for t in self.theta])
-        moved = [(t.detach() + h * d.view_as(t)).requires_grad_() for t, d in zip(self.theta, pieces, strict=True)]
-        found: tuple[Tensor, Tensor] = self._evaluated(moved, lambda loss: (loss.detach(), self._gradient(loss, moved)))
+    def _at(self, v: list[Tensor], shift: float) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradient where theta is moved to, along v; in place, since a large model has no room for two."""
+        with torch.no_grad():
+            for t, d in zip(self.theta, v, strict=True):
+                t.add_(d, alpha=shift - self._shift)
+        self._shift = shift
+        found: tuple[Tensor, list[Tensor]] = self._evaluated(lambda loss: (loss.detach(), self._gradient(loss)))
         return found
 
     def _first_order(self, slope: float, expected: float, noise: float, along: float) -> Agreement:
@@ -210,6 +226,57 @@ class _Comparison:
             "Jacobian of its gradient",
             along,
         )
+
+
+# --------------------------------------------------------------------------- vectors, as one tensor per parameter
+
+
+def _in_single(a: list[Tensor]) -> list[Tensor]:
+    """In float32 at most, which is exact enough to compare, and the room of which counts; ``a`` is used up."""
+    return [t.float() if t.dtype == torch.float64 else t for t in _emptied(a)]
+
+
+def _differences(a: list[Tensor], b: list[Tensor], by: float) -> list[Tensor]:
+    """``(a - b) / by``; ``a`` is used up."""
+    return [(x - y).div_(by) for x, y in zip(_emptied(a), b, strict=True)]
+
+
+def _emptied(a: list[Tensor]) -> Iterator[Tensor]:
+    while a:
+        yield a.pop(0)
+
+
+def _length(a: list[Tensor]) -> float:
+    return float(get_total_norm(a))
+
+
+def _inner(a: list[Tensor], b: list[Tensor]) -> float:
+    return math.fsum(float(torch.dot(x, y)) for x, y in _pieces(a, b))
+
+
+def _distance(a: list[Tensor], b: list[Tensor]) -> float:
+    return math.sqrt(math.fsum(float(x.sub_(y).square_().sum()) for x, y in _pieces(a, b)))
+
+
+def _pieces(a: list[Tensor], b: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """A million entries of both at a time, as vectors in float64: what is made of large tensors takes no room."""
+    held: list[tuple[Tensor, Tensor]] = []
+    count = 0
+    for x, y in zip(a, b, strict=True):
+        rows = max(1, _PIECE * (x.shape[0] if x.ndim else 1) // max(1, x.numel()))
+        for pair in zip(*(t.reshape(t.shape or (1,)).split(rows) for t in (x, y)), strict=True):
+            held.append(pair)
+            count += pair[0].numel()
+            if count >= _PIECE:
+                yield _joined(held)
+                held, count = [], 0
+    if held:
+        yield _joined(held)
+
+
+def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    x, y = (torch.cat([t.detach().reshape(-1) for t in side]).double() for side in zip(*pairs, strict=True))
+    return x, y
 
 
 class _KeptPrecise(TorchDispatchMode):

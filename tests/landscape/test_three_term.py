@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losscope.landscape import NonFiniteError, SettingError
+from losscope.landscape import NonFiniteError, SettingError, quadrature
 from losscope.landscape.operators import Observed, as_operator
 from losscope.landscape.quadrature import LanczosProcesses, Quadrature
 from losscope.landscape.three_term import ThreeTerm
@@ -131,3 +131,33 @@ def test_bad_products_are_refused() -> None:
     A[0, 1] = math.nan
     with pytest.raises(NonFiniteError):
         quadratures(A, 5, kept=False)
+
+
+@pytest.mark.parametrize(("memory", "widths"), [(1 << 30, {5}), (2 * 20 * 300 * 8, {1, 2}), (20 * 300 * 8 - 1, {1})])
+def test_memory_decides_how_many_starts_run_at_once_and_whether_vectors_are_kept(
+    memory: int, widths: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[bool] = []
+    made = LanczosProcesses.__init__
+
+    def watched(self: LanczosProcesses, *args: object, kept: bool) -> None:
+        kinds.append(kept)
+        made(self, *args, kept=kept)
+
+    monkeypatch.setattr(LanczosProcesses, "__init__", watched)
+
+    class Watched(Diagonal):
+        def product(self, V: Tensor) -> Tensor:
+            seen.add(V.shape[1])
+            return super().product(V)
+
+    seen: set[int] = set()
+    A = Watched(SPECTRA["outliers"])
+    found = quadrature.quadratures(Observed(A), 5, 20, torch.Generator().manual_seed(0), memory)
+    assert len(found) == 5 and A.products == 100 and seen == widths
+    assert set(kinds) == {memory >= 20 * 300 * 8}
+    roomy = quadrature.quadratures(Observed(A), 5, 20, torch.Generator().manual_seed(0))
+    for one, other in zip(found, roomy, strict=True):
+        for degree in range(1, 5):
+            moment = float(other.weights @ other.nodes**degree)
+            assert float(one.weights @ one.nodes**degree) == pytest.approx(moment, rel=1e-9)
