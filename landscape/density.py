@@ -35,6 +35,7 @@ _FIRST = 8  # steps before the first look at the error
 _USUAL = 8  # times the products that are planned, what an accuracy may take where nothing is said
 _BACK = (1, 2)  # steps, over which the measure changes by more than its quadrature's error
 _RESOLVED = 0.05  # relative residual up to which a pair that was passed in is taken for an eigenpair
+_COPIES = "Lanczos vectors were not kept: nodes may be copies of one eigenvalue, and are not to be counted"
 
 
 def spectral_density(
@@ -45,6 +46,7 @@ def spectral_density(
     deflate: Eigenpairs | int | None = None,
     rtol: float | None = None,
     max_matvecs: int | None = None,
+    memory: int | None = None,
     confidence: float = 0.95,
     seed: int | torch.Generator | None = None,
 ) -> SpectralDensity:
@@ -64,8 +66,7 @@ def spectral_density(
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
         vectors: random starts.
-        steps: Lanczos steps of each. Where memory (2 GiB) does not hold all bases, starts run one after the other,
-            in the complement of what the first have resolved.
+        steps: Lanczos steps of each.
         deflate: what is taken out of the spectrum first and not sampled: eigenpairs of this operator, e.g. those of
             a sharpness probe, of which only those with a small residual are used; or how many of the largest in
             magnitude to search for, with products of their own, which count; 0 for plain quadrature, where not even
@@ -73,6 +74,10 @@ def spectral_density(
         rtol: stop when the bound is below ``rtol`` times the largest eigenvalue in magnitude. Starts take as many
             steps as it needs then, or more starts follow, whichever lowers the bound faster.
         max_matvecs: most products to spend for that; by default ``8 * vectors * steps``.
+        memory: bytes that Lanczos vectors may take; by default 2 GiB. Where they do not hold all bases, starts run one
+            after the other, in the complement of what the first have resolved. Where they do not hold the steps of
+            one start, as with 0, no more than three vectors are kept: the density is as good, but nothing is
+            resolved and taken out, and an eigenvalue may come as several nodes, which the note says.
         confidence: nominal coverage of the bound and of intervals.
         seed: int, generator, or None for fresh entropy; the global stream is never used.
 
@@ -87,12 +92,13 @@ def spectral_density(
         >>> density.moment(1).value  # 0.007485
         0.0074...
     """
-    _check(vectors, steps, rtol, max_matvecs, confidence)
+    _check(vectors, steps, rtol, max_matvecs, memory, confidence)
     operator = Observed(as_operator(A))
     most = vectors * steps if rtol is None else max_matvecs or _USUAL * vectors * steps
-    run = _Run(operator, vectors, steps, most, confidence, generator_for(seed, operator.space.device))
+    room = _MEMORY if memory is None else memory
+    run = _Run(operator, vectors, steps, most, room, confidence, generator_for(seed, operator.space.device))
     with operator.held():
-        operator.plan(min(most, operator.space.size), vectors)
+        operator.plan(min(most, operator.space.size), run.at_once())
         if operator.space.size <= min(vectors * steps, most):
             return run.exact()
         run.deflate(deflate)
@@ -128,14 +134,15 @@ class _Run:
     """The starts so far, and what has been taken out of the spectrum."""
 
     def __init__(
-        self, operator: Observed, vectors: int, steps: int, most: int, confidence: float, generator: torch.Generator
-    ) -> None:
+        self, operator: Observed, vectors: int, steps: int, most: int, memory: int, confidence: float,
+        generator: torch.Generator,
+    ) -> None:  # fmt: skip
         self.operator, self.space, self.n = operator, operator.space, operator.space.size
-        self.vectors, self.steps, self.most = vectors, steps, most
+        self.vectors, self.steps, self.most, self.memory = vectors, steps, most, memory
         self.confidence, self.generator = confidence, generator
         self.values = self.residuals = torch.empty(0, dtype=torch.float64)
         self.U = torch.empty(self.n, 0, dtype=self.space.dtype, device=self.space.device)
-        self.plain, self.note = False, ""
+        self.plain, self.note, self.copies = False, "", ""
         self.quadrature = 0.0  # its error in the last density
         self.parts: list[_Part] = []
 
@@ -148,7 +155,17 @@ class _Run:
     def fit(self) -> int:
         """Vectors that memory holds."""
         per_vector = self.n * torch.finfo(self.space.dtype).bits // 8
-        return max(_MEMORY // per_vector - self.U.shape[1], 3)
+        return self.memory // per_vector - self.U.shape[1]
+
+    @property
+    def kept(self) -> bool:
+        """Whether memory holds the basis of one start."""
+        return self.fit > min(self.steps, self.n)
+
+    def block(self, starts: int) -> StartBlock:
+        """So many more starts."""
+        self.copies = "" if self.kept else _COPIES
+        return StartBlock(self.operator, starts, self.generator, self.U, kept=self.kept)
 
     def exact(self) -> SpectralDensity:
         """All eigenvalues, from one product per coordinate."""
@@ -181,12 +198,9 @@ class _Run:
         """As many starts and steps as were asked for."""
         missing = self.vectors
         while missing:
-            block = StartBlock(self.operator, min(missing, self.at_once()), self.generator, self.U)
-            most = min(self.steps, self.fit // block.starts - 1)
-            while block.steps < most and not block.ended:
+            block = self.block(min(missing, self.at_once()))
+            while block.steps < self.steps and not block.ended:
                 block.step()
-            if block.steps == most < self.steps:
-                self.note = f"memory holds {most} steps of the {self.steps} that were asked for"
             missing -= block.starts
             self.keep(block, more=missing > 0)
         return self.density(self.parts, math.inf)
@@ -197,12 +211,12 @@ class _Run:
 
     def accurate(self, rtol: float) -> SpectralDensity:
         """Steps and starts until the bound is small."""
-        width = min(self.vectors, max(1, self.fit // (_FIRST + 1)), self.left)
-        block = StartBlock(self.operator, width, self.generator, self.U)
+        block = self.block(min(self.at_once(), self.left))
         before, look = None, _FIRST
         while True:
             block.step()
-            last = self.left < block.starts or (block.steps + 2) * block.starts > min(_BASIS, self.fit) or block.ended
+            full = (block.steps + 2) * block.starts > (min(_BASIS, self.fit) if self.kept else _BASIS)
+            last = self.left < block.starts or full or block.ended
             if last or block.steps >= look:
                 found = self.density([self.part(block)], rtol)
                 if found.converged or last or not self.deeper(found, before, rtol):
@@ -211,7 +225,7 @@ class _Run:
         steps = block.steps
         self.keep(block, more=True)
         while not found.converged and self.left >= 2 * steps:
-            block = StartBlock(self.operator, min(self.vectors, self.left // steps), self.generator, self.U)
+            block = self.block(min(self.at_once(), self.left // steps))
             while block.steps < steps and not block.ended:
                 block.step()
             self.keep(block, more=True)
@@ -219,7 +233,7 @@ class _Run:
         return found
 
     def deeper(self, found: SpectralDensity, before: SpectralDensity | None, rtol: float) -> bool:
-        """Whether more steps do more than more starts, which leave the quadrature's error and halve the rest by four."""
+        """Whether more steps do more than more starts, four times as many of which halve what is not quadrature."""
         norm = float(found.nodes.abs().max())
         if before is None or self.quadrature > rtol * norm / 2:
             return True
@@ -236,13 +250,13 @@ class _Run:
         """What a block of starts says now; the first one of all takes out what it has resolved."""
         rule, ended = block.rule, block.ended
         taken = torch.zeros(len(rule.nodes), dtype=torch.bool)
-        if not self.plain and not self.parts:
+        if block.kept and not self.plain and not self.parts:
             norm = float(rule.nodes.abs().max())
             taken = rule.resolved(self.n - len(self.values), self.space.rounding * norm)
         before = [rule.mean if ended else block.shorter(back).mean for back in _BACK if ended or back < block.steps]
         return _Part(
             rule.without(taken), rule.mean, before, taken, rule.nodes[taken], rule.residuals[taken],
-            len(rule.nodes) if ended else block.steps,
+            self.n if ended else block.steps,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ results
@@ -256,7 +270,7 @@ class _Run:
         operator = self.operator
         density = SpectralDensity(
             starts, values, self.n, operator.matvecs, math.inf, self.confidence, True, operator.kernel,
-            "; ".join(filter(None, (operator.note, self.note))), residuals[order], self.space.rounding,
+            "; ".join(filter(None, (operator.note, self.note, self.copies))), residuals[order], self.space.rounding,
             min((part.steps for part in parts), default=0),
         )  # fmt: skip
         bound = 2 * float(residuals.sum()) / self.n
@@ -305,7 +319,9 @@ def _checked(vectors: Tensor, space: VectorSpace) -> Tensor:
     return vectors
 
 
-def _check(vectors: int, steps: int, rtol: float | None, max_matvecs: int | None, confidence: float) -> None:
+def _check(
+    vectors: int, steps: int, rtol: float | None, max_matvecs: int | None, memory: int | None, confidence: float
+) -> None:
     for name, value, least in (("vectors", vectors, 1), ("steps", steps, 2), ("max_matvecs", max_matvecs, 2)):
         if name == "max_matvecs" and value is None:
             continue
@@ -313,6 +329,8 @@ def _check(vectors: int, steps: int, rtol: float | None, max_matvecs: int | None
             raise SettingError(f"{name} must be an integer of at least {least}, got {value!r}")
     if isinstance(confidence, bool) or not 0 < confidence < 1:
         raise SettingError(f"confidence must be between 0 and 1, got {confidence!r}")
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 0):
+        raise SettingError(f"memory must be a number of bytes of 0 or more, got {memory!r}")
     if rtol is None and max_matvecs is not None:
         raise SettingError("max_matvecs limits what an accuracy may take: give rtol as well, or vectors and steps only")
     if rtol is not None and not 0 < rtol < math.inf:

@@ -29,7 +29,7 @@ from .results import Estimate
 from .space import generator_for
 from .three_term import ThreeTerm
 
-__all__ = ["LanczosProcesses", "Quadrature", "quadratures", "trace_function"]
+__all__ = ["LanczosProcesses", "Quadrature", "gauss", "quadratures", "trace_function"]
 
 _MEMORY = 2 << 30  # cap on the Krylov bases of the starts that run at once, bytes
 _STARTS = 5  # that run at once, where memory and products allow
@@ -115,11 +115,11 @@ class LanczosProcesses:
 
     def quadratures(self, fewer: int = 0) -> list[Quadrature]:
         """The quadrature of each start, of the last step or of some steps before."""
-        return [_gauss(b, max(1, b.size - fewer)) for b in self._bases]
+        return [gauss(b, max(1, b.size - fewer)) for b in self._bases]
 
 
-def _gauss(basis: LanczosBasis | ThreeTerm, size: int) -> Quadrature:
-    """The rule of Golub and Welsch: eigenvalues of the tridiagonal matrix, squares of their first components."""
+def gauss(basis: LanczosBasis | ThreeTerm, size: int) -> Quadrature:
+    """The rule of Golub and Welsch after ``size`` steps: Ritz values, and their vectors' first components squared."""
     T = basis.T
     coupling = abs(float(T[size, size - 1] if size < basis.size else basis.R.sum()))  # R is empty where all is spanned
     nodes, vectors = torch.linalg.eigh(torch.from_numpy(T[:size, :size].copy()))

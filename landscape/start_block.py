@@ -21,7 +21,8 @@ from torch import Tensor
 
 from .lanczos import LanczosBasis
 from .operators import Observed
-from .quadrature import Quadrature
+from .quadrature import Quadrature, gauss
+from .three_term import ThreeTerm
 
 __all__ = ["Rule", "StartBlock"]
 
@@ -95,18 +96,21 @@ class StartBlock:
         generator: for them.
         without: (n, d) orthonormal directions that are left out: the operator is PAP then, with the projection P on
             their orthogonal complement.
+        kept: whether all Lanczos vectors are kept; else three are, of a single start, and there are no
+            `ritz_vectors` (see `three_term`).
 
     Attributes:
-        basis: the Krylov basis.
+        basis: the Krylov basis, or the last of it.
         steps: made so far.
     """
 
     def __init__(
-        self, operator: Observed, starts: int, generator: torch.Generator, without: Tensor | None = None
-    ) -> None:
-        self.operator, self.starts, self.steps = operator, starts, 0
+        self, operator: Observed, starts: int, generator: torch.Generator, without: Tensor | None = None,
+        *, kept: bool = True,
+    ) -> None:  # fmt: skip
+        self.operator, self.starts, self.kept, self.steps = operator, starts, kept, 0
         self._without = without if without is not None and without.shape[1] else None
-        self.basis = LanczosBasis(operator, starts, generator)
+        self.basis = LanczosBasis(operator, starts, generator) if kept else ThreeTerm(operator)
         self.basis.begin(self._projected(operator.space.random(starts, generator)))
 
     def step(self) -> None:
@@ -132,6 +136,8 @@ class StartBlock:
     def ended(self) -> bool:
         """Whether the starts' space is invariant, so that their quadratures are exact."""
         basis = self.basis
+        if isinstance(basis, ThreeTerm):
+            return basis.broke_down
         if basis.size >= basis.space.size:
             return True
         if not basis.broke_down:
@@ -149,6 +155,9 @@ class StartBlock:
         """The rule of some steps before."""
         basis = self.basis
         size = max(basis.size - steps * self.starts, min(self.starts, basis.size))
+        if isinstance(basis, ThreeTerm):
+            found = gauss(basis, size)
+            return Rule(found.nodes, found.weights.sqrt()[None], found.residuals, 1)
         if size == basis.size:
             values, Y = (torch.from_numpy(np.ascontiguousarray(found)) for found in basis.eigh())
             coupling = torch.from_numpy(np.ascontiguousarray(basis.R))
@@ -160,4 +169,5 @@ class StartBlock:
 
     def ritz_vectors(self, taken: Tensor) -> Tensor:
         """Ritz vectors of the last rule, (n, d)."""
+        assert isinstance(self.basis, LanczosBasis)
         return self.basis.combined(self.rule.Y[:, taken].numpy())

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from losscope.landscape import NonFiniteError, SettingError, quadrature
+from losscope.landscape import NonFiniteError, SettingError, quadrature, spectral_density, top_eigenpairs
 from losscope.landscape.operators import Observed, as_operator
 from losscope.landscape.quadrature import LanczosProcesses, Quadrature
 from losscope.landscape.three_term import ThreeTerm
+from losscope.landscape.wasserstein import distance
 from spectra import SPECTRA, Diagonal, rotated
 
 F64 = torch.float64
@@ -161,3 +162,52 @@ def test_memory_decides_how_many_starts_run_at_once_and_whether_vectors_are_kept
         for degree in range(1, 5):
             moment = float(other.weights @ other.nodes**degree)
             assert float(one.weights @ one.nodes**degree) == pytest.approx(moment, rel=1e-9)
+
+
+# --------------------------------------------------------------------------- densities
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_a_density_without_kept_vectors_has_the_moments_of_the_full_one(name: str) -> None:
+    A = Diagonal(SPECTRA[name])
+    full = spectral_density(A, vectors=4, steps=40, deflate=0, seed=0)
+    lean = spectral_density(A, vectors=4, steps=40, memory=0, seed=1)
+    assert lean.matvecs == 160 or lean.steps < 40  # fewer where the space ended
+    assert lean.note.startswith("Lanczos vectors were not kept") and not full.note
+    for power in range(1, 5):
+        one, other, exact = lean.moment(power), full.moment(power), float((A.values**power).mean())
+        assert other.low <= one.value <= other.high or one.low <= exact <= one.high
+    assert float(lean.weights.sum()) == pytest.approx(1.0)
+
+
+def test_a_density_covers_without_kept_vectors() -> None:
+    """As with them: the bound of the error, and the intervals of moments, over seeds."""
+    values = SPECTRA["outliers"]
+    A, held, covered = Diagonal(values), [], []
+    for seed in range(60):
+        found = spectral_density(A, vectors=4, steps=30, memory=0, seed=seed)
+        exact = torch.full_like(values, 1 / len(values))
+        held.append(distance(found.nodes, found.weights, values, exact) <= found.wasserstein)
+        moment = found.moment(2)
+        covered.append(moment.low <= float(values.square().mean()) <= moment.high)
+    assert sum(held) >= 55 and sum(covered) >= 52
+
+
+def test_known_eigenpairs_are_taken_out_without_kept_vectors() -> None:
+    values = SPECTRA["outliers"]
+    A = rotated(values)
+    pairs = top_eigenpairs(A, k=3, tol=1e-6, seed=0)
+    found = spectral_density(A, vectors=2, steps=50, deflate=pairs, memory=0, seed=0)
+    torch.testing.assert_close(found.deflated, values[-3:], rtol=1e-6, atol=0)
+    nodes = torch.cat([start.nodes[start.weights > 1e-9] for start in found.starts])
+    assert float(nodes.max()) <= 1.0 + 1e-6
+
+
+def test_memory_decides() -> None:
+    A = Diagonal(SPECTRA["outliers"])
+    one = 300 * 8 * 21  # the basis of a start of 20 steps
+    for memory, kept in ((one - 1, False), (one, True)):
+        found = spectral_density(A, vectors=3, steps=20, memory=memory, seed=0)
+        assert (not found.note) is kept and found.matvecs == 60
+    with pytest.raises(SettingError, match="memory must be a number of bytes of 0 or more, got -1"):
+        spectral_density(A, memory=-1)
