@@ -33,7 +33,8 @@ _MEMORY = 2 << 30  # cap on a Krylov basis, bytes
 _BASIS = 1024  # vectors in a basis that grows until the error is small
 _FIRST = 8  # steps before the first look at the error
 _USUAL = 8  # times the products that are planned, what an accuracy may take where nothing is said
-_BACK = (1, 2)  # steps, over which the measure changes by more than its quadrature's error
+_BACK = (1, 2)  # steps, over which the measure changes by about as much as its quadrature errs, or more
+_ALIKE = 1.25  # times that, since the last steps may err alike
 _RESOLVED = 0.05  # relative residual up to which a pair that was passed in is taken for an eigenpair
 _COPIES = "Lanczos vectors were not kept: nodes may be copies of one eigenvalue, and are not to be counted"
 
@@ -58,10 +59,11 @@ def spectral_density(
     error falls 3 to 300 times. It takes two starts at least, and as many as copies of an eigenvalue are to be told
     apart. n products at most are spent: where ``vectors * steps`` are as many, all eigenvalues are computed.
 
-    **The bound** of the Wasserstein-1 error is the sum of what starts miss at ``confidence``, drawn from its law (see
-    `wasserstein`); of the quadrature's error, for which the larger of the changes over the last step and over the
-    last two is taken; of twice the residuals of eigenvalues that were taken out, over n (Lidskii); and of rounding.
-    The second is an estimate: an eigenvalue or a cluster that no start has come to see is not in it.
+    **The bound** of the Wasserstein-1 error is the sum of what starts miss, drawn from its law at half the risk, since
+    what it is drawn from is an estimate too (see `wasserstein`); of the quadrature's error, for which 5/4 of the change
+    over the last step is taken, or over the last two if that is larger; of twice the residuals of eigenvalues that were
+    taken out, over n (Lidskii); and of rounding. The second is an estimate: an eigenvalue or a cluster that no start
+    has come to see is not in it.
 
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
@@ -119,6 +121,7 @@ class _Part:
         taken: which nodes are resolved eigenvalues.
         values: those, and their residuals.
         steps: made.
+        unfinished: how far from its nodes the mass of starts that have ended may be.
     """
 
     starts: tuple[Quadrature, ...]
@@ -128,6 +131,7 @@ class _Part:
     values: Tensor
     residuals: Tensor
     steps: int
+    unfinished: float
 
 
 class _Run:
@@ -256,7 +260,7 @@ class _Run:
         before = [rule.mean if ended else block.shorter(back).mean for back in _BACK if ended or back < block.steps]
         return _Part(
             rule.without(taken), rule.mean, before, taken, rule.nodes[taken], rule.residuals[taken],
-            self.n if ended else block.steps,
+            self.n if ended else block.steps, float(rule.mean[1] @ rule.residuals) if ended else 0.0,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ results
@@ -278,7 +282,8 @@ class _Run:
         if starts:
             left = (self.n - len(values)) / self.n
             nodes, weights, _ = merged(starts)
-            bound += left * Sampling(nodes, weights, self.n - len(values), len(starts)).distance(self.confidence)
+            sampling = Sampling(nodes, weights, self.n - len(values), len(starts))
+            bound += left * sampling.distance((1 + self.confidence) / 2)
             self.quadrature = (1 - len(self.values) / self.n) * _quadrature_error(parts)
             bound += self.quadrature
         norm = float(density.nodes.abs().max())
@@ -290,7 +295,8 @@ def _quadrature_error(parts: list[_Part]) -> float:
     now = _together([part.now for part in parts], parts)
     counts = min(len(part.before) for part in parts)
     changes = [distance(*now, *_together([part.before[i] for part in parts], parts)) for i in range(counts)]
-    return max(changes, default=math.inf)
+    unfinished = sum(part.unfinished * len(part.starts) for part in parts) / sum(len(part.starts) for part in parts)
+    return _ALIKE * max(changes, default=math.inf) + unfinished
 
 
 def _together(measures: list[Measure], parts: list[_Part]) -> Measure:

@@ -32,9 +32,9 @@ class SpectralDensity:
     intervals too. Those of shares of eigenvalues, in `cdf`, `mass` and `quantile`, invert the Beta law of the mass
     that S starts find where c of n eigenvalues are, like those of Clopper and Pearson (Biometrika 26, 404, 1934), at
     each point by itself; those of moments are of the studentised bootstrap. What a quadrature cannot tell of where
-    its mass is, is in them: the mass of a node may lie within its residual, or up to the next node of the same start
-    if that is closer (the inequalities of Chebyshev, Markov and Stieltjes allow no more than one node's mass). With
-    eigenvalues that have been taken out, nothing is uncertain but by their ``errors``.
+    its mass is, is in them: its residual is the spread of a node's mass, which moreover is not beyond the next node of
+    the same start (the inequalities of Chebyshev, Markov and Stieltjes). Eigenvalues that have been taken out are
+    uncertain by their ``errors`` only.
 
     Attributes:
         starts: one quadrature per random start, of the part of the spectrum that was not taken out; none where all
@@ -170,18 +170,34 @@ class SpectralDensity:
         """
         if not low <= high:
             raise SettingError(f"low must be a number and high one that is not below it, got {low!r} and {high!r}")
-        nodes, weights, reach = self._rest
-        shares = []
-        for inward in (0.0, 1.0, -1.0):  # what is at nodes within; what must be within; what may be
-            inside = (nodes - inward * reach >= low) & (nodes + inward * reach <= high)
-            known = (self.deflated - inward * self._reach >= low) & (self.deflated + inward * self._reach <= high)
-            shares.append((float(weights[inside].sum()), float(known.sum())))
-        (share, known_within), (least, known_least), (most, known_most) = shares
+        nodes, weights, _ = self._rest
+        share = _whole(float(weights[(nodes >= low) & (nodes <= high)].sum()))
+        entering, leaving = self._leaking(low, high)
+        known = (self.deflated >= low) & (self.deflated <= high)
+        reach = self._errors + self._floor
+        surely = (self.deflated - reach >= low) & (self.deflated + reach <= high)
+        maybe = (self.deflated + reach >= low) & (self.deflated - reach <= high)
         left = self.size - len(self.deflated)
-        value = (known_within + left * share) / self.size
-        ends = (known_least + left * self._end(least, upper=False), known_most + left * self._end(most, upper=True))
-        stderr = self._sampled * math.sqrt(2 * share * max(1 - share, 0) / (len(self.starts) * left + 2))
-        return self._estimate(1.0, value, stderr, min(ends[0] / self.size, value), max(ends[1] / self.size, value))
+        least = int(surely.sum()) + left * self._end(_whole(share - leaving), upper=False)
+        most = int(maybe.sum()) + left * self._end(_whole(share + entering), upper=True)
+        value = (int(known.sum()) + left * share) / self.size
+        stderr = self._sampled * math.sqrt(2 * share * (1 - share) / (len(self.starts) * left + 2))
+        return self._estimate(1.0, value, stderr, min(least / self.size, value), max(most / self.size, value))
+
+    def _leaking(self, low: float, high: float) -> tuple[float, float]:
+        """Mass of nodes outside that may be inside an interval, and of nodes inside that may be outside.
+
+        No more than a share r^2 / (r^2 + t^2) of a node's mass is further than t to one side, where r is its residual
+        (Cantelli), and none beyond the next node of the same start.
+        """
+        nodes, weights, (residuals, gaps) = self._rest
+        inside, crossing = (nodes >= low) & (nodes <= high), torch.zeros_like(nodes)
+        for end in (low, high):
+            away = ((nodes - end).abs() - self._floor).clamp(min=0)
+            share = torch.where(away > 0, residuals.square() / (residuals.square() + away.square()), 1.0)
+            crossing += torch.where(away <= gaps, share, 0.0)
+        crossing = weights * crossing.clamp(max=1)
+        return float(crossing[~inside].sum()), float(crossing[inside].sum())
 
     def quantile(self, q: float) -> Estimate:
         """The least place up to which a share q of the eigenvalues lies.
@@ -193,11 +209,13 @@ class SpectralDensity:
             raise SettingError(f"q must be between 0 and 1, got {q!r}")
         at = int(torch.searchsorted(self.weights.cumsum(0), q - 1e-12))
         value = float(self.nodes[min(at, len(self.nodes) - 1)])
-        nodes, _, reach = self._rest
-        places, reaches = torch.cat([nodes, self.deflated]), torch.cat([reach, self._reach])
-        low = _first(places - reaches, lambda x: self.cdf(x)[2] >= q - 1e-12)
-        high = _first(places + reaches, lambda x: self.cdf(x)[1] >= q - 1e-12)
-        return self._estimate(1.0, value, math.nan, min(low, value), max(high, value))
+        places = self.nodes.tolist()
+        first = bisect.bisect_left(places, True, key=lambda x: self.cdf(x)[2] >= q - 1e-12)
+        last = min(bisect.bisect_left(places, True, key=lambda x: self.cdf(x)[1] >= q - 1e-12), len(places) - 1)
+        low = places[max(first - 1, 0)]  # it may be reached between two nodes
+        return self._estimate(
+            1.0, value, math.nan, min(low, value) - self._floor, max(places[last], value) + self._floor
+        )
 
     def _end(self, share: float, *, upper: bool) -> float:
         """Such a share of the eigenvalues that starts find no more (no less) with probability (1 - confidence) / 2."""
@@ -222,16 +240,16 @@ class SpectralDensity:
         return (self.size - len(self.deflated)) / self.size
 
     @functools.cached_property
-    def _rest(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All starts together: nodes, weights with sum 1, and how far from its node mass may be."""
+    def _rest(self) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """All starts together: nodes, weights with sum 1, their residuals and how far the next nodes are."""
         if not self.starts:
             none = torch.empty(0, dtype=torch.float64)
-            return none, none, none
+            return none, none, (none, none)
         nodes, weights, which = merged(self.starts)
-        reach = torch.zeros_like(nodes)
-        apart = torch.cat([reach for q, width in _families(self.starts) for reach in [_apart(q, width)] * width])
-        reach.scatter_reduce_(0, which, apart, "amax")
-        return nodes, weights, reach + self._floor
+        gaps = torch.cat([gaps for q, width in _families(self.starts) for gaps in [_gaps(q.nodes, width)] * width])
+        residuals, zeros = torch.cat([q.residuals for q in self.starts]), torch.zeros_like(nodes)
+        worst = zeros.scatter_reduce(0, which, residuals, "amax"), zeros.scatter_reduce(0, which, gaps, "amax")
+        return nodes, weights, worst
 
     @functools.cached_property
     def _sampling(self) -> Sampling:
@@ -246,10 +264,6 @@ class SpectralDensity:
         """What rounding moves eigenvalues by."""
         values = torch.cat([self.deflated, *(q.nodes for q in self.starts)])
         return self.rounding * float(values.abs().max())
-
-    @property
-    def _reach(self) -> Tensor:
-        return self._errors + self._floor
 
     def _estimate(self, factor: float, value: float, stderr: float, low: float, high: float) -> Estimate:
         method = "slq" if self.starts else "exact"
@@ -286,18 +300,15 @@ def _families(starts: Sequence[Quadrature]) -> Iterator[tuple[Quadrature, int]]:
             first = i
 
 
-def _apart(q: Quadrature, width: int) -> Tensor:
-    """How far from each node mass may be: its residual, or the next nodes, of which there are ``width`` per start."""
-    gaps = torch.zeros_like(q.nodes)
-    if len(q.nodes) > width:
-        steps = q.nodes[width:] - q.nodes[:-width]
-        gaps[width:] = steps
-        gaps[:-width] = torch.maximum(gaps[:-width], steps)
-        return torch.where(gaps > 0, torch.minimum(gaps, q.residuals), q.residuals)
-    return q.residuals
+def _gaps(nodes: Tensor, width: int) -> Tensor:
+    """How far the next nodes of the same start are, the further of both sides; infinite at the ends."""
+    gaps = torch.full_like(nodes, math.inf)
+    if len(nodes) > 2 * width:
+        apart = nodes[width:] - nodes[:-width]
+        gaps[width:-width] = torch.maximum(apart[:-width], apart[width:])
+    return gaps
 
 
-def _first(places: Tensor, holds: object) -> float:
-    """The least of these places at which something holds that does at all greater ones; the greatest if at none."""
-    ordered = places.sort().values.tolist()
-    return ordered[min(bisect.bisect_left(ordered, True, key=holds), len(ordered) - 1)]  # type: ignore[call-overload]
+def _whole(share: float) -> float:
+    """A share in [0, 1], none or all where it is so but for rounding."""
+    return 0.0 if share < 1e-12 else 1.0 if share > 1 - 1e-12 else share
