@@ -44,12 +44,12 @@ def ways(problem: Problem, k: int) -> list[Way]:
     tolerances, powers = (1e-3, 3e-4), (1e-3, 1e-5, 1e-6, 3e-7, 1e-7)
     counts = (4, 6, 8, 12, 16, 24, 32, 48) if k == 1 else (25, 35, 50, 70, 100, 140, 200)
     top = f", top_n={k}" if k > 1 else ""
-    narrow = Way(
-        OURS, "losscope: top_eigenpairs(tol={:g}, block=1)", tolerances, functools.partial(ours, "auto", block=1)
+    wide = Way(
+        OURS, f"losscope: top_eigenpairs(tol={{:g}}, block={k})", tolerances, functools.partial(ours, "auto", block=k)
     )
     return [
         Way(OURS, "losscope: top_eigenpairs(tol={:g})", tolerances, functools.partial(ours, "auto")),
-        *([narrow] if k > 1 else []),
+        *([wide] if k > 1 else []),
         Way(OURS, "losscope: top_eigenpairs(tol={:g}), retained", tolerances, functools.partial(ours, "retained")),
         Way(PYHESSIAN, f"PyHessian: eigenvalues(tol={{:g}}{top})", powers, power),
         Way(CURVLINOPS, "curvlinops: eigsh(tol={:g})", (1e-1, 1e-2, 1e-3, 3e-4), eigsh),
