@@ -172,7 +172,7 @@ def test_a_density_without_kept_vectors_has_the_moments_of_the_full_one(name: st
     A = Diagonal(SPECTRA[name])
     full = spectral_density(A, vectors=4, steps=40, deflate=0, seed=0)
     lean = spectral_density(A, vectors=4, steps=40, memory=0, seed=1)
-    assert lean.matvecs == 160 or lean.steps < 40  # fewer where the space ended
+    assert lean.matvecs == (8 if name == "clustered" else 160)  # two eigenvalues take two steps
     assert lean.note.startswith("Lanczos vectors were not kept") and not full.note
     for power in range(1, 5):
         one, other, exact = lean.moment(power), full.moment(power), float((A.values**power).mean())
