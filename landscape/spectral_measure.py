@@ -195,6 +195,7 @@ class SpectralDensity:
         for end in (low, high):
             away = ((nodes - end).abs() - self._floor).clamp(min=0)
             share = torch.where(away > 0, residuals.square() / (residuals.square() + away.square()), 1.0)
+            share[(away == 0) & (residuals + self._floor == 0)] = 0.0
             crossing += torch.where(away <= gaps, share, 0.0)
         crossing = weights * crossing.clamp(max=1)
         return float(crossing[~inside].sum()), float(crossing[inside].sum())
@@ -209,13 +210,24 @@ class SpectralDensity:
             raise SettingError(f"q must be between 0 and 1, got {q!r}")
         at = int(torch.searchsorted(self.weights.cumsum(0), q - 1e-12))
         value = float(self.nodes[min(at, len(self.nodes) - 1)])
-        places = self.nodes.tolist()
+        if not self.starts:  # the i-th eigenvalue moves by no more than the matrix does (Weyl)
+            off = self._floor + float(self._errors.max())
+            return self._estimate(1.0, value, 0.0, value - off, value + off)
+        places = self._places
         first = bisect.bisect_left(places, True, key=lambda x: self.cdf(x)[2] >= q - 1e-12)
-        last = min(bisect.bisect_left(places, True, key=lambda x: self.cdf(x)[1] >= q - 1e-12), len(places) - 1)
-        low = places[max(first - 1, 0)]  # it may be reached between two nodes
-        return self._estimate(
-            1.0, value, math.nan, min(low, value) - self._floor, max(places[last], value) + self._floor
-        )
+        last = bisect.bisect_left(places, True, key=lambda x: self.cdf(x)[1] >= q - 1e-12)
+        low = places[max(first - 1, 0)]  # it may be reached between two of them
+        high = places[min(last, len(places) - 1)]
+        return self._estimate(1.0, value, math.nan, min(low, value) - self._floor, max(high, value) + self._floor)
+
+    @functools.cached_property
+    def _places(self) -> list[float]:
+        """The nodes, and places ever further out as far as mass of the outermost ones may be."""
+        residuals = self._rest[2][0]
+        if not len(residuals) or float(residuals.max()) == 0:
+            return self.nodes.tolist()
+        outwards = float(residuals.max()) * 2.0 ** torch.arange(-20, 20, dtype=torch.float64)
+        return torch.cat([self.nodes[0] - outwards.flip(0), self.nodes, self.nodes[-1] + outwards]).tolist()
 
     def _end(self, share: float, *, upper: bool) -> float:
         """Such a share of the eigenvalues that starts find no more (no less) with probability (1 - confidence) / 2."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 __all__ = ["Sampling", "distance"]
 
-_DRAWS = 1000
+_DRAWS = 500
 
 
 def distance(nodes: Tensor, weights: Tensor, other_nodes: Tensor, other_weights: Tensor) -> float:
