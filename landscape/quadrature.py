@@ -27,6 +27,7 @@ from .lanczos import LanczosBasis
 from .operators import Observed, as_operator
 from .results import Estimate
 from .space import generator_for
+from .wasserstein import Sampling
 from .three_term import ThreeTerm
 
 __all__ = ["LanczosProcesses", "Quadrature", "gauss", "quadratures", "trace_function"]
@@ -184,8 +185,8 @@ def trace_function(
     r"""The trace of a function of the operator, the sum of f over its eigenvalues, with an interval.
 
     Lanczos steps go on until the quadrature's own error is small beside what is asked for, random starts until
-    the interval is narrow. The interval is Student's over the starts, with Hall's correction for skewness (see
-    `trace`), and wider on both sides by the quadrature's error. With :math:`Q_m` the sum of m nodes, that is taken
+    the interval is narrow. The interval is that of the studentised bootstrap, drawn from the law by which random
+    starts find eigenvalues (see `wasserstein`), and wider on both sides by the quadrature's error. With :math:`Q_m` the sum of m nodes, that is taken
     to be :math:`m \max(|Q_m - Q_{m-1}|, |Q_{m-1} - Q_{m-2}|)`, which bounds what is left of differences that fall
     like :math:`m^{-2}` or faster. Where the spectrum comes close to a singularity of f (the logarithm of a nearly
     singular matrix) it can take many steps to fall.
@@ -242,6 +243,7 @@ class _Run:
         self.operator, self.f, self.rtol, self.most, self.confidence = operator, f, rtol, most, confidence
         self.generator, self.n = generator, operator.space.size
         self.samples = Moments()
+        self.starts: list[Quadrature] = []
         self.errors: list[float] = []  # of each start's quadrature
         self.depth = _STEPS  # steps that starts have taken; with fewer one cannot be as good
 
@@ -272,6 +274,7 @@ class _Run:
                     break
                 check = processes.steps + max(1, processes.steps // 8)
         self.samples.add(torch.tensor([means], dtype=torch.float64))
+        self.starts += processes.quadratures()
         self.errors += errors
         self.depth = max(self.depth, processes.steps)
 
@@ -295,12 +298,15 @@ class _Run:
 
     def estimate(self) -> Estimate:
         """The mean over the starts with its interval."""
-        samples, operator = self.samples, self.operator
-        low, high = (float(end) for end in samples.interval(self.confidence, skewed=True))
-        value, error = float(samples.mean), self._error()
+        operator, value, error = self.operator, float(self.samples.mean), self._error()
+        nodes, order = torch.cat([q.nodes for q in self.starts]).sort()
+        weights = torch.cat([q.weights for q in self.starts])[order] / len(self.starts)
+        values = torch.as_tensor(self.f(nodes)).to(torch.float64)
+        sampling = Sampling(nodes, weights, self.n, len(self.starts))
+        stderr, low, high = (self.n * found for found in sampling.interval(values, self.confidence))
         reached = (high - low) / 2 + error <= self.rtol * abs(value)
         return Estimate(
-            value, float(samples.spread) / math.sqrt(samples.count), low - error, high + error, self.confidence,
+            value, stderr, low - error, high + error, self.confidence,
             operator.matvecs, "slq", reached, operator.kernel, operator.note,
         )  # fmt: skip
 
