@@ -54,14 +54,13 @@ class RunFolder:
 
     def save_array(self, name: str, array: np.ndarray) -> str:
         """Store an array; returns its path relative to the folder."""
-        folder = self.path / ARRAYS
-        folder.mkdir(exist_ok=True)
-        target = folder / f"{name}.npy"
-        temporary = folder / f"{name}.npy.tmp"
+        target = self.path / array_path(name)
+        target.parent.mkdir(exist_ok=True)
+        temporary = target.with_name(f"{name}.npy.tmp")
         with temporary.open("wb") as file:
             np.save(file, array, allow_pickle=False)
         temporary.replace(target)
-        return f"{ARRAYS}/{name}.npy"
+        return array_path(name)
 
     def write_meta(self, meta: dict[str, Any]) -> None:
         """Replace ``meta.json`` in one step."""
@@ -74,6 +73,11 @@ class RunFolder:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def array_path(name: str) -> str:
+    """Where an array of that name lies, relative to the folder."""
+    return f"{ARRAYS}/{name}.npy"
 
 
 def check_folder(path: Path, identity: dict[str, Any], *, resume: bool) -> bool:

@@ -32,6 +32,8 @@ class Needs:
         trace_matvecs: most products to spend on the trace.
         training_gradient: whether to keep the gradient that the optimizer is about to step with.
         guards: how many eigenvectors to follow beside the pairs.
+        density_vectors: random starts of the spectral density; 0 where it is not needed.
+        density_steps: Lanczos steps from each.
     """
 
     eigenpairs: int = 0
@@ -41,6 +43,8 @@ class Needs:
     trace_matvecs: int = 0
     training_gradient: bool = False
     guards: int = 0
+    density_vectors: int = 0
+    density_steps: int = 0
 
     def __or__(self, other: Needs) -> Needs:
         """The needs of both: the most pairs, the tightest tolerances."""
@@ -54,6 +58,8 @@ class Needs:
             max(self.trace_matvecs, other.trace_matvecs),
             self.training_gradient or other.training_gradient,
             max(self.guards, other.guards),
+            max(self.density_vectors, other.density_vectors),
+            max(self.density_steps, other.density_steps),
         )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from losscope.landscape import RunError
+from losscope.landscape import RunError, SpectralDensity
 
 from .audit import Audit, audit
+from .density_arrays import ARRAYS, from_arrays
 from .folder import META, RECORDS
 from .records import Record
 
@@ -40,15 +41,18 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path: Path | None = Path(path)
+        self._arrays: Mapping[str, np.ndarray] = {}
         self.meta = _read_meta(self.path)
         lines, self.malformed = _read_records(self.path / RECORDS)
         self.records = _latest(lines)
 
     @classmethod
-    def from_records(cls, meta: dict[str, Any], records: list[Record]) -> Run:
-        """A run that was kept in memory."""
+    def from_records(
+        cls, meta: dict[str, Any], records: list[Record], arrays: Mapping[str, np.ndarray] | None = None
+    ) -> Run:
+        """A run that was kept in memory; its arrays by the paths they would have in a folder."""
         run = cls.__new__(cls)
-        run.path, run.meta, run.malformed = None, meta, 0
+        run.path, run.meta, run.malformed, run._arrays = None, meta, 0, arrays or {}
         run.records = _latest(records)
         return run
 
@@ -104,12 +108,36 @@ class Run:
         Raises:
             RunError: if the record has no such array, or its file is gone.
         """
-        if name not in record.arrays or self.path is None:
+        path = record.arrays.get(name, "")
+        if path in self._arrays:
+            return self._arrays[path]
+        if not path or self.path is None:
             raise RunError(f"record {record.key} has no array {name!r}; it has {sorted(record.arrays)}")
         try:
-            return np.asarray(np.load(self.path / record.arrays[name], allow_pickle=False))
+            return np.asarray(np.load(self.path / path, allow_pickle=False))
         except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {record.arrays[name]} of {self.path}: {error}") from error
+            raise RunError(f"cannot read {path} of {self.path}: {error}") from error
+
+    def spectrum(self, step: int | None = None, player: str | None = None) -> SpectralDensity:
+        """The spectral density that probe ``spectrum`` measured.
+
+        Args:
+            step: at which step; default: the last one there is.
+            player: one player; default: the first.
+
+        Raises:
+            RunError: if none was measured at that step, or its arrays are gone.
+        """
+        records = self.select("spectrum", player)
+        found = [r for r in records if step is None or r.step == step]
+        if not found:
+            steps = ", ".join(str(r.step) for r in records[:8]) + (" ..." if len(records) > 8 else "")
+            there = f"there are spectra of steps {steps}" if records else "the run has none: add probe Spectrum()"
+            raise RunError(f"no spectrum was measured{'' if step is None else f' at step {step}'}; {there}")
+        try:
+            return from_arrays(found[-1], {name: self.array(found[-1], name) for name in ARRAYS})
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise RunError(f"the spectrum of step {found[-1].step} cannot be read: {error}") from error
 
     def audit(self, player: str | None = None) -> Audit:
         """The stability audit of one player over the last part of the run."""

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from losscope.landscape import Eigenpairs, Estimate, Hessian, Objective, top_eigenpairs, trace
+from losscope.landscape import (
+    Eigenpairs,
+    Estimate,
+    Hessian,
+    Objective,
+    SpectralDensity,
+    spectral_density,
+    top_eigenpairs,
+    trace,
+)
 from losscope.landscape.operators import Observed
 from losscope.landscape.stability import Threshold
 
@@ -82,6 +91,8 @@ class Snapshot:
         self._eigenpairs: Eigenpairs | None = None
         self._trace: Estimate | None = None
         self._trace_asked = (math.inf, 0)
+        self._density: SpectralDensity | None = None
+        self._density_asked = (0, 0)
 
     @property
     def model(self) -> nn.Module:
@@ -152,13 +163,36 @@ class Snapshot:
         return self._eigenpairs
 
     def trace(self, rtol: float = 0.1, max_matvecs: int = 100) -> Estimate:
-        """The Hessian's trace, its interval's half-width at most ``rtol`` of it if ``max_matvecs`` allow."""
+        """The Hessian's trace, its interval's half-width at most ``rtol`` of it if ``max_matvecs`` allow.
+
+        That of a spectral density measured before, where it is as accurate.
+        """
         rtol = rtol if self.needs.trace_rtol is None else min(rtol, self.needs.trace_rtol)
         allowed = max(max_matvecs, self.needs.trace_matvecs)
+        if self._density is not None and _is_within(self._density.trace, rtol):
+            return self._density.trace
         if self._trace is None or (rtol, -allowed) < self._trace_asked:
             self._trace = trace(self.hessian, rtol=rtol, max_matvecs=allowed, seed=self._seed_of("trace"))
             self._trace_asked = (rtol, -allowed)
         return self._trace
+
+    def density(self, vectors: int | None = None, steps: int | None = None) -> SpectralDensity:
+        """The Hessian's spectral density, from at least as many random starts and steps as any probe needs.
+
+        The eigenpairs that any probe of this step needs are taken out first.
+
+        Args:
+            vectors: random starts; None takes what probes need, 4 where none does.
+            steps: Lanczos steps of each; None takes what probes need, 32 where none does.
+        """
+        vectors = max(vectors or 0, self.needs.density_vectors) or 4
+        steps = max(steps or 0, self.needs.density_steps) or 32
+        if self._density is None or vectors > self._density_asked[0] or steps > self._density_asked[1]:
+            pairs = self.eigenpairs() if self.needs.eigenpairs else None
+            seed = self._seed_of("density")
+            self._density = spectral_density(self.hessian, vectors=vectors, steps=steps, deflate=pairs, seed=seed)
+            self._density_asked = (vectors, steps)
+        return self._density
 
     def _bound_is_due(self) -> bool:
         """Whether a multiple of the period, or a half or a quarter of it, was passed since the last bound.
@@ -175,3 +209,7 @@ class Snapshot:
     def _seed_of(self, purpose: str) -> int:
         """An independent seed for each purpose and step."""
         return random.Random(f"{self.seed} {self.step} {purpose}").getrandbits(62)
+
+
+def _is_within(estimate: Estimate, rtol: float) -> bool:
+    return (estimate.high - estimate.low) / 2 <= rtol * abs(estimate.value)

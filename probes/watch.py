@@ -19,7 +19,7 @@ from losscope.landscape import RunError, SettingError
 
 from .budget import Budget
 from .environment import describe_environment
-from .folder import RunFolder, check_folder
+from .folder import RunFolder, array_path, check_folder
 from .follower import Follower
 from .player import Player
 from .probe import Probe, as_probes
@@ -169,6 +169,7 @@ class Watch:
         self._out, self._manual, self._budget = out, manual, budget
         self._folder: RunFolder | None = None
         self._kept: list[Record] = []
+        self._kept_arrays: dict[str, np.ndarray] = {}
         self._state, self._write_failed = "new", False
         self._followers = {
             p.name: Follower(
@@ -288,27 +289,29 @@ class Watch:
     def run(self) -> Run:
         """The run so far, as a reader sees it."""
         if self._out is None or self._state == "new":
-            return Run.from_records(self._meta, list(self._kept))
+            return Run.from_records(self._meta, list(self._kept), dict(self._kept_arrays))
         if not self._write_failed:
             return Run(self._out)
         written: list[Record] = []
         with contextlib.suppress(RunError):
             written = Run(self._out).records
-        return Run.from_records(self._meta, [*written, *self._kept])
+        return Run.from_records(self._meta, [*written, *self._kept], dict(self._kept_arrays))
 
     # ------------------------------------------------------------------ writing
 
     def _emit(self, record: Record, arrays: Mapping[str, np.ndarray]) -> None:
+        names = {name: _file_name(f"{record.player}-{record.probe}-{record.step}-{name}") for name in arrays}
+        record.arrays.update({name: array_path(file) for name, file in names.items()})
         try:
             if self._folder is not None:
-                stem = f"{record.player}-{record.probe}-{record.step}"
                 for name, array in arrays.items():
-                    record.arrays[name] = self._folder.save_array(_file_name(f"{stem}-{name}"), array)
+                    self._folder.save_array(names[name], array)
                 self._folder.append(record)
         except OSError as error:
             self._cannot_write(error)
         if self._folder is None or self._write_failed:
             self._kept.append(record)
+            self._kept_arrays |= {record.arrays[name]: np.array(array) for name, array in arrays.items()}
 
     def _tell(self, player: str, facts: dict[str, Any]) -> None:
         known = self._meta["players"][player]

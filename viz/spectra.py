@@ -1,0 +1,79 @@
+"""The spectra of a run over its steps, ready to draw: those that were measured, on one axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from losscope.landscape import RunError, SpectralDensity
+from losscope.probes import Record, Run
+
+from . import series
+from .smoothing import Axis, reach, smooth
+
+__all__ = ["Spectra", "spectra"]
+
+MOST = 400
+"""Spectra that are drawn; of more, some at equal distances."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Spectral densities of a run.
+
+    Attributes:
+        records: those that the spectra are of, by step.
+        densities: the spectra.
+        missing: steps at which there is none.
+        axis: on which all of them are shown.
+        span: ends of that axis, on display.
+    """
+
+    records: list[Record]
+    densities: list[SpectralDensity]
+    missing: series.Unmeasured
+    axis: Axis
+    span: tuple[float, float]
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(t,) where they were measured."""
+        return np.array([record.step for record in self.records], dtype=int)
+
+    @property
+    def threshold(self) -> np.ndarray:
+        """(t,) the optimizer's stability threshold, NaN where none is known."""
+        found = [record.values.get("threshold") for record in self.records]
+        return np.array([np.nan if value is None else value for value in found], dtype=float)
+
+    def image(self, bins: int) -> tuple[np.ndarray, np.ndarray]:
+        """Edges of the bins, (bins + 1,) eigenvalues, and the densities over them, (bins, t).
+
+        Per unit of the eigenvalues, or per decade on a logarithmic axis.
+        """
+        curves = [smooth(density, self.axis, span=self.span, bins=bins) for density in self.densities]
+        return self.axis.value(curves[0].edges), np.array([curve.density for curve in curves]).T
+
+
+def spectra(run: Run, player: str | None = None, *, logarithmic: bool | None = None) -> Spectra | None:
+    """All spectra of a run, or some of very many; None where there is none.
+
+    Raises:
+        RunError: if the run has no such player.
+    """
+    records = run.select("spectrum", player)
+    if len(records) > MOST:
+        records = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, MOST).round().astype(int))]
+    kept, densities = [], []
+    for record in records:
+        try:
+            densities.append(run.spectrum(record.step, player))
+            kept.append(record)
+        except RunError:  # its arrays are gone; the others still stand
+            continue
+    if not densities:
+        return None
+    axis = Axis.of(*densities, logarithmic=logarithmic)
+    missing = series.unmeasured(run, "spectrum", player)
+    return Spectra(kept, densities, missing, axis, reach(*densities, axis=axis))
