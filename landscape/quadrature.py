@@ -27,8 +27,8 @@ from .lanczos import LanczosBasis
 from .operators import Observed, as_operator
 from .results import Estimate
 from .space import generator_for
-from .wasserstein import Sampling
 from .three_term import ThreeTerm
+from .wasserstein import Sampling
 
 __all__ = ["LanczosProcesses", "Quadrature", "gauss", "quadratures", "trace_function"]
 
@@ -186,10 +186,10 @@ def trace_function(
 
     Lanczos steps go on until the quadrature's own error is small beside what is asked for, random starts until
     the interval is narrow. The interval is that of the studentised bootstrap, drawn from the law by which random
-    starts find eigenvalues (see `wasserstein`), and wider on both sides by the quadrature's error. With :math:`Q_m` the sum of m nodes, that is taken
-    to be :math:`m \max(|Q_m - Q_{m-1}|, |Q_{m-1} - Q_{m-2}|)`, which bounds what is left of differences that fall
-    like :math:`m^{-2}` or faster. Where the spectrum comes close to a singularity of f (the logarithm of a nearly
-    singular matrix) it can take many steps to fall.
+    starts find eigenvalues (see `wasserstein`), and wider on both sides by the quadrature's error. With
+    :math:`Q_m` the sum of m nodes, that is taken to be :math:`m \max(|Q_m - Q_{m-1}|, |Q_{m-1} - Q_{m-2}|)`, which
+    bounds what is left of differences that fall like :math:`m^{-2}` or faster. Where the spectrum comes close to a
+    singularity of f (the logarithm of a nearly singular matrix) it can take many steps to fall.
 
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
