@@ -36,6 +36,7 @@ _USUAL = 8  # times the products that are planned, what an accuracy may take whe
 _BACK = (1, 2)  # steps, over which the measure changes by about as much as its quadrature errs, or more
 _ALIKE = 1.25  # times that, since the last steps may err alike
 _RESOLVED = 0.05  # relative residual up to which a pair that was passed in is taken for an eigenpair
+_BOOKKEEPING = 1e-14  # relative; of sums over many eigenvalues in float64
 _COPIES = "Lanczos vectors were not kept: nodes may be copies of one eigenvalue, and are not to be counted"
 
 
@@ -278,7 +279,8 @@ class _Run:
             min((part.steps for part in parts), default=0),
         )  # fmt: skip
         bound = 2 * float(residuals.sum()) / self.n
-        bound += self.space.rounding * math.sqrt(float(density.weights @ density.nodes.square()))
+        norm = float(density.nodes.abs().max())
+        bound += self.space.rounding * math.sqrt(float(density.weights @ density.nodes.square())) + _BOOKKEEPING * norm
         if starts:
             left = (self.n - len(values)) / self.n
             nodes, weights, _ = merged(starts)
@@ -286,7 +288,6 @@ class _Run:
             bound += left * sampling.distance((1 + self.confidence) / 2)
             self.quadrature = (1 - len(self.values) / self.n) * _quadrature_error(parts)
             bound += self.quadrature
-        norm = float(density.nodes.abs().max())
         return dataclasses.replace(density, wasserstein=bound, converged=bound <= rtol * norm or rtol == math.inf)
 
 
