@@ -1,5 +1,6 @@
 """The loss surface at one point: objectives, curvature operators, Krylov methods and estimators."""
 
+from .block_density import block_densities
 from .blockwise import block_eigenpairs, block_traces
 from .class_means import ClassParts, class_parts
 from .class_structure import ClassStructure, class_structure
@@ -63,6 +64,7 @@ __all__ = [
     "Solution",
     "SpectralDensity",
     "SymmetricOperator",
+    "block_densities",
     "block_eigenpairs",
     "block_traces",
     "class_parts",

@@ -263,16 +263,29 @@ class BlockDiagonal(_Made):
         unknown = [name for name in vectors if name not in self.blocks]
         if unknown or not vectors:
             raise SettingError(f"no block is called {unknown}; there are {list(self.blocks)}")
-        width = max(V.shape[1] for V in vectors.values())
+        for name, V in vectors.items():
+            if V.shape[0] != self.blocks[name].space.size:
+                raise SettingError(
+                    f"block {name!r} has {self.blocks[name].space.size} entries, its vectors {V.shape[0]}"
+                )
+        found: dict[str, list[Tensor]] = {name: [] for name in vectors}
+        start = 0
+        for stop in sorted({V.shape[1] for V in vectors.values()}):  # so that no block has zeros multiplied
+            some = {name: V[:, start:stop] for name, V in vectors.items() if V.shape[1] >= stop}
+            for name, product in self._together(some, stop - start).items():
+                found[name].append(product)
+            start = stop
+        return {name: pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1) for name, pieces in found.items()}
+
+    def _together(self, vectors: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+        """The products of some blocks, each with as many vectors."""
         together = torch.zeros(width, self.space.size, dtype=self.space.dtype, device=self.space.device).T
         for name, V in vectors.items():
-            block = self.blocks[name]
-            if V.shape[0] != block.space.size:
-                raise SettingError(f"block {name!r} has {block.space.size} entries, its vectors {V.shape[0]}")
-            for rows, piece in zip(block._rows, V.split([r.stop - r.start for r in block._rows]), strict=True):
-                together[rows, : V.shape[1]] = piece
+            rows_of = self.blocks[name]._rows
+            for rows, piece in zip(rows_of, V.split([r.stop - r.start for r in rows_of]), strict=True):
+                together[rows] = piece
         out = self.operator.block_products(together, [self.blocks[name].positions for name in vectors])
-        return {name: _taken(out, self.blocks[name]._rows)[:, : V.shape[1]] for name, V in vectors.items()}
+        return {name: _taken(out, self.blocks[name]._rows) for name in vectors}
 
     def split(self, V: Tensor) -> dict[str, Tensor]:
         """Each group's part of vectors (n,) or (n, k), by the group's name.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from landscape_cases import build, labelled, mlp, reference
 from losscope.landscape import (
     BlockDiagonal,
+    GaussNewton,
     Hessian,
     NonFiniteError,
     Objective,
@@ -111,6 +112,37 @@ def test_traces_of_layers_add_up_to_the_whole() -> None:
         total, stderr = sum(e.value for e in layers.values()), math.hypot(*(e.stderr for e in layers.values()))
         held.append(abs(total - whole.value) <= 2 * math.hypot(stderr, whole.stderr))
     assert sum(held) >= 17
+
+
+def test_every_block_has_the_method_that_suits_it() -> None:
+    """Sketches where the spectrum decays, exactly where there is little to know, samples where few are asked for."""
+    torch.manual_seed(0)
+    objective = Objective(
+        mlp(64, 20, 10).double(), [(x.double(), y) for x, y in labelled([60], 64, 10)], criterion=nn.CrossEntropyLoss()
+    )
+    for operator, sketch in ((Hessian(objective), "xtrace"), (GaussNewton(objective), "xnystrace")):
+        groups = {"first": "0.weight", "last": "2.weight", "bias": "2.bias"}
+        B = BlockDiagonal(operator, groups)
+        dense = dense_blocks(B, operator @ torch.eye(objective.space.size, dtype=F64))
+        found = block_traces(B, rtol=0.02, max_matvecs=120, seed=0)
+        assert found["bias"].method == "exact" and found["bias"].matvecs == 10
+        assert sketch in found["first"].method and sketch in found["last"].method
+        for name, A in dense.items():
+            slack = 1e-10 * abs(found[name].value)
+            assert found[name].low - slack <= float(A.trace()) <= found[name].high + slack
+        few = block_traces(B, min_matvecs=5, max_matvecs=5, memory=0, seed=0)
+        assert {e.method for e in few.values()} == {"hutchinson"}
+
+
+def test_layers_of_a_residual_network_are_worth_a_sketch() -> None:
+    objective = Objective(resnet20(), digits(8), criterion=nn.CrossEntropyLoss())
+    names = [name for name, p in objective.parameters.items() if p.ndim == 4]
+    B = BlockDiagonal(Hessian(objective), {name: name for name in names[::9]})
+    found = block_traces(B, rtol=0.02, max_matvecs=30, seed=0)
+    plain = block_traces(B, rtol=0.02, max_matvecs=30, method="hutchinson", seed=0)
+    for name, e in found.items():
+        assert e.method == "xtrace" and e.converged and not plain[name].converged
+        assert abs(e.value - plain[name].value) <= 2 * (plain[name].high - plain[name].low)
 
 
 def test_same_seed_same_pairs_and_no_block_like_another() -> None:
