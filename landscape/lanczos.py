@@ -199,7 +199,7 @@ class LanczosBasis:
     def _extend_by_block(self, W: Tensor) -> None:
         width = self.total - self.size
         near, far = self._cleaned(W, self._near), self._cleaned(W, self._filled)
-        together = torch.cat((near.view(-1), far.view(-1), torch.linalg.vector_norm(W.T, dim=1)))
+        together = torch.cat((near.reshape(-1), far.reshape(-1), torch.linalg.vector_norm(W.T, dim=1)))
         found = together.to("cpu", torch.float64).numpy()  # the one synchronisation of a step
         size = math.sqrt(found @ found)
         refuse_nonfinite(size)
