@@ -31,6 +31,7 @@ __all__ = ["spectral_density"]
 
 _MEMORY = 2 << 30  # cap on a Krylov basis, bytes
 _BASIS = 1024  # vectors in a basis that grows until the error is small
+_DENSE = 2048  # largest matrix whose eigenvalues are computed to reach an accuracy
 _FIRST = 8  # steps before the first look at the error
 _USUAL = 8  # times the products that are planned, what an accuracy may take where nothing is said
 _BACK = (1, 2)  # steps, over which the measure changes by about as much as its quadrature errs, or more
@@ -212,7 +213,10 @@ class _Run:
 
     def at_once(self) -> int:
         """How many starts to run as one block."""
-        return max(1, min(self.vectors, self.fit // (self.steps + 1), self.n - len(self.values)))
+        each = self.steps + 1
+        all_fit = self.vectors * each <= self.fit
+        fit = self.vectors if all_fit else 2 * self.fit // (3 * each)  # a third is for what they resolve
+        return max(1, min(fit, self.n - len(self.values)))
 
     def accurate(self, rtol: float) -> SpectralDensity:
         """Steps and starts until the bound is small."""
@@ -227,15 +231,23 @@ class _Run:
                 if found.converged or last or not self.deeper(found, before, rtol):
                     break
                 before, look = found, block.steps + max(1, block.steps // 4)
-        steps = block.steps
+        steps, looked = block.steps, self.operator.matvecs
         self.keep(block, more=True)
         while not found.converged and self.left >= 2 * steps:
+            if self.n <= min(_DENSE, self.left, self.still_needed(found, rtol)):
+                return self.exact()
             block = self.block(min(self.at_once(), self.left // steps))
             while block.steps < steps and not block.ended:
                 block.step()
             self.keep(block, more=True)
-            found = self.density(self.parts, rtol)
+            if self.left < 2 * steps or self.operator.matvecs >= 1.1 * looked:
+                found, looked = self.density(self.parts, rtol), self.operator.matvecs
         return found
+
+    def still_needed(self, found: SpectralDensity, rtol: float) -> float:
+        """More products that more starts are expected to take."""
+        excess = found.wasserstein / (rtol * max(float(found.nodes.abs().max()), 1e-300))
+        return found.matvecs * (excess**2 - 1)
 
     def deeper(self, found: SpectralDensity, before: SpectralDensity | None, rtol: float) -> bool:
         """Whether more steps do more than more starts, four times as many of which halve what is not quadrature."""
@@ -248,7 +260,8 @@ class _Run:
         """Count the starts of a block in; those of others to come are in the complement of what it resolved."""
         part = self.part(block)
         if more and part.taken.any():
-            self.U = torch.linalg.qr(torch.cat([self.U, block.ritz_vectors(part.taken)], dim=1))[0]
+            found = block.ritz_vectors(part.taken)
+            self.U = torch.cat([self.U, found], dim=1) if self.U.shape[1] else found
         self.parts.append(part)
 
     def part(self, block: StartBlock) -> _Part:
