@@ -1,5 +1,6 @@
 """The loss surface at one point: objectives, curvature operators, Krylov methods and estimators."""
 
+from .batch_effect import BatchEffect, batch_effect
 from .block_density import block_densities
 from .blockwise import block_eigenpairs, block_traces
 from .class_means import ClassParts, class_parts
@@ -28,13 +29,18 @@ from .jacobian import Jacobian
 from .krylov import top_eigenpairs
 from .objective import Objective
 from .operators import SymmetricOperator
+from .outliers import Outliers, outliers
 from .quadrature import trace_function
+from .random_matrix import MarchenkoPastur, Semicircle
 from .results import DiagonalEstimate, Eigenpairs, Estimate, NegativeCurvature, Solution
 from .sampling import SamplingError, sampling_error
+from .shuffled import shuffled_labels
 from .solve import solve
 from .spectral_measure import SpectralDensity
+from .subspace import GradientShare, SubspaceOverlap, gradient_share, subspace_overlap
 
 __all__ = [
+    "BatchEffect",
     "BlockDiagonal",
     "ClassParts",
     "ClassStructure",
@@ -45,25 +51,31 @@ __all__ = [
     "EmpiricalFisher",
     "Estimate",
     "GaussNewton",
+    "GradientShare",
     "Hessian",
     "InverseFisher",
     "Jacobian",
     "KernelError",
     "LossError",
     "LosscopeError",
+    "MarchenkoPastur",
     "MonteCarloFisher",
     "NegativeCurvature",
     "NonFiniteError",
     "Objective",
+    "Outliers",
     "ParameterError",
     "Preconditioned",
     "Restricted",
     "RunError",
     "SamplingError",
+    "Semicircle",
     "SettingError",
     "Solution",
     "SpectralDensity",
+    "SubspaceOverlap",
     "SymmetricOperator",
+    "batch_effect",
     "block_densities",
     "block_eigenpairs",
     "block_traces",
@@ -71,9 +83,13 @@ __all__ = [
     "class_structure",
     "diagonal",
     "frobenius_norm",
+    "gradient_share",
+    "outliers",
     "sampling_error",
+    "shuffled_labels",
     "solve",
     "spectral_density",
+    "subspace_overlap",
     "top_eigenpairs",
     "trace",
     "trace_function",

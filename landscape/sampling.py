@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .batches import batch_length, concatenated, take
 from .columns import parts, units
-from .errors import LossError, SettingError
+from .errors import SettingError
+from .groups import Group, deal, lengths_of
 from .hessian import Hessian
 from .intervals import Moments, student_quantile
 from .objective import Objective
@@ -24,7 +24,6 @@ from .symmetry import refuse_asymmetric
 
 __all__ = ["SamplingError", "sampling_error"]
 
-_ADDS_UP = 1e-3  # relative; to this the losses of the groups must make the objective's
 _Measured = TypeVar("_Measured", Estimate, DiagonalEstimate)
 
 
@@ -177,7 +176,7 @@ def sampling_error(
     """
     _check(objective, of, groups, matvecs, population, confidence)
     generator = generator_for(seed, objective.space.device)
-    dealt = _deal(objective, groups, generator)
+    dealt = deal(objective, groups, generator)
     probes = _Probes(objective.space, of, matvecs, generator)
     state = generator.get_state()
     square, totals = torch.zeros((), dtype=torch.float64), probes.nothing()
@@ -211,83 +210,11 @@ def _check(objective: Objective, of: Any, groups: int, matvecs: int, population:
             raise SettingError(f"{name} must be an integer of at least {least}, got {count!r}")
     if not 0 < confidence < 1:
         raise SettingError(f"confidence must be between 0 and 1, got {confidence!r}")
-    if any(batch.sample_weights is not None for batch in objective.batches):
-        raise SettingError("the objective's samples have weights; pass the objective that it was made from")
-    samples = sum(_lengths(objective))
+    samples = sum(lengths_of(objective))
     if samples < 4:
         raise SettingError(f"{samples} samples are too few to tell how samples differ; pass data with 4 at least")
     if population is not None and not samples <= population < math.inf:
         raise SettingError(f"population must be None or at least the number of samples, {samples}; got {population!r}")
-
-
-# --------------------------------------------------------------------------- groups of samples
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Some of the samples.
-
-    Attributes:
-        objective: the loss on them alone.
-        size: how many.
-        share: of the whole objective.
-        scale: what multiplies their curvature so that it estimates the whole's.
-    """
-
-    objective: Objective
-    size: int
-    share: float
-    scale: float
-
-
-def _lengths(objective: Objective) -> list[int]:
-    return [batch_length(batch.content) for batch in objective.batches]
-
-
-def _deal(objective: Objective, groups: int, generator: torch.Generator) -> list[_Group]:
-    """All samples, dealt at random into an even number of groups no larger than a batch.
-
-    Raises:
-        LossError: if their losses do not make the objective's.
-    """
-    lengths = _lengths(objective)
-    samples = sum(lengths)
-    count = min(max(groups, math.ceil(samples / max(lengths))) + 1, samples) // 2 * 2
-    order = torch.randperm(samples, generator=generator, device=generator.device).cpu()
-    kept: dict[Any, Any] = {}  # what is found out about kernels, for all groups but not for the whole
-    hands = order.tensor_split(count)
-    alone = [_part(objective, hand.sort().values, lengths, kept) for hand in hands]
-    whole, values = objective.value(), [part.value() for part in alone]
-    by_weight = [sum(batch.weight for batch in part.batches) for part in alone]
-    by_size = [float(len(hand)) for hand in hands]
-    for summed in dict.fromkeys((objective.loss.summed, True)):  # one batch does not show that its loss is a sum
-        weights = by_size if summed else by_weight
-        shares = [weight / sum(weights) for weight in weights]
-        scales = [1 / share if summed else 1.0 for share in shares]
-        terms = [p * c * value for p, c, value in zip(shares, scales, values, strict=True)]
-        if abs(sum(terms) - whole) <= _ADDS_UP * sum(map(abs, terms)):
-            found = zip(alone, map(len, hands), shares, scales, strict=True)
-            return [_Group(*each) for each in found]
-    raise LossError(
-        f"the losses of groups of samples do not make the objective's value {whole:.6g}: their mean is "
-        f"{sum(v * w for v, w in zip(values, by_weight, strict=True)) / sum(by_weight):.6g}. The loss of a sample "
-        'depends on its batch (batch statistics, dropout, a loss that compares samples); try mode="eval" or '
-        '"train_frozen"'
-    )
-
-
-def _part(objective: Objective, chosen: Tensor, lengths: list[int], kept: dict[Any, Any]) -> Objective:
-    """The objective on the samples ``chosen`` of all batches laid end to end."""
-    contents, first = [], 0
-    for batch, length in zip(objective.batches, lengths, strict=True):
-        inside = chosen[(chosen >= first) & (chosen < first + length)] - first
-        first += length
-        if len(inside):
-            contents.append(take(batch.content, inside))
-    joined = concatenated(contents)
-    part = objective.snapshot(0)
-    part.data, part.kept = contents if joined is None else [joined], kept
-    return part
 
 
 # --------------------------------------------------------------------------- what is measured of them
@@ -334,7 +261,7 @@ class _Probes:
         return Z * HZ if self.entries else (Z * HZ).sum(dim=0, keepdim=True, dtype=torch.float64)
 
 
-def _compare(pair: Sequence[_Group], operators: Sequence[Observed], probes: _Probes, totals: Tensor) -> Tensor:
+def _compare(pair: Sequence[Group], operators: Sequence[Observed], probes: _Probes, totals: Tensor) -> Tensor:
     """The squared difference of what two groups contribute, without what the random vectors add to it.
 
     Adds the contributions themselves to ``totals``.
