@@ -8,6 +8,7 @@ from .run import Run
 from .schedule import logarithmic
 from .sharpness import Sharpness
 from .snapshot import Snapshot
+from .spectrum import Spectrum
 from .stability import Stability
 from .trace import Trace
 from .watch import Watch, watch
@@ -25,6 +26,7 @@ __all__ = [
     "Run",
     "Sharpness",
     "Snapshot",
+    "Spectrum",
     "Stability",
     "Trace",
     "Watch",

@@ -1,8 +1,23 @@
 """What people look at: figures, the report page and the command line."""
 
+from .class_structure import plot_class_structure
 from .figure import figure
+from .interactive import interactive_spectrum
+from .outliers import plot_outliers
 from .report import report
 from .sharpness import plot_sharpness
+from .spectrum import plot_spectrum
+from .spectrum_over_time import plot_spectrum_over_time
 from .stability import plot_stability
 
-__all__ = ["figure", "plot_sharpness", "plot_stability", "report"]
+__all__ = [
+    "figure",
+    "interactive_spectrum",
+    "plot_class_structure",
+    "plot_outliers",
+    "plot_sharpness",
+    "plot_spectrum",
+    "plot_spectrum_over_time",
+    "plot_stability",
+    "report",
+]

@@ -11,12 +11,21 @@ from matplotlib.figure import Figure
 from losscope.landscape import SettingError
 from losscope.probes import Run
 
+from .outliers import plot_outliers
 from .sharpness import plot_sharpness
+from .spectrum import plot_spectrum
+from .spectrum_over_time import plot_spectrum_over_time
 from .stability import plot_stability
 
 __all__ = ["FIGURES", "figure"]
 
-FIGURES: dict[str, Callable[..., Any]] = {"sharpness": plot_sharpness, "stability": plot_stability}
+FIGURES: dict[str, Callable[..., Any]] = {
+    "sharpness": plot_sharpness,
+    "stability": plot_stability,
+    "spectrum": plot_spectrum,
+    "spectrum_over_time": plot_spectrum_over_time,
+    "outliers": plot_outliers,
+}
 
 
 def figure(run: Run, name: str, *, player: str | None = None, size: tuple[float, float] | None = None) -> Figure:
@@ -26,7 +35,7 @@ def figure(run: Run, name: str, *, player: str | None = None, size: tuple[float,
 
     Args:
         run: the run.
-        name: ``"sharpness"`` or ``"stability"``.
+        name: ``"sharpness"``, ``"stability"``, ``"spectrum"``, ``"spectrum_over_time"`` or ``"outliers"``.
         player: which player; default: the first.
         size: width and height in inches.
 

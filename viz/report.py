@@ -26,8 +26,14 @@ __all__ = ["report"]
 
 MOST_LOGGED = 20_000
 MOST_ERRORS = 20
-WIDE = {"sharpness": (8.6, 5.2), "stability": (8.6, 4.4)}
-NARROW = {"sharpness": (3.9, 4.8), "stability": (3.9, 4.8)}
+WIDE = {
+    "sharpness": (8.6, 5.2), "stability": (8.6, 4.4), "spectrum": (8.6, 4.4), "spectrum_over_time": (8.6, 4.8),
+    "outliers": (8.6, 5.2),
+}  # fmt: skip
+NARROW = {
+    "sharpness": (3.9, 4.8), "stability": (3.9, 4.8), "spectrum": (3.9, 3.9), "spectrum_over_time": (3.9, 3.9),
+    "outliers": (3.9, 4.8),
+}  # fmt: skip
 CAPTIONS = {
     "sharpness": (
         "Sharpness, the largest eigenvalue of the Hessian, at the weights before each step. Dashed: the threshold "
@@ -37,7 +43,20 @@ CAPTIONS = {
         "Each criterion as a ratio to its threshold. At 1 the threshold is met; from 0.9 to 1.1 the audit speaks of "
         "the edge. Grey and dotted: does not apply to this run."
     ),
+    "spectrum": (
+        "Spectral density of the Hessian at the last measurement: the share of its eigenvalues at each place, on a "
+        "logarithmic scale. The band is the pointwise interval over the random starts. Ticks: eigenvalues that were "
+        "found one by one."
+    ),
+    "spectrum_over_time": (
+        "The spectral density at each measurement, dark where it is dense. Dots: the largest eigenvalues."
+    ),
+    "outliers": (
+        "The largest eigenvalues, in colour where they stand apart from the bulk, and below how many do. A bar spans "
+        "what the different ways of counting them say."
+    ),
 }
+OF_SPECTRA = ("spectrum", "spectrum_over_time", "outliers")
 SYMBOLS = {
     "sharpness": Markup("λ<sub>max</sub>(H)"),
     "trace": Markup("tr(H)"),
@@ -100,13 +119,16 @@ def _player(run: Run, name: str, index: int) -> dict[str, Any]:
     audit = run.audit(name)
     said = words.headline(audit)
     figures = []
+    has_spectra = any(r.probe == "spectrum" and r.player == name for r in run.records)
     for kind, caption in CAPTIONS.items():
+        if kind in OF_SPECTRA and not has_spectra:
+            continue
         drawn = {
             width: Markup(
                 inline_svg(
                     _untitled(figure(run, kind, player=name, size=size)),
                     prefix=f"fig-{index}-{kind}-{width}",
-                    title=f"{kind.capitalize()} of {name}",
+                    title=f"{kind.replace('_', ' ').capitalize()} of {name}",
                     description=f"{caption} {said.title}: {said.sentence}",
                 )
             )

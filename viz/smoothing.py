@@ -103,6 +103,7 @@ class Smoothed:
             falls into the bin.
         squares: (b,) :math:`\sum_k w_k K_k^2`.
         atoms: (b,) share of the deflated eigenvalues.
+        blur: (b,) standard deviation on display of the peaks that are seen there, as a share of the axis.
         starts: S, how many they are the mean of.
         size: n, of how many eigenvalues.
         confidence: of the band.
@@ -113,6 +114,7 @@ class Smoothed:
     rest: np.ndarray
     squares: np.ndarray
     atoms: np.ndarray
+    blur: np.ndarray
     starts: int
     size: int
     confidence: float
@@ -191,10 +193,13 @@ def smooth(
     first, last = reach(density, axis=axis) if span is None else span
     edges = np.linspace(first, last, bins + 1)
     inner = axis.value(edges[1:-1])
-    *starts, known = [_binned(*peaks, inner) for peaks in _peaks(density, axis, NARROWEST * (last - first))]
-    rest, squares = np.mean(starts, axis=0) if starts else np.zeros((2, bins))
+    narrowest = NARROWEST * (last - first)
+    *starts, known = [_binned(*peaks, inner, axis) for peaks in _peaks(density, axis, narrowest)]
+    rest, squares, widths = np.mean(starts, axis=0) if starts else np.zeros((3, bins))
+    seen = rest + known[0]
+    blur = np.divide(widths + known[2], seen, out=np.full(bins, narrowest), where=seen > 0) / (last - first)
     confidence = density.confidence if confidence is None else confidence
-    return Smoothed(axis, edges, rest, squares, known[0], len(starts), density.size, confidence)
+    return Smoothed(axis, edges, rest, squares, known[0], blur, len(starts), density.size, confidence)
 
 
 def reach(*densities: SpectralDensity, axis: Axis) -> tuple[float, float]:
@@ -253,16 +258,17 @@ def _spacing(nodes: np.ndarray, together: int) -> np.ndarray:
     return np.nanmean([below, above], axis=0)
 
 
-def _binned(nodes: np.ndarray, weights: np.ndarray, widths: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """Sums over the peaks of their parts in each bin, and of the squares of these, (2, b).
+def _binned(nodes: np.ndarray, weights: np.ndarray, widths: np.ndarray, inner: np.ndarray, axis: Axis) -> np.ndarray:
+    """Sums over the peaks of their parts in each bin, of the squares of these, and of the parts times widths, (3, b).
 
     The bins lie between the inner edges, and outside of the outermost.
     """
-    sums = np.zeros((2, len(inner) + 1))
+    sums = np.zeros((3, len(inner) + 1))
     edges = np.concatenate(([-np.inf], inner, [np.inf]))
+    shown = weights * widths / axis.stretch(nodes)
     for some in np.array_split(np.arange(len(nodes)), len(nodes) * len(edges) // _CHUNK + 1):
         parts = np.diff(ndtr((edges[None, :] - nodes[some, None]) / widths[some, None]), axis=1)
-        sums += weights[some] @ parts, weights[some] @ parts**2
+        sums += weights[some] @ parts, weights[some] @ parts**2, shown[some] @ parts
     return sums
 
 

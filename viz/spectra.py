@@ -42,10 +42,25 @@ class Spectra:
         return np.array([record.step for record in self.records], dtype=int)
 
     @property
-    def threshold(self) -> np.ndarray:
-        """(t,) the optimizer's stability threshold, NaN where none is known."""
+    def ranked(self) -> list[tuple[int, int, float]]:
+        """Step, rank and value of the largest eigenvalues, as far as the records have them one by one."""
+        found = []
+        for record in self.records:
+            if record.value is not None:
+                found.append((record.step, 1, record.value))
+            rank = 2
+            while (value := record.values.get(f"lambda_{rank}")) is not None:
+                found.append((record.step, rank, value))
+                rank += 1
+        return found
+
+    @property
+    def shown_threshold(self) -> np.ndarray:
+        """(t,) the optimizer's stability threshold, NaN where none is known or it is off the axis."""
         found = [record.values.get("threshold") for record in self.records]
-        return np.array([np.nan if value is None else value for value in found], dtype=float)
+        threshold = np.array([np.nan if value is None else value for value in found], dtype=float)
+        low, high = self.axis.value(np.array(self.span))
+        return np.where((low < threshold) & (threshold < high), threshold, np.nan)
 
     def image(self, bins: int) -> tuple[np.ndarray, np.ndarray]:
         """Edges of the bins, (bins + 1,) eigenvalues, and the densities over them, (bins, t).

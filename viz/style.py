@@ -24,6 +24,7 @@ __all__ = [
     "SKY",
     "VERMILLION",
     "YELLOW",
+    "dress",
     "halo",
     "legend",
     "log_if_wide",
@@ -54,15 +55,20 @@ def new_figure(heights: Sequence[float], size: tuple[float, float]) -> tuple[Fig
     figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))[:, 0]
     for ax in axes:
-        ax.set_facecolor(PAPER)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(INK)
-        ax.tick_params(colors=INK, labelsize=FONT - 1, which="both")
-        ax.grid(axis="y", color=GRID, linewidth=0.6)
-        ax.set_axisbelow(True)
-        for label in (ax.xaxis.label, ax.yaxis.label):
-            label.set(color=INK, fontsize=FONT)
+        dress(ax)
     return figure, axes
+
+
+def dress(ax: Axes) -> None:
+    """Spines, ticks, grid and labels as in all our figures."""
+    ax.set_facecolor(PAPER)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(INK)
+    ax.tick_params(colors=INK, labelsize=FONT - 1, which="both")
+    ax.grid(axis="y", color=GRID, linewidth=0.6)
+    ax.set_axisbelow(True)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set(color=INK, fontsize=FONT)
 
 
 def step_axis(ax: Axes, steps: np.ndarray) -> None:

@@ -9,13 +9,16 @@ import pytest
 from matplotlib.figure import Figure
 
 from drawn_runs import hovering, run_of
+from drawn_spectra import evolving
 from losscope.landscape import SettingError
 from losscope.viz import figure, report
+from losscope.viz.figure import FIGURES
 
 
-@pytest.mark.parametrize("name", ["sharpness", "stability"])
+@pytest.mark.parametrize("name", FIGURES)
 def test_by_name(name: str, tmp_path: Path) -> None:
-    made = figure(run_of(hovering(100)), name, size=(5.0, 4.0))
+    run = evolving(5) if name in ("spectrum", "spectrum_over_time", "outliers") else run_of(hovering(100))
+    made = figure(run, name, size=(5.0, 4.0))
     assert isinstance(made, Figure)
     assert tuple(made.get_size_inches()) == (5.0, 4.0)
     for kind in ("png", "pdf", "svg"):
@@ -25,7 +28,7 @@ def test_by_name(name: str, tmp_path: Path) -> None:
 
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(SettingError, match="'sharpness', 'stability'"):
-        figure(run_of([]), "spectrum")
+        figure(run_of([]), "nothing")
 
 
 def test_no_global_setting_is_touched(tmp_path: Path) -> None:
@@ -34,6 +37,8 @@ def test_no_global_setting_is_touched(tmp_path: Path) -> None:
     figure(run, "sharpness").savefig(tmp_path / "a.svg")
     figure(run, "stability")
     report(run, tmp_path / "a.html")
+    for name in FIGURES:
+        figure(evolving(3), name).savefig(tmp_path / "b.png")
     assert dict(matplotlib.rcParams) == before
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from drawn_runs import AMBIGUOUS_NOTE, LONG_NOTE, diverging, hovering, meta, minibatch, noting, run_of, write
+from drawn_spectra import evolving
 from losscope.landscape import RunError
 from losscope.probes import Record, Run
 from losscope.viz import report
@@ -120,6 +121,23 @@ def test_the_data_is_the_run(page: Page) -> None:
     assert [a["criteria"][0]["name"] for a in page.data["audits"]] == ["sharpness"]
     assert sum(r["probe"] == "sharpness" for r in page.data["records"]) == 300
     assert len(page.data["logged"]["model"]["loss"]["steps"]) == 3000
+
+
+def test_spectra_have_figures_of_their_own(tmp_path: Path) -> None:
+    run = evolving()
+    page = Page(report(Run.from_records(run.meta, run.records, run._arrays), tmp_path / "page.html"))
+    assert len([tag for tag, _ in page.elements if tag == "svg"]) == 10  # three more, each wide and narrow
+    assert "Spectrum over time of model" in page.text["title"]
+    images = [attrs["href"] for tag, attrs in page.elements if tag == "image"]
+    assert len(images) >= 2 and all(image.startswith("data:image/png;base64,") for image in images)
+    assert "http://" not in page.source and page.attribute("src") == []
+    assert max(Counter(page.attribute("id")).values()) == 1
+    assert len(page.source) < 1_500_000
+
+
+def test_spectra_that_all_failed_are_said_to(tmp_path: Path) -> None:
+    page = Page(report(evolving(3, failed=(0, 1, 2)), tmp_path / "page.html"))
+    assert "RuntimeError: out of memory" in page.words
 
 
 def test_hostile_words_stay_words(tmp_path: Path) -> None:
