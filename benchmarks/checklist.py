@@ -4,6 +4,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
+import density
 import torch
 import tracking
 from contenders import KERNELS, OURS, objective
@@ -15,6 +16,7 @@ from products import Result, Row
 
 CHOICE_MARGIN = 1.10
 ONE_BATCH, MANY_BATCHES, TRACKED = 1.05, 1.5, 4.0
+DENSITY, STARTS = {"mlp-1797": 0.7, "resnet-128": 1.1}, 5.0
 PLANNED = 1_000_000  # so many that compiling is repaid, as the tables do not count it
 
 
@@ -71,6 +73,7 @@ def lines(
     blocks: tuple[int, ...],
     pairs: list[Comparison],
     tracks: list[Comparison],
+    densities: list[Comparison],
 ) -> list[Line]:
     """Lines 2, 3, 4 and 7 of what the kernels must show, and what the estimators must, for what was measured."""
     by_key = {result.key: result for result in hessian}
@@ -83,6 +86,8 @@ def lines(
         *(_on_gpu(by_key.get(key), key, largest) for key in ("mlp-128", "gpt-128")),
         *(_top_pair(comparison) for comparison in pairs if comparison.task == "top 1"),
         *map(_tracked, tracks),
+        *(_density(comparison) for comparison in densities if comparison.key in DENSITY),
+        *(_eight_starts(comparison) for comparison in densities if comparison.key == "mlp-128"),
     ]
 
 
@@ -203,6 +208,26 @@ def _tracked(found: Comparison) -> Line:
     ratio = peer.median / warm.median
     text = f"{ratio:.1f}" + (f"; in `watch` {peer.median / watched.median:.1f}" if watched is not None else "")
     return Line(what, text, f">= {TRACKED:g}", warm.reached and ratio >= TRACKED)
+
+
+def _density(found: Comparison) -> Line:
+    """Forty steps of one vector against PyHessian's."""
+    what, limit = f"density, {found.key}: forty steps of one vector, in PyHessian's time", DENSITY[found.key]
+    rows = {row.name: row for row in found.rows if row.seconds and not row.failure}
+    if density.ONE not in rows or density.PEER not in rows:
+        return Line(what, "", f"<= {limit}", None)
+    ratio = rows[density.ONE].median / rows[density.PEER].median
+    return Line(what, f"{ratio:.2f}", f"<= {limit}", ratio <= limit)
+
+
+def _eight_starts(found: Comparison) -> Line:
+    """What seven more starts cost where the block is compiled."""
+    what, limit = f"density, {found.key}: eight vectors in a compiled block, in the time of one", f"<= {STARTS:g}"
+    rows = {row.name: row for row in found.rows if row.seconds and not row.failure}
+    if density.ONE not in rows or density.EIGHT not in rows:
+        return Line(what, "", limit, None)
+    ratio = rows[density.EIGHT].median / rows[density.ONE].median
+    return Line(what, f"{ratio:.1f}", limit, ratio <= STARTS)
 
 
 def table(found: list[Line]) -> str:

@@ -11,9 +11,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import checklist
+import density
 import eigenpairs
 import lanczos
 import products
@@ -175,7 +177,9 @@ class Benchmark:
 
     def estimators(self, found: list[Problem]) -> Iterator[tuple[str, Iterator[tuple[Comparison, str]]]]:
         """By table: comparisons one by one, each with its text."""
-        makers = {"eigenpairs": self.eigenpairs, "traces": self.traces, "tracking": self.tracking}
+        makers = {
+            "eigenpairs": self.eigenpairs, "traces": self.traces, "tracking": self.tracking, "density": self.density,
+        }  # fmt: skip
         for table, make in makers.items():
             if table in self.options.tables:
                 yield table, make(found)
@@ -200,6 +204,14 @@ class Benchmark:
             few = 2 if problem.size > 100_000 else self.repeats
             comparison = tracking.measure(problem, few, 30 if self.options.quick else None)
             yield comparison, tracking.table(comparison)
+
+    def density(self, found: list[Problem]) -> Iterator[tuple[Comparison, str]]:
+        quick = self.options.quick
+        for problem in self.chosen(found, density.PROBLEMS):
+            known = None if quick or problem.size > density.EXACT else density.spectrum(problem)
+            rules = replace(self.rules(problem), patience=0.2 if quick else 60.0)  # nothing is searched for
+            comparison = density.measure(problem, known, rules, compiled=not quick)
+            yield comparison, density.table(comparison)
 
     @property
     def target(self) -> Path:

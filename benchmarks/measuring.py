@@ -104,12 +104,13 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     call()
-    return max(0, _status("VmHWM") - before)
+    return max(0, resident("VmHWM") - before)
 
 
-def _status(key: str) -> int:
+def resident(key: str) -> int:
+    """Bytes of resident memory: ``"VmRSS"`` now, ``"VmHWM"`` at most so far."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) << 10

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import checklist
 import contest
+import density
 import eigenpairs
 import figures
 import lanczos
@@ -19,7 +20,7 @@ from contest import Comparison
 from lanczos import Forty
 from products import Result
 
-TABLES = ("products", "lanczos", "eigenpairs", "traces", "tracking")
+TABLES = ("products", "lanczos", "eigenpairs", "traces", "tracking", "density")
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Report:
         eigenpairs: the largest eigenvalue, and the ten largest.
         traces: the trace.
         tracking: the largest eigenvalue along training.
+        density: the spectral density.
     """
 
     where: dict[str, str] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class Report:
     eigenpairs: list[Comparison] = field(default_factory=list)
     traces: list[Comparison] = field(default_factory=list)
     tracking: list[Comparison] = field(default_factory=list)
+    density: list[Comparison] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path, besides: tuple[str, ...]) -> Self:
@@ -60,6 +63,7 @@ class Report:
             "eigenpairs": ("eigenpairs", "eigenpairs", contest.from_json),
             "traces": ("traces", "traces", contest.from_json),
             "tracking": ("tracking", "tracking", contest.from_json),
+            "density": ("density", "density", contest.from_json),
         }
         kept = {name: make(raw.get(key, [])) for name, (part, key, make) in parts.items() if part not in besides}
         where = {name: text for name, text in raw.get("where", {}).items() if name not in besides}
@@ -73,8 +77,9 @@ class Report:
     def lines(self) -> list[Line]:
         """What must hold."""
         return checklist.lines(
-            self.hessian, self.forties, self.chosen, self.blocks or (1, 8), self.eigenpairs, self.tracking
-        )
+            self.hessian, self.forties, self.chosen, self.blocks or (1, 8), self.eigenpairs, self.tracking,
+            self.density,
+        )  # fmt: skip
 
     def write(self, target: Path) -> None:
         """Write the Markdown and the numbers."""
@@ -89,6 +94,7 @@ class Report:
             "eigenpairs": contest.as_json(self.eigenpairs),
             "traces": contest.as_json(self.traces),
             "tracking": contest.as_json(self.tracking),
+            "density": contest.as_json(self.density),
         }
         target.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
 
@@ -108,6 +114,7 @@ class Report:
             ("The largest eigenvalues, to the same residual", "eigenpairs", [*map(eigenpairs.table, self.eigenpairs)]),
             ("The trace, to one percent", "traces", [*map(traces.table, self.traces)]),
             ("The largest eigenvalue along training", "tracking", [*map(tracking.table, self.tracking)]),
+            ("The spectral density, from forty steps", "density", [*map(density.table, self.density)]),
         ]  # fmt: skip
         parts = [
             "# Curvature products and estimators\n",

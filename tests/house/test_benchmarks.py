@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ ROWS = (
     "hessian-eigenthings: lanczos(max_iter=",
     "losscope: trace(rtol=0.01)", "PyHessian: trace(tol=", "curvlinops: hutchinson_trace(", "curvlinops: xtrace(",
     "losscope: top_eigenpairs, warm start", "losscope: watch, Sharpness()", "PyHessian: eigenvalues()",
+    "losscope: spectral_density, 1 x 40", "PyHessian: density, 1 x 40", "curvlinops: lanczos_approximate_spectrum, 8",
 )  # fmt: skip
 
 
@@ -70,3 +72,14 @@ def test_one_table_is_measured_again_and_the_others_stay(results: Path, tmp_path
     tracking = "The largest eigenvalue along training"
     assert section(after, tracking) != section(before, tracking)  # times differ
     assert section(after, tracking).count("\n|") == section(before, tracking).count("\n|")
+
+
+def test_a_density_without_kept_vectors_takes_less_memory_than_twelve() -> None:
+    """With 11 million parameters: below that, what a process loads at its first product, and gaps between tensors, show."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "lean.py"), "--width", "2900", "--steps", "5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"(\d+) parameters, .* peak .* MiB, ([\d.]+) vectors", done.stdout)
+    assert found and int(found[1]) == 784 * 2900 + 2900**2 + 10 * 2900 + 2 * 2900 + 10
+    assert 5 < float(found[2]) < 12, done.stdout
