@@ -75,7 +75,7 @@ def test_one_table_is_measured_again_and_the_others_stay(results: Path, tmp_path
 
 
 def test_a_density_without_kept_vectors_takes_less_memory_than_twelve() -> None:
-    """With 11 million parameters: below that, what a process loads at its first product, and gaps between tensors, show."""
+    """With 11 million parameters: with fewer, gaps show, and what a process loads at its first product."""
     command = [sys.executable, str(ROOT / "benchmarks" / "lean.py"), "--width", "2900", "--steps", "5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
