@@ -140,9 +140,9 @@ def _draw_map(structure: ClassStructure, ax: Axes) -> None:
             ax.plot(*centre, marker="o", markersize=3, color=BLUE, zorder=4)
         else:
             ax.text(
-                float(centre[0]), float(centre[1]), str(c), ha="center", va="center", fontsize=style.FONT - 2.5, color=style.PAPER, zorder=5,
+                float(centre[0]), float(centre[1]), str(c), ha="center", va="center", fontsize=style.FONT - 2.5,
+                color=style.PAPER, zorder=5, gid="class",
                 bbox={"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": style.PAPER, "linewidth": 0.6},
-                gid="class",
             )  # fmt: skip
     ax.grid(color=style.GRID, linewidth=0.6)
     ax.margins(0.08)

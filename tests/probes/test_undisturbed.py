@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from losscope.probes import Player, Sharpness, Snapshot, Stability, Trace, watch
+from losscope.probes import Player, Sharpness, Snapshot, Spectrum, Stability, Trace, watch
 from probe_cases import (
     CLASSES,
     MODELS,
@@ -42,7 +42,7 @@ def largest_weight(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def probes() -> list[Any]:
-    return [Sharpness(), Trace(rtol=0.5), Stability(rtol=0.5), largest_weight]
+    return [Sharpness(), Spectrum(2, 4), Trace(rtol=0.5), Stability(rtol=0.5), largest_weight]
 
 
 @functools.cache
@@ -81,7 +81,7 @@ def test_training_is_the_same_to_the_bit(name: str, mode: str, optimizer: str) -
     assert train(name, optimizer, watching).differences(unwatched(name, optimizer)) == []
     (run,) = runs
     assert run.steps == 9
-    for probe in ("sharpness", "trace", "stability", "largest_weight"):
+    for probe in ("sharpness", "spectrum", "trace", "stability", "largest_weight"):
         assert [r.step for r in run.run.select(probe)] == [0, 3, 6], probe  # it was watched indeed
     kernel = "finite_difference" if name in ("once", "fused") else "retained"
     assert {r.kernel for r in run.run.select("sharpness")} == {kernel}
@@ -409,7 +409,7 @@ class Ready:
 def test_one_measurement_leaves_no_trace(kernel: str, fault: str, mode: str, on_error: str) -> None:
     ready = Ready()
     hooked = {name: list(table) for name, table in vars(ready.optimizer).items() if name.endswith("_hooks")}
-    chosen = [Sharpness(), Trace(rtol=0.5), Stability(rtol=0.5), ready.probe]
+    chosen = [Sharpness(), Spectrum(2, 4), Trace(rtol=0.5), Stability(rtol=0.5), ready.probe]
     options: dict[str, Any] = {"loss_fn": ready.loss_fn, "weight": lambda b: len(b[0]), "mode": mode, "every": [10**9]}
     options |= {"batch_size": 4, "on_error": on_error, "kernel": kernel}
     with watch(ready.model, ready.optimizer, data=ready.batches(), probes=chosen, **options) as run:
@@ -421,9 +421,9 @@ def test_one_measurement_leaves_no_trace(kernel: str, fault: str, mode: str, on_
         else:
             statuses = [r.status for r in run.measure_now()]
             expected = {
-                "": ["ok"] * 4, "probe raises": ["ok"] * 3 + ["error"], "loss is nan": ["nonfinite"] * 4,
+                "": ["ok"] * 5, "probe raises": ["ok"] * 4 + ["error"], "loss is nan": ["nonfinite"] * 5,
             }  # fmt: skip
-            assert statuses == expected.get(fault, ["error"] * 4)
+            assert statuses == expected.get(fault, ["error"] * 5)
         assert everything(ready.model, ready.optimizer) == before
         assert ready.called == []
     assert everything(ready.model, ready.optimizer) == before
