@@ -37,7 +37,7 @@ _USUAL = 8  # times the products that are planned, what an accuracy may take whe
 _BACK = (1, 2)  # steps, over which the measure changes by about as much as its quadrature errs, or more
 _ALIKE = 1.25  # times that, since the last steps may err alike
 _RESOLVED = 0.05  # relative residual up to which a pair that was passed in is taken for an eigenpair
-_BOOKKEEPING = 1e-14  # relative; of sums over many eigenvalues in float64
+_BOOKKEEPING = 1e-13  # relative; of sums over many eigenvalues in float64
 _COPIES = "Lanczos vectors were not kept: nodes may be copies of one eigenvalue, and are not to be counted"
 
 
@@ -293,7 +293,9 @@ class _Run:
         )  # fmt: skip
         bound = 2 * float(residuals.sum()) / self.n
         norm = float(density.nodes.abs().max())
-        bound += self.space.rounding * math.sqrt(float(density.weights @ density.nodes.square())) + _BOOKKEEPING * norm
+        # Rounding is in proportion to each product, a coarser error (finite differences) to the largest.
+        size = norm if self.space.coarse else math.sqrt(float(density.weights @ density.nodes.square()))
+        bound += self.space.rounding * size + _BOOKKEEPING * norm
         if starts:
             left = (self.n - len(values)) / self.n
             nodes, weights, _ = merged(starts)
