@@ -1,137 +1,32 @@
-"""Stability thresholds of optimizers, the mini-batch criterion S_mu, and what a ratio lets one say.
-
-All thresholds concern the linearised dynamics: a mode of curvature ``s`` under the frozen optimizer
-is stable if and only if every root of its companion polynomial lies in the unit disk. For gradient
-descent with or without momentum the binding root is z = -1 (derived, and checked against
-``torch.optim`` at 0.99 and 1.01 of each row, in the tests).
-"""
+"""Stability: optimizers' thresholds (see `thresholds`), the mini-batch criterion S_mu, what a ratio lets one say."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
 
 from .batches import batch_length, concatenated, take
 from .errors import SettingError
 from .objective import Objective
 from .results import Estimate
 from .space import generator_for
+from .thresholds import Rule, Threshold, register_rule, stability_threshold, step_preconditioner
 
-__all__ = ["Threshold", "judge", "loss_family", "minibatch_index", "outputs_per_sample", "stability_threshold"]
-
-
-# --------------------------------------------------------------------------- deterministic thresholds
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The largest curvature at which an optimizer's linearised dynamics is stable.
-
-    Attributes:
-        per_group: one threshold per parameter group, in units of curvature; empty when none is known.
-        formula: the rule, in words of the optimizer's settings.
-        reason: why there is none, where there is none.
-    """
-
-    per_group: tuple[float, ...]
-    formula: str
-    reason: str = ""
-
-    @property
-    def value(self) -> float | None:
-        """The strictest group's threshold; None where no rule applies."""
-        return min(self.per_group, default=None)
-
-    @property
-    def largest(self) -> float | None:
-        """The most permissive group's. Where groups differ, the truth for the whole lies between."""
-        return max(self.per_group, default=None)
-
-
-def stability_threshold(optimizer: Optimizer) -> Threshold:
-    r"""The curvature :math:`\lambda_{\max}(H)` above which the optimizer's linearised step is unstable.
-
-    For SGD with rate :math:`\eta`, momentum :math:`b`, dampening :math:`d` and weight decay :math:`w`:
-
-    ================  =========================================
-    plain             :math:`2/\eta - w`
-    heavy ball        :math:`(2+2b)/(\eta(1-d)) - w`
-    Nesterov          :math:`(2+2b)/(\eta(1+2b)) - w`
-    ================  =========================================
-
-    Args:
-        optimizer: a torch optimizer, in whatever state.
-
-    Returns:
-        The threshold; without a value, and with a reason, where no rule is known.
-
-    Example:
-        >>> import torch
-        >>> from losscope.landscape.stability import stability_threshold
-        >>> weights = [torch.nn.Parameter(torch.zeros(2))]
-        >>> stability_threshold(torch.optim.SGD(weights, lr=0.1)).value
-        20.0
-        >>> stability_threshold(torch.optim.SGD(weights, lr=0.1, momentum=0.9)).value
-        38.0
-    """
-    rule = _rule_for(optimizer)
-    if rule is None:
-        name = type(optimizer).__name__
-        return Threshold((), "", f"no stability rule for {name} yet; there is one for torch.optim.SGD")
-    values, formulas = [], []
-    # A group at rate zero does not move (as all do at the start of a warm-up: then there is no threshold).
-    groups = [g for g in optimizer.param_groups if float(g["lr"]) != 0] or optimizer.param_groups
-    for group in groups:
-        value, formula = rule(group)
-        if value is None:
-            return Threshold((), "", formula)
-        values.append(value)
-        formulas.append(formula)
-    dynamics = {(g.get("momentum"), g.get("dampening"), g.get("nesterov")) for g in groups}
-    if len(dynamics) > 1:
-        return Threshold((), "", "parameter groups differ in momentum, dampening or Nesterov: no common threshold")
-    return Threshold(tuple(values), formulas[0])
-
-
-def _sgd(group: dict[str, Any]) -> tuple[float | None, str]:
-    rate, b, d = float(group["lr"]), float(group["momentum"]), float(group["dampening"])
-    decay = float(group["weight_decay"])
-    if group["maximize"]:
-        return None, "the optimizer maximises: its stability concerns -H"
-    if not rate > 0 or not math.isfinite(rate):
-        return None, f"the learning rate is {rate:g}: nothing moves"
-    if b == 0:
-        value, formula = 2 / rate, "2/lr"
-    elif group["nesterov"]:
-        value, formula = (2 + 2 * b) / (rate * (1 + 2 * b)), "(2+2b)/(lr(1+2b))"
-    elif d == 0:
-        value, formula = (2 + 2 * b) / rate, "(2+2b)/lr"
-    elif d < 1:
-        value, formula = (2 + 2 * b) / (rate * (1 - d)), "(2+2b)/(lr(1-d))"
-    else:
-        return None, f"dampening {d:g} leaves no gradient in the step"
-    return value - decay, formula + (" - weight_decay" if decay else "")
-
-
-_RULES: dict[type[Optimizer], Callable[[dict[str, Any]], tuple[float | None, str]]] = {SGD: _sgd}
-
-
-def _rule_for(optimizer: Optimizer) -> Callable[[dict[str, Any]], tuple[float | None, str]] | None:
-    """The rule of the class whose ``step`` the optimizer runs: a subclass that overrides it has none."""
-    step = inspect.unwrap(type(optimizer).step)
-    for cls, rule in _RULES.items():
-        if isinstance(optimizer, cls) and step is inspect.unwrap(cls.step):
-            return rule
-    return None
+__all__ = [
+    "Rule",
+    "Threshold",
+    "judge",
+    "loss_family",
+    "minibatch_index",
+    "outputs_per_sample",
+    "register_rule",
+    "stability_threshold",
+    "step_preconditioner",
+]
 
 
 # --------------------------------------------------------------------------- the mini-batch criterion

@@ -128,7 +128,12 @@ class Player:
         """The stability threshold at the present settings."""
         if len(self.optimizers) > 1:
             return Threshold((), "", "several optimizers move this objective")
-        return stability_threshold(self.optimizers[0])
+        found = stability_threshold(self.optimizers[0])
+        if found.preconditioned:
+            name = type(self.optimizers[0]).__name__
+            why = f"no stability rule for {name} under watch yet: its threshold is one for the preconditioned Hessian"
+            return Threshold((), "", why)
+        return found
 
     def identity(self, objective: Objective) -> dict[str, Any]:
         """What must agree for a run to be the same run when it is resumed."""
