@@ -80,7 +80,7 @@ def test_products_that_err_widen_the_bound(vectors: int, steps: int) -> None:
     A.space.rounding = 0.01
     density = spectral_density(A, vectors=vectors, steps=steps, seed=0)
     assert 0.02 * density.wasserstein < error(density, values) <= density.wasserstein
-    assert density.wasserstein >= 0.01 * norm
+    assert density.wasserstein >= 0.009 * norm
 
 
 # --------------------------------------------------------------------------- resolved eigenvalues buy accuracy
