@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .batches import batch_length, concatenated, take
 from .errors import SettingError
+from .mean_square import mean_square_threshold
 from .objective import Objective
 from .results import Estimate
 from .space import generator_for
@@ -21,6 +22,7 @@ __all__ = [
     "Threshold",
     "judge",
     "loss_family",
+    "mean_square_threshold",
     "minibatch_index",
     "outputs_per_sample",
     "register_rule",
