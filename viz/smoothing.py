@@ -246,16 +246,19 @@ def _apart(density: SpectralDensity) -> tuple[float, float]:
 
 
 def _spacing(nodes: np.ndarray, together: int) -> np.ndarray:
-    """Half the distance between a node's neighbours; at the ends that to the one there is; none for a lone node.
+    """Half the distance between a node's neighbours; at the ends that to the one there is.
 
-    Starts of one block share their nodes: the neighbours that one of them would have are so many nodes away.
+    Starts of one block share their nodes: the neighbours that one of them would have are so many nodes away. Where
+    there are none, all of the spectrum.
     """
-    if len(nodes) <= together:
-        return np.full(len(nodes), np.ptp(nodes))
+    everywhere = np.full(len(nodes), np.ptp(nodes))
+    if len(nodes) < 2 * together:
+        return everywhere
     gaps = nodes[together:] - nodes[:-together]
-    below, above = (np.full(len(nodes), np.nan) for _ in range(2))
+    below, above = everywhere.copy(), everywhere.copy()
     below[together:], above[:-together] = gaps, gaps
-    return np.nanmean([below, above], axis=0)
+    below[:together], above[-together:] = above[:together], below[-together:]
+    return (below + above) / 2
 
 
 def _binned(nodes: np.ndarray, weights: np.ndarray, widths: np.ndarray, inner: np.ndarray, axis: Axis) -> np.ndarray:

@@ -78,7 +78,8 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=nbins, integer=True, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 0 else ""))
     if len(steps) and steps.min() == steps.max():
-        ax.set_xlim(steps.min() - 1, steps.max() + 1)
+        drawn = [each.dataLim.intervalx for each in ax.get_shared_x_axes().get_siblings(ax)]  # e.g. what failed
+        ax.set_xlim(min([steps.min() - 1, *(d[0] for d in drawn)]), max([steps.max() + 1, *(d[1] for d in drawn)]))
 
 
 def log_if_wide(ax: Axes, values: np.ndarray, wide: float = WIDE, *, dense: float = 500) -> bool:
