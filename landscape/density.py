@@ -100,13 +100,13 @@ def spectral_density(
     operator = Observed(as_operator(A))
     most = vectors * steps if rtol is None else max_matvecs or _USUAL * vectors * steps
     room = _MEMORY if memory is None else memory
-    run = _Run(operator, vectors, steps, most, room, confidence, generator_for(seed, operator.space.device))
+    run = _Run(operator, vectors, steps, rtol, most, room, confidence, generator_for(seed, operator.space.device))
     with operator.held():
         operator.plan(min(most, operator.space.size), run.at_once())
         if operator.space.size <= min(vectors * steps, most):
             return run.exact()
         run.deflate(deflate)
-        return run.fixed() if rtol is None else run.accurate(rtol)
+        return run.fixed() if rtol is None else run.accurate()
 
 
 Measure = tuple[Tensor, Tensor]
@@ -140,11 +140,12 @@ class _Run:
     """The starts so far, and what has been taken out of the spectrum."""
 
     def __init__(
-        self, operator: Observed, vectors: int, steps: int, most: int, memory: int, confidence: float,
-        generator: torch.Generator,
+        self, operator: Observed, vectors: int, steps: int, rtol: float | None, most: int, memory: int,
+        confidence: float, generator: torch.Generator,
     ) -> None:  # fmt: skip
         self.operator, self.space, self.n = operator, operator.space, operator.space.size
         self.vectors, self.steps, self.most, self.memory = vectors, steps, most, memory
+        self.rtol = math.inf if rtol is None else rtol
         self.confidence, self.generator = confidence, generator
         self.values = self.residuals = torch.empty(0, dtype=torch.float64)
         self.U = torch.empty(self.n, 0, dtype=self.space.dtype, device=self.space.device)
@@ -178,7 +179,7 @@ class _Run:
         dense = torch.cat([products for _, products in columns(self.operator)], dim=1).to("cpu", torch.float64)
         self.values = torch.linalg.eigvalsh((dense + dense.T) / 2)
         self.residuals = torch.zeros_like(self.values)
-        return self.density([], math.inf)
+        return self.density([])
 
     def deflate(self, given: Eigenpairs | int | None) -> None:
         """Take out eigenpairs that are known, or as many as are to be searched for."""
@@ -190,7 +191,8 @@ class _Run:
             self.plain = given == 0
             if given == 0:
                 return
-            given = top_eigenpairs(self.operator, given, which="LM", seed=self.generator)
+            limit = None if self.rtol == math.inf else max(given, self.left // 2)
+            given = top_eigenpairs(self.operator, given, which="LM", max_matvecs=limit, seed=self.generator)
         vectors = _checked(given.vectors, self.space)
         good = given.residuals <= _RESOLVED * given.values.abs()
         if not good.all():
@@ -209,50 +211,50 @@ class _Run:
                 block.step()
             missing -= block.starts
             self.keep(block, more=missing > 0)
-        return self.density(self.parts, math.inf)
+        return self.density(self.parts)
 
     def at_once(self) -> int:
         """How many starts to run as one block."""
         each = self.steps + 1
         all_fit = self.vectors * each <= self.fit
         fit = self.vectors if all_fit else 2 * self.fit // (3 * each)  # a third is for what they resolve
-        return max(1, min(fit, self.n - len(self.values)))
+        return max(1, min(fit, self.n - self.U.shape[1]))
 
-    def accurate(self, rtol: float) -> SpectralDensity:
+    def accurate(self) -> SpectralDensity:
         """Steps and starts until the bound is small."""
-        block = self.block(min(self.at_once(), self.left))
+        block = self.block(max(1, min(self.at_once(), self.left)))
         before, look = None, _FIRST
         while True:
             block.step()
             full = (block.steps + 2) * block.starts > (min(_BASIS, self.fit) if self.kept else _BASIS)
             last = self.left < block.starts or full or block.ended
             if last or block.steps >= look:
-                found = self.density([self.part(block)], rtol)
-                if found.converged or last or not self.deeper(found, before, rtol):
+                found = self.density([self.part(block)])
+                if found.converged or last or not self.deeper(found, before):
                     break
                 before, look = found, block.steps + max(1, block.steps // 4)
         steps, looked = block.steps, self.operator.matvecs
         self.keep(block, more=True)
         while not found.converged and self.left >= 2 * steps:
-            if self.n <= min(_DENSE, self.left, self.still_needed(found, rtol)):
+            if self.n <= min(_DENSE, self.left, self.still_needed(found)):
                 return self.exact()
             block = self.block(min(self.at_once(), self.left // steps))
             while block.steps < steps and not block.ended:
                 block.step()
             self.keep(block, more=True)
             if self.left < 2 * steps or self.operator.matvecs >= 1.1 * looked:
-                found, looked = self.density(self.parts, rtol), self.operator.matvecs
+                found, looked = self.density(self.parts), self.operator.matvecs
         return found
 
-    def still_needed(self, found: SpectralDensity, rtol: float) -> float:
+    def still_needed(self, found: SpectralDensity) -> float:
         """More products that more starts are expected to take."""
-        excess = found.wasserstein / (rtol * max(float(found.nodes.abs().max()), 1e-300))
+        excess = found.wasserstein / (self.rtol * max(float(found.nodes.abs().max()), 1e-300))
         return found.matvecs * (excess**2 - 1)
 
-    def deeper(self, found: SpectralDensity, before: SpectralDensity | None, rtol: float) -> bool:
+    def deeper(self, found: SpectralDensity, before: SpectralDensity | None) -> bool:
         """Whether more steps do more than more starts, four times as many of which halve what is not quadrature."""
         norm = float(found.nodes.abs().max())
-        if before is None or self.quadrature > rtol * norm / 2:
+        if before is None or self.quadrature > self.rtol * norm / 2:
             return True
         return found.wasserstein * math.sqrt(found.matvecs) < before.wasserstein * math.sqrt(before.matvecs)
 
@@ -279,7 +281,7 @@ class _Run:
 
     # ------------------------------------------------------------------ results
 
-    def density(self, parts: list[_Part], rtol: float) -> SpectralDensity:
+    def density(self, parts: list[_Part]) -> SpectralDensity:
         """The density that blocks of starts say together, with its bound."""
         values = torch.cat([self.values, *(part.values for part in parts)])
         residuals = torch.cat([self.residuals, *(part.residuals for part in parts)])
@@ -303,7 +305,9 @@ class _Run:
             bound += left * sampling.distance((1 + self.confidence) / 2)
             self.quadrature = (1 - len(self.values) / self.n) * _quadrature_error(parts)
             bound += self.quadrature
-        return dataclasses.replace(density, wasserstein=bound, converged=bound <= rtol * norm or rtol == math.inf)
+        return dataclasses.replace(
+            density, wasserstein=bound, converged=bound <= self.rtol * norm or not parts or self.rtol == math.inf
+        )
 
 
 def _quadrature_error(parts: list[_Part]) -> float:

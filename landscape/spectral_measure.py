@@ -48,8 +48,7 @@ class SpectralDensity:
         converged: True if and only if the requested accuracy was reached, or none was requested.
         kernel: name of the engine that computed the products.
         note: what is to be known of them; mostly empty.
-        errors: (d,) residuals of ``deflated``: they are that many eigenvalues, each off by no more, and mostly by
-            far less.
+        errors: (d,) residuals of the eigenpairs of ``deflated``: an eigenvalue lies within each, mostly far closer.
         rounding: relative error of the products.
         steps: m, Lanczos steps of each start, whose quadratures are exact for polynomials of degree 2m - 1; by
             default as many as it has nodes.
@@ -129,7 +128,7 @@ class SpectralDensity:
             raise SettingError(f"p must be an integer of 0 or more, got {p!r}")
         most = 2 * min((self.steps or len(q.nodes) for q in self.starts), default=p) - 1
         if p > max(most, 1) and self.starts:
-            raise SettingError(f"{self.steps} steps give moments up to {most}, and p is {p}: take more steps")
+            raise SettingError(f"{(most + 1) // 2} steps give moments up to {most}, and p is {p}: take more steps")
         return self._moment(p, 1.0)
 
     @property

@@ -65,6 +65,7 @@ class Sampling:
     def draws(self) -> np.ndarray:
         """(draws, kept nodes) masses that starts would have found, were the reference the spectrum."""
         shapes = self.concentration * self.reference
+        # The same numbers every time: the same measure has the same bound.
         draws = np.random.default_rng(0).standard_gamma(shapes, (_DRAWS, len(shapes)))
         return draws / np.maximum(draws.sum(axis=1, keepdims=True), 1e-300)
 

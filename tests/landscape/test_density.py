@@ -253,6 +253,13 @@ def test_products_end_it() -> None:
     assert 90 < density.matvecs == A.products <= 100
 
 
+def test_a_search_for_eigenpairs_leaves_products_for_starts() -> None:
+    A = Diagonal(ALL_KINDS["slow decay"])
+    density = spectral_density(A, vectors=4, steps=20, deflate=30, rtol=1e-4, max_matvecs=120, seed=0)
+    assert 100 < density.matvecs == A.products <= 120 and density.starts
+    assert error(density, A.values) <= density.wasserstein
+
+
 # --------------------------------------------------------------------------- memory, randomness
 
 
