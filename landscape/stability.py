@@ -12,18 +12,21 @@ from torch import Tensor, nn
 from .batches import batch_length, concatenated, take
 from .errors import SettingError
 from .mean_square import mean_square_threshold
+from .minibatch_sharpness import MinibatchSharpness, minibatch_sharpness
 from .objective import Objective
 from .results import Estimate
 from .space import generator_for
 from .thresholds import Rule, Threshold, register_rule, stability_threshold, step_preconditioner
 
 __all__ = [
+    "MinibatchSharpness",
     "Rule",
     "Threshold",
     "judge",
     "loss_family",
     "mean_square_threshold",
     "minibatch_index",
+    "minibatch_sharpness",
     "outputs_per_sample",
     "register_rule",
     "stability_threshold",
