@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from .errors import SettingError
@@ -82,26 +83,60 @@ class BatchEffect:
         variance = self.noise.value if variance is None else variance
         return Semicircle(math.sqrt(max(0.0, self.parameters * variance * (1 / batch_size - 1 / self.samples))))
 
-    def predicted(self, batch_size: float, *, smallest: bool = False) -> tuple[float, float, float]:
+    def predicted(
+        self, batch_size: float, *, smallest: bool = False, variance: float | None = None
+    ) -> tuple[float, float, float]:
         """The largest (or smallest) eigenvalue of a mini-batch matrix by the formula, and the ends of its interval.
 
         The interval is that of the noise's variance. It does not hold what the formula leaves out: real noise is
-        not the same in all directions.
+        not the same in all directions, and where it prefers the top ones eigenvalues move farther (see `fitted`).
+
+        Args:
+            batch_size: B, up to N.
+            smallest: whether the smallest is wanted.
+            variance: sigma_e^2, without an interval; by default the one that was measured.
         """
         at = float(self.full.values[-1] if smallest else self.full.values[0])
         strength = min(at, 0.0) if smallest else max(at, 0.0)
-        return tuple(self._moved(strength, batch_size, x, smallest) for x in self._variances)  # type: ignore[return-value]
-
-    @property
-    def _variances(self) -> tuple[float, float, float]:
-        ends = (self.noise.low, self.noise.high)
-        return self.noise.value, *ends
+        noise = self.noise
+        value, *ends = (noise.value, noise.low, noise.high) if variance is None else (variance,) * 3
+        low, high = sorted(self._moved(strength, batch_size, x, smallest) for x in ends)
+        return self._moved(strength, batch_size, value, smallest), low, high
 
     def _moved(self, strength: float, batch_size: float, variance: float, smallest: bool) -> float:
         law = self.law(batch_size, variance)
         if strength == 0:
             return law.edges[0 if smallest else 1]
         return law.outlier(strength)
+
+    @property
+    def fitted(self) -> float:
+        """The sigma_e^2 with which the formula comes closest to the largest eigenvalues that were measured.
+
+        Least squares in units of their standard errors. Noise that lies in the top directions more than in others, as
+        that of networks does, makes it far larger than ``noise``: the formula's dependence on B may hold all the
+        same.
+        """
+        errors = [max(found.stderr, 1e-6 * abs(found.value)) for found in self.largest]
+        if not any(errors):
+            return 0.0
+
+        def misfit(power: float) -> float:
+            moved = (self.predicted(B, variance=math.exp(power))[0] for B in self.batch_sizes)
+            return sum(((x.value - y) / e) ** 2 for x, y, e in zip(self.largest, moved, errors, strict=True))
+
+        # From what moves nothing to where the smallest batch is noise alone, at twice what was measured.
+        low, high = (self._least_variance(x) for x in (1e-6, 2.0))
+        grid = torch.linspace(math.log(low), math.log(high), 200, dtype=torch.float64).tolist()
+        best = min(range(len(grid)), key=lambda i: misfit(grid[i]))
+        ends = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
+        return math.exp(float(minimize_scalar(misfit, bounds=ends, method="bounded").x))
+
+    def _least_variance(self, share: float) -> float:
+        """The sigma_e^2 whose noise alone has its edge at this share of the largest mean, for the smallest batch."""
+        B = self.batch_sizes[0]
+        edge = share * max(abs(found.value) for found in self.largest)
+        return edge**2 / (4 * self.parameters * (1 / B - 1 / self.samples))
 
     def stable_rate(self, batch_size: int) -> tuple[float, float, float]:
         r"""The largest stable learning rate of gradient descent on such mini-batches, 2 / lambda_max, and its interval.
@@ -113,7 +148,8 @@ class BatchEffect:
             value, low, high = found.value, found.low, found.high
         else:
             value, low, high = self.predicted(batch_size)
-        return tuple(2 / x if x > 0 else math.inf for x in (value, high, low))  # type: ignore[return-value]
+        rate, least, most = (2 / x if x > 0 else math.inf for x in (value, high, low))
+        return rate, least, most
 
     def __repr__(self) -> str:
         """The eigenvalues by batch size, measured and predicted."""
@@ -125,7 +161,7 @@ class BatchEffect:
         return (
             f"BatchEffect(lambda_max of mini-batches of {rows}; of all {self.samples}: "
             f"{float(self.full.values[0]):.4g}; sigma_e {math.sqrt(max(0.0, self.noise.value)):.3g}, "
-            f"{self.matvecs} products{note})"
+            f"{math.sqrt(self.fitted):.3g} where the formula is fitted to these; {self.matvecs} products{note})"
         )
 
 

@@ -37,7 +37,7 @@ _APART = 4.0  # units of Tracy and Widom's law from an outlier to the next eigen
 _SPARSER = 1.75  # times the spacing of eigenvalues at the edge of the bulk: that of outliers
 _PATIENCE = 4  # how often eigenvalues are taken out of a bulk that none stands out of
 _LEAST = 10  # eigenvalues that a bulk and outliers take
-_AFTER = range(3, 6)  # how many gaps a gap is compared with
+_AFTER = range(3, 10)  # how many gaps a gap is compared with
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,9 @@ class _View:
         self.steps = (density.steps if density is not None else 0) or size
         self.measures = [] if density is None else [_mirror(q, sign) for q in _measures(density)]
         sources = [_one_side(p, sign) for p in pairs]
-        sources += [(q.nodes, q.residuals) for q in self.measures]
+        # Where no eigenvalue was taken out, the starts may have kept three vectors only, and see one several times.
+        once = density is not None and len(density.deflated) == 0
+        sources += [_distinct(q) if once else (q.nodes, q.residuals) for q in self.measures]
         ranks = min(_RANKS, max((len(v) for v, _ in sources), default=0))
         table = torch.full((2, len(sources), ranks), -math.inf, dtype=torch.float64)
         for row, (values, residuals) in enumerate(sources):
@@ -303,6 +305,15 @@ def _measures(density: SpectralDensity) -> list[Quadrature]:
             Quadrature(torch.cat([q.nodes, density.deflated]), torch.cat([share * q.weights, atoms]), residuals)
         )
     return made
+
+
+def _distinct(q: Quadrature) -> tuple[Tensor, Tensor]:
+    """Nodes and residuals; of nodes that may be one eigenvalue only the outer one."""
+    nodes, order = q.nodes.sort(descending=True)
+    residuals = q.residuals[order]
+    apart = torch.ones(len(nodes), dtype=torch.bool)
+    apart[1:] = nodes[1:] + residuals[1:] < nodes[:-1] - residuals[:-1]
+    return nodes[apart], residuals[apart]
 
 
 def _mirror(q: Quadrature, sign: int) -> Quadrature:
@@ -404,7 +415,7 @@ def _stands_apart(view: _View, bulk: Bulk, edge: BulkEdge, k: int, risk: float) 
         return False
     if bulk.rigid:
         return gap > _APART * edge.unit
-    return len(after) >= _AFTER.start and _chance(gap, after) <= risk
+    return len(after) >= _AFTER.start and _chance(1, gap, after) <= risk
 
 
 def _around_a_point(view: _View) -> SideMethod:
@@ -442,37 +453,42 @@ def _null(view: _View, nulls: Sequence[float | Eigenpairs]) -> list[SideMethod]:
 
 
 def _gap(view: _View, risk: float) -> SideMethod:
-    """By the innermost gap that is exceptional beside those after it."""
-    values, residuals = view.values, view.residuals
-    inside = values - residuals > view.median
-    values, residuals = values[inside], residuals[inside]
+    """By gaps that are exceptional beside those after them: the most exceptional first, then among the rest."""
+    inside = view.values - view.residuals > view.median
+    values, residuals = view.values[inside], view.residuals[inside]
     testable = min(len(values) - 1 - _AFTER.start, int(_SHARE * view.size))
     if testable < 1:
-        return _silent("gap", f"it needs {_AFTER.start + 2} eigenvalues of this side")
-    least = ((values[:-1] - residuals[:-1] - view.median) / (values[1:] + residuals[1:] - view.median)).log()
-    usual = (values[:-1] - view.median).log() - (values[1:] - view.median).log()
-    chances = [_chance(float(least[k - 1]), usual[k : k + _AFTER.stop]) for k in range(1, testable + 1)]
-    found = [k for k, chance in enumerate(chances, 1) if chance <= risk / testable]
-    largest = int(usual[:testable].argmax()) + 1
-    ratio = math.exp(float(usual[largest - 1]))
-    if found:
-        k = found[-1]
-        low, high = float(values[k]), float(values[k - 1])
-        reason = f"the gap after {k} is exceptional; the largest log-gap is that after {largest}, {ratio:.3g}"
-        return SideMethod("gap", k, (low + high) / 2, low, high, reason)
-    return SideMethod(
-        "gap", 0, math.nan, math.nan, math.nan,
-        f"no gap is exceptional; the largest log-gap is that after {largest}, {ratio:.3g}",
-    )  # fmt: skip
+        return _silent("gap", f"it needs {_AFTER.start + 2} resolved eigenvalues of this side")
+    above = values - view.median
+    gaps = -above.log().diff()
+    least = ((above - residuals)[:-1] / (above + residuals)[1:]).log()  # where residuals leave the least of it
+    largest = int(gaps[:testable].argmax()) + 1
+    seen = f"the largest ratio is {math.exp(float(gaps[largest - 1])):.3g}, after {largest}"
+    count = 0
+    while count < testable:
+        chances = [
+            _chance(k - count, float(least[k - 1]), gaps[k : k + _AFTER.stop]) for k in range(count + 1, testable + 1)
+        ]
+        if min(chances) > risk / testable:
+            break
+        count += chances.index(min(chances)) + 1
+    if count == 0:
+        return SideMethod("gap", 0, math.nan, math.nan, math.nan, f"no gap is exceptional; {seen}")
+    low, high = float(values[count]), float(values[count - 1])
+    return SideMethod("gap", count, (low + high) / 2, low, high, f"the gap after {count} is exceptional; {seen}")
 
 
-def _chance(gap: float, following: Tensor) -> float:
-    """That a gap is so large by chance: of an exponential variable over the mean of others of the same law."""
-    ranks = torch.arange(2, len(following) + 2, dtype=torch.float64)
+def _chance(rank: int, gap: float, following: Tensor) -> float:
+    """That the gap after so many is so large by chance.
+
+    Times its rank, each gap is an exponential variable of the same law (Rényi); of one over the mean of m others the
+    probability to exceed x is (1 + x / m)^-m.
+    """
+    ranks = rank + 1 + torch.arange(len(following), dtype=torch.float64)
     mean = float((ranks * following).mean())
-    if gap <= 0:
+    if gap <= 0 or not mean >= 0:
         return 1.0
-    return (1 + gap / (mean * len(following))) ** -len(following) if mean > 0 else 0.0
+    return (1 + rank * gap / (mean * len(following))) ** -len(following) if mean > 0 else 0.0
 
 
 # --------------------------------------------------------------------------- the result

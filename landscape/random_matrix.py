@@ -159,8 +159,8 @@ class MarchenkoPastur:
         x = torch.as_tensor(x, dtype=torch.float64) / self.scale
         low, high = (edge / self.scale for edge in self.edges)
         y = x.clamp(low, high)
-        # x = mid + half sin(phi) in the integral of sqrt((b - x)(x - a)) / x (Gradshteyn and Ryzhik 2.267).
-        phi = torch.asin(((y - (low + high) / 2) / ((high - low) / 2)).clamp(-1, 1)) + math.pi / 2
+        # x = mid - half cos(phi) in the integral of sqrt((b - x)(x - a)) / x (Gradshteyn and Ryzhik 2.267).
+        phi = 2 * torch.atan2((y - low).clamp(min=0).sqrt(), (high - y).clamp(min=0).sqrt())
         whole = ((high - y) * (y - low)).clamp(min=0).sqrt() + (low + high) / 2 * phi
         # Not sqrt(a b) alone, which for gamma = 1 is 0 times the angle.
         turned = 2 * torch.atan2((low * (high - y)).clamp(min=0).sqrt(), (high * (y - low)).clamp(min=0).sqrt())

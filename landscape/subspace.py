@@ -165,8 +165,8 @@ def subspace_overlap(U: Tensor | Eigenpairs, V: Tensor | Eigenpairs) -> Subspace
     inner = P.T @ Q
     rest = Q - P @ inner
     cosines = torch.linalg.svdvals(inner.to("cpu", torch.float64)).clamp(max=1.0)
-    gram = (rest.T @ rest).to("cpu", torch.float64)
-    sines = torch.linalg.eigvalsh((gram + gram.T) / 2).clamp(0, 1).sqrt()
+    triangle = torch.linalg.qr(rest, mode="r")[1].to("cpu", torch.float64)
+    sines = torch.linalg.svdvals(triangle).flip(0).clamp(max=1.0)
     angles = torch.where(cosines.square() > 0.5, torch.asin(sines), torch.acos(cosines))
     value = float(cosines.square().mean())
     # tr(P (Q - Q')) over the smaller dimension: each principal sine of Q and Q' counts once at most.
