@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from .batches import batch_length, concatenated, take
+from .critical_sharpness import critical_sharpness
 from .errors import SettingError
 from .mean_square import mean_square_threshold
 from .minibatch_sharpness import MinibatchSharpness, minibatch_sharpness
@@ -22,6 +23,7 @@ __all__ = [
     "MinibatchSharpness",
     "Rule",
     "Threshold",
+    "critical_sharpness",
     "judge",
     "loss_family",
     "mean_square_threshold",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..elsewhere import elsewhere
 from ..errors import SettingError
 from ..objective import Objective
 from ..space import contiguous_rows
@@ -157,15 +158,8 @@ class FiniteDifference:
 
     def _gradient(self, index: int, values: list[Tensor]) -> Tensor:
         """The gradient of one batch's loss where the parameters have these values."""
-        parameters = list(self.objective.parameters.values())
-        before = [p.data for p in parameters]
-        try:
-            for p, value in zip(parameters, values, strict=True):
-                p.data = value
+        with elsewhere(self.objective, values):
             return self.objective.space.flatten(self.objective.gradients(self.objective.batch_loss(index)))
-        finally:
-            for p, data in zip(parameters, before, strict=True):
-                p.data = data
 
     @contextlib.contextmanager
     def _any_attention(self) -> Iterator[None]:
