@@ -67,7 +67,7 @@ def watch(
         probes: what to measure: probes, or functions ``snapshot -> dict``. Default: `Sharpness`,
             `Trace`, `Stability`.
         every: when: an integer, explicit steps, or a callable ``step -> bool``. Probes may have their own.
-        out: folder to write the run to; None keeps it in memory.
+        out: folder to write the run to; None keeps it in memory, with the arrays of its records.
         batch_size: samples behind one update of the training (times accumulation and ranks). The
             stability of mini-batch training cannot be judged without.
         drive: ``"hooks"``; ``"manual"`` for loops that hooks cannot follow: call ``run.step()`` after

@@ -11,7 +11,7 @@ integral of the Gaussians over it, so that no peak falls between grid points and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from scipy.special import gammaincinv, ndtr
 from torch import Tensor
 
 from losscope.landscape import SpectralDensity
+from losscope.landscape.quadrature import Quadrature
 
 __all__ = ["Axis", "Smoothed", "reach", "smooth"]
 
@@ -195,11 +196,11 @@ def smooth(
     inner = axis.value(edges[1:-1])
     narrowest = NARROWEST * (last - first)
     *starts, known = [_binned(*peaks, inner, axis) for peaks in _peaks(density, axis, narrowest)]
-    rest, squares, widths = np.mean(starts, axis=0) if starts else np.zeros((3, bins))
+    rest, squares, widths = np.sum(starts, axis=0) if starts else np.zeros((3, bins))
     seen = rest + known[0]
     blur = np.divide(widths + known[2], seen, out=np.full(bins, narrowest), where=seen > 0) / (last - first)
     confidence = density.confidence if confidence is None else confidence
-    return Smoothed(axis, edges, rest, squares, known[0], blur, len(starts), density.size, confidence)
+    return Smoothed(axis, edges, rest, squares, known[0], blur, len(density.starts), density.size, confidence)
 
 
 def reach(*densities: SpectralDensity, axis: Axis) -> tuple[float, float]:
@@ -218,21 +219,32 @@ def reach(*densities: SpectralDensity, axis: Axis) -> tuple[float, float]:
 
 
 def _peaks(density: SpectralDensity, axis: Axis, narrowest: float) -> Iterator[Peaks]:
-    """Nodes, weights and standard deviations of each start, and of what was deflated.
+    """Nodes, weights and standard deviations of each block of starts, and of what was deflated.
 
     Args:
         density: the density.
         axis: on which it is shown.
         narrowest: least standard deviation on display.
     """
-    sampled = 1 - len(density.deflated) / density.size
-    for start in density.starts:
-        nodes, weights, residuals = _host(start.nodes, start.weights, start.residuals)
-        together = sum(torch.equal(other.nodes, start.nodes) for other in density.starts)
-        widths = np.minimum(residuals, _spacing(nodes, together) / 2)
-        yield nodes, sampled * weights, np.maximum(widths, narrowest * axis.stretch(nodes))
+    each = (1 - len(density.deflated) / density.size) / max(len(density.starts), 1)
+    for block in _blocks(density.starts):
+        nodes, residuals = _host(block[0].nodes, block[0].residuals)
+        weights = np.sum(_host(*(start.weights for start in block)), axis=0)
+        widths = np.minimum(residuals, _spacing(nodes, len(block)) / 2)
+        yield nodes, each * weights, np.maximum(widths, narrowest * axis.stretch(nodes))
     (values,) = _host(density.deflated)
     yield values, np.full(len(values), 1 / density.size), narrowest * axis.stretch(values)
+
+
+def _blocks(starts: Sequence[Quadrature]) -> list[list[Quadrature]]:
+    """Starts with the same nodes, which were found in one Krylov space, together."""
+    blocks: list[list[Quadrature]] = []
+    for start in starts:
+        if blocks and torch.equal(blocks[-1][0].nodes, start.nodes):
+            blocks[-1].append(start)
+        else:
+            blocks.append([start])
+    return blocks
 
 
 def _apart(density: SpectralDensity) -> tuple[float, float]:

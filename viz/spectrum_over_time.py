@@ -107,7 +107,7 @@ def _draw_ranked(ax: Axes, found: Spectra) -> None:
     """A dot for each of the largest eigenvalues."""
     steps, _, values = zip(*found.ranked, strict=True)
     ax.plot(
-        steps, values, linestyle="none", marker=".", markersize=4 if style.width_of(ax) > 5 else 2.5, color=ORANGE,
+        steps, values, linestyle="none", marker=".", markersize=4.5 if style.width_of(ax) > 5 else 2.5, color=ORANGE,
         markeredgewidth=0, zorder=3, label="largest eigenvalues, one by one", gid="largest", rasterized=True,
     )  # fmt: skip
 
