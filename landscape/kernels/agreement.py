@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -131,14 +132,14 @@ class _Comparison:
         )
         return list(found)
 
-    def _times(self, gradient: list[Tensor], v: list[Tensor]) -> list[Tensor]:
-        live = [i for i, g in enumerate(gradient) if g.requires_grad]
+    def _times(self, edges: list[GradientEdge | None], v: list[Tensor]) -> list[Tensor]:
+        live = [(edge, t) for edge, t in zip(edges, v, strict=True) if edge is not None]
         if not live:
             return [torch.zeros_like(t) for t in v]
+        heads, tangents = zip(*live, strict=True)
         products = torch.autograd.grad(
-            [gradient[i] for i in live], self.theta, [v[i] for i in live],
-            retain_graph=True, allow_unused=True, materialize_grads=True,
-        )  # fmt: skip
+            heads, self.theta, tangents, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         return list(products)
 
     def result(self) -> Agreement:
@@ -151,13 +152,14 @@ class _Comparison:
         seen = {m.dtype for node in nodes_behind([loss]) for m in getattr(node, "_input_metadata", ())}
         self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in seen if dtype.is_floating_point)])
         graph = self._gradient(loss, create_graph=True)
-        g = [t.detach() for t in graph]
-        v = self._direction(g)
-        Hv = self._times(graph, v)
+        v = self._direction([t.detach() for t in graph])
+        edges = [get_gradient_edge(t) if t.requires_grad else None for t in graph]
+        del graph  # the values: a large model has no room for them now, and they are soon made again
+        Hv = self._times(edges, v)
         if not all(bool(torch.isfinite(t).all()) for t in Hv):
             raise ArithmeticError("a product with the Hessian is not finite on these samples")
-        del graph
-        return self._referee(loss.detach(), g, _in_single(v), _in_single(Hv))
+        v, Hv = _in_single(v), _in_single(Hv)
+        return self._referee(loss.detach(), self._gradient(loss), v, Hv)
 
     def _direction(self, g: list[Tensor]) -> list[Tensor]:
         """A random unit vector that has a share of the gradient, so that the loss changes along it."""
