@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import random
@@ -165,10 +166,13 @@ class Snapshot:
     def trace(self, rtol: float = 0.1, max_matvecs: int = 100) -> Estimate:
         """The Hessian's trace, its interval's half-width at most ``rtol`` of it if ``max_matvecs`` allow.
 
-        That of a spectral density measured before, where it is as accurate.
+        That of the spectral density, where a probe of this step needs one and it is as accurate.
         """
         rtol = rtol if self.needs.trace_rtol is None else min(rtol, self.needs.trace_rtol)
         allowed = max(max_matvecs, self.needs.trace_matvecs)
+        if self.needs.density_vectors:
+            with contextlib.suppress(Exception):  # the probe of the density will say what failed
+                self.density()
         if self._density is not None and _is_within(self._density.trace, rtol):
             return self._density.trace
         if self._trace is None or (rtol, -allowed) < self._trace_asked:

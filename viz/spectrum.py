@@ -113,7 +113,7 @@ def _draw_density(ax: Axes, density: SpectralDensity, curve: Smoothed, unit: str
         color=BLUE,
         linewidth=1.2,
         zorder=3,
-        label=f"density of {density.size:,} eigenvalues",
+        label=_words(density, ax),
         gid="density",
     )
     if (band := curve.band) is not None:
@@ -128,6 +128,12 @@ def _draw_density(ax: Axes, density: SpectralDensity, curve: Smoothed, unit: str
     ax.yaxis.set_major_locator(LogLocator(numticks=9))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel(density_label(curve.axis, unit))
+
+
+def _words(density: SpectralDensity, ax: Axes) -> str:
+    known = 0 < density.wasserstein < math.inf and style.width_of(ax) > 5
+    error = rf", $W_1$ error $\leq$ {number(density.wasserstein, 2)}" if known else ""
+    return f"density of {density.size:,} eigenvalues{error}"
 
 
 def _draw_unresolved(ax: Axes, curve: Smoothed) -> None:

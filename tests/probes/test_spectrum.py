@@ -137,8 +137,26 @@ def test_eigenpairs_are_shared_and_the_cost_is_counted() -> None:
 
 
 def test_a_trace_that_the_density_knows_well_enough_is_not_measured_again() -> None:
-    assert products(Spectrum(2, 16), Trace(rtol=0.9))["trace"] == 0
+    alone = products(Spectrum(2, 16))["spectrum"]
+    assert products(Spectrum(2, 16), Trace(rtol=0.9)) == {"spectrum": alone, "trace": 0}
+    assert sum(products(Trace(rtol=0.9), Spectrum(2, 16)).values()) == alone  # whoever comes first pays
     assert products(Spectrum(2, 4), Trace(rtol=1e-4))["trace"] > 0
+
+
+def test_a_density_that_fails_does_not_take_the_trace_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise MemoryError("on purpose")
+
+    monkeypatch.setattr("losscope.probes.snapshot.spectral_density", fails)
+    model, optimizer, data = problem()
+    options: dict[str, Any] = {"data": data, "criterion": F.cross_entropy, "probes": [Trace(), Spectrum()]}
+    with (
+        pytest.warns(RuntimeWarning, match="spectrum of 'model' failed.*MemoryError"),
+        watch(model, optimizer, **options) as run,
+    ):
+        trace, spectrum = run.measure_now()
+    assert (trace.status, spectrum.status) == ("ok", "error")
+    assert trace.matvecs > 0
 
 
 def test_the_density_is_computed_once_for_all() -> None:
