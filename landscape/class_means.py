@@ -17,7 +17,7 @@ between-class and the within-class variation of those means, with
 .. math:: \delta_c = \frac{1}{s_c} \sum_{c' \ne c} \pi_{cc'} \delta_{cc'}, \qquad s_c = \sum_{c' \ne c} \pi_{cc'}.
 
 The :math:`\delta_{ic'}` of one sample have mean zero under p. Hence :math:`\pi_{cc} \delta_{cc} = -s_c \delta_c`: the
-means with c' = c, which Papyan leaves out, lie along :math:`\delta_c` and belong to its term.
+means with c' = c, which are small where the fit is good and often left out, lie along :math:`\delta_c`, with its term.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from .predictive import CrossEntropy, Prediction
 from .space import contiguous_rows
 
 __all__ = ["ClassMeans", "ClassParts", "class_parts", "others", "parts_of", "reciprocal"]
+
+_MOST = 8192  # classes, whose pairs take 512 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +65,9 @@ class ClassParts:
 def class_parts(objective: Objective, *, memory: int | None = None) -> ClassParts:
     """The parts of the Gauss-Newton matrix that its classes make, as operators for any estimator.
 
-    No mean is ever held: a product with a part takes about as long as one with `GaussNewton`, for any number of
-    classes. A sample is what the criterion's `cross_entropy` predicts: for a language model a token, for a
-    segmentation a pixel.
+    No mean is ever held: a product with a part takes about as long as one with `GaussNewton` (with
+    ``within_part`` half as long again), and the memory of C^2 numbers. A sample is what the criterion's `cross_entropy`
+    predicts: for a language model a token, for a segmentation a pixel.
 
     Args:
         objective: the objective, whose ``criterion`` is softmax cross-entropy on class indices, as a module, a
@@ -73,8 +75,8 @@ def class_parts(objective: Objective, *, memory: int | None = None) -> ClassPart
         memory: bytes that the kept graphs of several batches may take.
 
     Raises:
-        SettingError: if the criterion is not seen to be that, its targets are probabilities, or a sample has a
-            negative weight.
+        SettingError: if the criterion is not seen to be that, its targets are probabilities, a sample has a
+            negative weight, or there are too many classes to have a number for each pair.
         LossError: if the objective has a ``loss_fn``, which hides the outputs.
 
     Example:
@@ -203,8 +205,7 @@ class _ByClass(OutputMetric):
         """``m (diag p - pp') b_c`` with the row of values (C, C) of each sample's class; of ``w - b_c`` given w."""
         along = [call.of_class(values) for call in self._calls]
         if tangents is not None:
-            pushed = zip(self._calls, self.hessian.push(tangents), strict=True)
-            along = [call.from_target(w) - b for (call, w), b in zip(pushed, along, strict=True)]
+            along = [w - b for w, b in zip(self.hessian.push(tangents), along, strict=True)]
         return self.hessian.pull(call.multiply_(w) for call, w in zip(self._calls, along, strict=True))
 
 
@@ -217,6 +218,12 @@ def _by_class(seen: Evaluated) -> _ByClass:
         raise SettingError(
             "classes of the samples are needed, and the targets are probabilities; give class indices, for example "
             "targets=lambda batch: batch[1].argmax(1)"
+        )
+    classes = max(call.p.shape[call.dim] for call in calls)
+    if classes > _MOST:
+        raise SettingError(
+            f"{classes} classes have {classes**2} pairs, which take {classes**2 * 8 / 2**30:.0f} GiB; at most {_MOST} "
+            "classes are taken apart: merge some of them, or use GaussNewton"
         )
     if not hessian.psd:
         raise SettingError("samples with a negative weight have no class means; use GaussNewton, which takes any")

@@ -106,21 +106,22 @@ class CrossEntropy(Prediction):
     def _total(self) -> Tensor:
         """The sum of each prediction's target distribution, as weights and smoothing make it."""
         smoothing, weight = self.options["label_smoothing"], self.options["weight"]
-        classes = self.x.shape[self._dim]
+        classes = self.x.shape[self.dim]
         spread = smoothing * (1.0 if weight is None else float(weight.sum()) / classes)
         if self._by_index:
             kept = self.target != self.options["ignore_index"]
             return (1 - smoothing) * self._target_weights() + spread * kept.to(self.x.dtype)
         if weight is None:
-            return (1 - smoothing) * self.target.sum(self._dim) + spread
-        return (1 - smoothing) * (self.target.movedim(self._dim, -1) @ weight) + spread
+            return (1 - smoothing) * self.target.sum(self.dim) + spread
+        return (1 - smoothing) * (self.target.movedim(self.dim, -1) @ weight) + spread
 
     def weigh(self, factors: Tensor) -> None:
         """Keep the probabilities, and the classes of the targets where they are given by index."""
         with torch.no_grad():
-            self._dim = min(1, self.x.ndim - 1)
-            self._mass = (factors * self._total()).unsqueeze(self._dim)
-            self.p = self.x.detach().softmax(self._dim)
+            self.dim = min(1, self.x.ndim - 1)
+            self._mass = (factors * self._total()).unsqueeze(self.dim)
+            self.p = self.x.detach().softmax(self.dim)
+            self._likeliest = self.p.argmax(self.dim, keepdim=True)
             ignored = self.options["ignore_index"]  # has no mass, but may be no class
             self.labels = self.target.where(self.target != ignored, 0) if self._by_index else None
         del self.x, self.target, self.options
@@ -133,33 +134,34 @@ class CrossEntropy(Prediction):
     @property
     def bytes(self) -> int:
         """The probabilities and classes."""
-        return self.p.untyped_storage().nbytes() + (0 if self.labels is None else self.labels.nbytes)
+        classes = self._likeliest.nbytes + (0 if self.labels is None else self.labels.nbytes)
+        return self.p.untyped_storage().nbytes() + classes
 
     def by_class(self, w: Tensor) -> Tensor:
         """The sums over the predictions whose target is of each class, of x's shape -> (C, C) in float64."""
         assert self.labels is not None
-        rows = w.movedim(self._dim, -1).reshape(-1, w.shape[self._dim]).to(torch.float64)
+        rows = w.movedim(self.dim, -1).reshape(-1, w.shape[self.dim]).to(torch.float64)
         return rows.new_zeros(rows.shape[1], rows.shape[1]).index_add_(0, self.labels.reshape(-1), rows)
 
     def of_class(self, values: Tensor) -> Tensor:
         """The row of values (C, C) that belongs to each prediction's target, of x's shape and type."""
         assert self.labels is not None
-        return values.to(self.p.dtype)[self.labels].movedim(-1, self._dim)
-
-    def from_target(self, w: Tensor) -> Tensor:
-        """``w`` less its entry at the target's class: the Hessian is the same, and loses nothing where p is near 1."""
-        assert self.labels is not None
-        return w - w.gather(self._dim, self.labels.unsqueeze(self._dim))
+        return values.to(self.p.dtype)[self.labels].movedim(-1, self.dim)
 
     def multiply_(self, w: Tensor) -> Tensor:
-        """``mass (p w - p <p, w>)``, never a matrix."""
+        """``mass (p w - p <p, w>)``, never a matrix.
+
+        It does not see what all entries of w have in common. Less that of the likeliest class, nothing cancels where
+        the probability of that is nearly 1.
+        """
+        w.sub_(w.gather(self.dim, self._likeliest))
         w.mul_(self.p)
-        w.addcmul_(self.p, w.sum(self._dim, keepdim=True), value=-1)
+        w.addcmul_(self.p, w.sum(self.dim, keepdim=True), value=-1)
         return w.mul_(self._mass)
 
     def draw(self, samples: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Classes; the gradient is ``p - e_class``."""
-        dim, p, mass = self._dim, self.p, self._mass / samples
+        dim, p, mass = self.dim, self.p, self._mass / samples
         rows = p.movedim(dim, -1)
         drawn = torch.multinomial(rows.reshape(-1, rows.shape[-1]), samples, replacement=True, generator=generator)
         classes = drawn.view(*rows.shape[:-1], samples).movedim(-1, dim)

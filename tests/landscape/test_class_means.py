@@ -172,6 +172,12 @@ def test_negative_weights() -> None:
         class_parts(objective.weighted(-torch.ones(6).double()))
 
 
+def test_a_vocabulary_is_too_large() -> None:
+    data = [(torch.randn(2, 4).double(), torch.tensor([0, 8999]))]
+    with pytest.raises(SettingError, match=r"9000 classes have 81000000 pairs, .*at most 8192"):
+        refused(nn.CrossEntropyLoss(), data, nn.Linear(4, 9000).double())
+
+
 class Shrinking(nn.Module):
     """A head over as many classes as a batch has samples."""
 

@@ -75,6 +75,24 @@ def test_convex_losses_are_seen_and_others_are_not(name: str) -> None:
         assert values[0] >= -1e-12 * values[-1]
 
 
+def test_single_precision_where_the_fit_is_perfect() -> None:
+    """All probabilities are 0 or 1 but for 2e-5 at most, which the distance to 1 in single precision does not hold."""
+    torch.manual_seed(0)
+    z = torch.randn(8, 4).mul(4)
+    z[torch.arange(8), torch.arange(8) % 4] += 25
+    x, y = z.double(), torch.arange(8) % 4
+    model = nn.Linear(4, 4, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(4))
+    p = model(x).detach().softmax(1)
+    assert float(p.max(dim=1).values.min()) > 1 - 2e-5
+    exact = GaussNewton(Objective(model, (x, y), criterion=nn.CrossEntropyLoss())) @ torch.eye(16, dtype=torch.float64)
+    by_definition = torch.einsum("nab,ni,nj->aibj", torch.diag_embed(p) - p[:, :, None] * p[:, None], x, x) / 8
+    torch.testing.assert_close(exact, by_definition.reshape(16, 16), rtol=1e-9, atol=1e-13)
+    single = GaussNewton(Objective(model.float(), (z, y), criterion=nn.CrossEntropyLoss())) @ torch.eye(16)
+    assert distance(single, exact) <= 1e-5
+
+
 @pytest.mark.parametrize("name", ["class_weights", "transposed_lstm", "batchnorm_train", "loss_across_samples"])
 def test_the_matrix_is_symmetric(name: str) -> None:
     operator = GaussNewton(build(name).objective())
