@@ -34,6 +34,7 @@ _BASIS = 1024  # vectors in a basis that grows until the error is small
 _DENSE = 2048  # largest matrix whose eigenvalues are computed to reach an accuracy
 _FIRST = 8  # steps before the first look at the error
 _USUAL = 8  # times the products that are planned, what an accuracy may take where nothing is said
+_FEW = 3  # steps, without which the change over two of them is not known
 _BACK = (1, 2)  # steps, over which the measure changes by about as much as its quadrature errs, or more
 _ALIKE = 1.25  # times that, since the last steps may err alike
 _RESOLVED = 0.05  # relative residual up to which a pair that was passed in is taken for an eigenpair
@@ -222,7 +223,7 @@ class _Run:
 
     def accurate(self) -> SpectralDensity:
         """Steps and starts until the bound is small."""
-        block = self.block(max(1, min(self.at_once(), self.left)))
+        block = self.block(max(1, min(self.at_once(), self.left // _FEW)))
         before, look = None, _FIRST
         while True:
             block.step()

@@ -253,6 +253,14 @@ def test_products_end_it() -> None:
     assert 90 < density.matvecs == A.products <= 100
 
 
+@pytest.mark.parametrize("most", [2, 3, 7, 20])
+def test_few_products_have_a_bound_that_holds(most: int) -> None:
+    values = ALL_KINDS["indefinite"]
+    density = spectral_density(Diagonal(values), rtol=1e-3, max_matvecs=most, seed=0)
+    assert density.matvecs <= most and not density.converged
+    assert error(density, values) <= density.wasserstein < math.inf
+
+
 def test_a_search_for_eigenpairs_leaves_products_for_starts() -> None:
     A = Diagonal(ALL_KINDS["slow decay"])
     density = spectral_density(A, vectors=4, steps=20, deflate=30, rtol=1e-4, max_matvecs=120, seed=0)
