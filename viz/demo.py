@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from losscope.landscape import LosscopeError, RunError
-from losscope.probes import Run, Sharpness, Stability, Trace, Watch, watch
+from losscope.probes import Run, Sharpness, Spectrum, Stability, Trace, Watch, watch
 from losscope.probes.folder import check_folder
 
 from .audit_table import print_audit
@@ -155,7 +155,7 @@ def _train(
         progress,
         watch(
             model, optimizer, data=(x, y), criterion=half_squared_error, out=out, batch_size=batch_size, seed=seed,
-            probes=[Sharpness(every=10), Trace(every=100), Stability(every=50)],
+            probes=[Sharpness(every=10), Trace(every=100), Stability(every=50), Spectrum(every=250)],
         ) as run,
     ):  # fmt: skip
         for inputs, targets in batches:
