@@ -343,23 +343,24 @@ def _random_matrix(views: Sequence[_View], size: int, risk: float) -> list[SideM
     if not views[0].measures:
         return [_silent(name, "it needs a spectral density")] * 2
     found: list[tuple[int, int, int, list[SideMethod]]] = []
-    counts, in_vain = [0, 0], 0
+    counts, sure, in_vain = [0, 0], [0, 0], 0
     while max(counts) <= most and in_vain <= _PATIENCE and (bulk := _bulk(views, counts)) is not None:
         edges = bulk.upper, bulk.lower
         excess = [view.excess(edge, k, risk) for view, edge, k in zip(views, edges, counts, strict=True)]
         if max(excess) > 0:
-            counts[excess.index(max(excess))] += 1
-            in_vain = 0
+            side = excess.index(max(excess))
+            sure[side] = counts[side] + 1
+            counts, in_vain = list(sure), 0
             continue
-        changing = [side for side in (0, 1) if edges[side].unsettled > 0]
+        unsettled = [edge.unsettled for edge in edges]
         if in_vain == 0:  # what was taken out last stood out
             says = [_by_edge(view, bulk, k, risk) for view, k in zip(views, counts, strict=True)]
-            found.append((sum(m.count is None for m in says), len(changing), len(found), says))
-        in_vain += 1
-        if not changing:
+            changing = sum(x > 0 for x in unsettled)
+            found.append((sum(m.count is None for m in says), changing, len(found), says))
+        if max(unsettled) == 0:
             break
-        for side in changing:
-            counts[side] += 1
+        counts[unsettled.index(max(unsettled))] += 1
+        in_vain += 1
     if not found and counts == [0, 0]:
         return [_around_a_point(view) for view in views]
     if not found:
@@ -454,20 +455,21 @@ def _null(view: _View, nulls: Sequence[float | Eigenpairs]) -> list[SideMethod]:
 
 def _gap(view: _View, risk: float) -> SideMethod:
     """By gaps that are exceptional beside those after them: the most exceptional first, then among the rest."""
-    inside = view.values - view.residuals > view.median
-    values, residuals = view.values[inside], view.residuals[inside]
+    known = view.beyond(view.median)
+    values, residuals = view.values[:known], view.residuals[:known]
     testable = min(len(values) - 1 - _AFTER.start, int(_SHARE * view.size))
     if testable < 1:
         return _silent("gap", f"it needs {_AFTER.start + 2} resolved eigenvalues of this side")
     above = values - view.median
     gaps = -above.log().diff()
-    least = ((above - residuals)[:-1] / (above + residuals)[1:]).log()  # where residuals leave the least of it
+    least = ((above - residuals)[:-1] / (above + residuals)[1:]).log()  # what residuals leave of it at least
+    most = ((above + residuals)[:-1] / (above - residuals)[1:]).log()
     largest = int(gaps[:testable].argmax()) + 1
     seen = f"the largest ratio is {math.exp(float(gaps[largest - 1])):.3g}, after {largest}"
     count = 0
     while count < testable:
         chances = [
-            _chance(k - count, float(least[k - 1]), gaps[k : k + _AFTER.stop]) for k in range(count + 1, testable + 1)
+            _chance(k - count, float(least[k - 1]), most[k : k + _AFTER.stop]) for k in range(count + 1, testable + 1)
         ]
         if min(chances) > risk / testable:
             break
