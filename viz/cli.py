@@ -16,7 +16,7 @@ EXIT_ABOVE, EXIT_BAD = 1, 2
 
 app = typer.Typer(
     name="losscope",
-    help="Watch the loss surface of a PyTorch training loop: sharpness, trace and stability.\n\n"
+    help="Watch the loss surface of a PyTorch training loop: sharpness, trace, spectrum and stability.\n\n"
     "Runs are recorded from Python, with losscope.probes.watch; these commands read them.",
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

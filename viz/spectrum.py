@@ -133,7 +133,7 @@ def _draw_density(ax: Axes, density: SpectralDensity, curve: Smoothed, unit: str
 def _words(density: SpectralDensity, ax: Axes) -> str:
     known = 0 < density.wasserstein < math.inf and style.width_of(ax) > 5
     error = rf", $W_1$ error $\leq$ {number(density.wasserstein, 2)}" if known else ""
-    return f"density of {density.size:,} eigenvalues{error}"
+    return f"{density.size:,} eigenvalues{error}"
 
 
 def _draw_unresolved(ax: Axes, curve: Smoothed) -> None:
@@ -155,7 +155,7 @@ def _say_shares(ax: Axes, density: SpectralDensity) -> None:
     else:
         words = f"below, near, above zero: {100 * below:.0f}, {100 * near:.0f}, {100 * above:.0f} %"
     ax.text(
-        0.99, 0.98, words, transform=ax.transAxes, ha="right", va="top", color=MUTED, fontsize=style.FONT - 1,
+        0.99, 0.98, words, transform=ax.transAxes, ha="right", va="top", color=MUTED, fontsize=style.FONT - 1, zorder=6,
         path_effects=style.halo(ax), gid="shares",
     )  # fmt: skip
 
@@ -167,7 +167,7 @@ def _draw_known(ax: Axes, density: SpectralDensity) -> None:
     ax.plot(
         values, np.full(len(values), 0.025), transform=ax.get_xaxis_transform(), linestyle="none", marker="|",
         markersize=9, markeredgewidth=1.2, color=ORANGE, zorder=5, gid="known",
-        label=f"{len(values)} eigenvalues found one by one",
+        label=f"{len(values)} of them found one by one",
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def _draw_threshold(ax: Axes, record: Record, curve: Smoothed) -> None:
         return
     ax.axvline(threshold, color=VERMILLION, linewidth=1.2, linestyle=(0, (5, 2)), zorder=2.5, gid="threshold")
     ax.annotate(
-        f"threshold {number(threshold)}", (threshold, 0.98), xycoords=("data", "axes fraction"), xytext=(-3, 0),
+        f"threshold {number(threshold)}", (threshold, 0.89), xycoords=("data", "axes fraction"), xytext=(-3, 0),
         textcoords="offset points", ha="right", va="top", rotation=90, color=VERMILLION, fontsize=style.FONT - 1,
         path_effects=style.halo(ax), gid="threshold-label",
     )  # fmt: skip

@@ -65,9 +65,9 @@ def test_the_figure_of_c_times_the_spectrum_is_the_same_but_for_its_numbers() ->
 def test_band_ticks_and_words() -> None:
     ax = plot_spectrum(spiked([5.0, 7.0], starts=3))
     assert entries(ax) == [
-        r"density of 400 eigenvalues, $W_1$ error $\leq$ 0.01",
+        r"400 eigenvalues, $W_1$ error $\leq$ 0.01",
         "95 % interval, 3 random starts",
-        "2 eigenvalues found one by one",
+        "2 of them found one by one",
     ]
     (band,) = ax.collections
     assert band.get_gid() == "band"
@@ -80,7 +80,7 @@ def test_band_ticks_and_words() -> None:
     one = plot_spectrum(spiked([], starts=1))
     assert entries(one)[:2] == [entries(ax)[0], "95 % interval, 1 random start"]
     exact = plot_spectrum(SpectralDensity.of_eigenvalues(torch.linspace(0, 1, 50)))
-    assert entries(exact) == ["density of 50 eigenvalues"]  # no tick for each of them
+    assert entries(exact) == ["50 eigenvalues"]  # no tick for each of them
 
 
 def test_where_single_nodes_are_seen_the_ground_is_grey() -> None:
