@@ -274,7 +274,7 @@ class _Run:
         if block.kept and not self.plain and not self.parts:
             norm = float(rule.nodes.abs().max())
             taken = rule.resolved(self.n - len(self.values), self.space.rounding * norm)
-        before = [rule.mean if ended else block.shorter(back).mean for back in _BACK if ended or back < block.steps]
+        before = [rule.mean if ended else block.before(back) for back in _BACK if ended or back < block.steps]
         return _Part(
             rule.without(taken), rule.mean, before, taken, rule.nodes[taken], rule.residuals[taken],
             self.n if ended else block.steps, float(rule.mean[1] @ rule.residuals) if ended else 0.0,

@@ -16,6 +16,7 @@ import functools
 
 import numpy as np
 import torch
+from scipy.linalg import eigvals_banded
 from scipy.special import chdtrc
 from torch import Tensor
 
@@ -27,6 +28,8 @@ from .three_term import ThreeTerm
 __all__ = ["Rule", "StartBlock"]
 
 _WORTH = 0.1  # of the error that knowing an eigenvalue's mass saves, what its residual may bring back
+_SMALL = 100  # vectors of a basis, of which all is quickly known
+_CHANGE = 1e-7  # of T, relative: its square and rounding over it are both small
 _NOTHING = 1e-24  # weight that is rounding
 _IMPLAUSIBLE = 1e-8  # probability of weights so large that more eigenvalues must be behind them
 
@@ -166,6 +169,28 @@ class StartBlock:
             coupling = torch.from_numpy(basis.T[size : size + self.starts, size - self.starts : size].copy())
         residuals = (coupling @ Y[size - coupling.shape[1] :]).square().sum(dim=0).sqrt()
         return Rule(values, Y, residuals, self.starts)
+
+    def before(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Nodes and mean weights of the rule some steps before, without its eigenvectors, which take most of the time.
+
+        A node's mean weight is its derivative by a multiple of the projection on the starts that is added to T. From
+        a central difference it is right to about 1e-8, and clusters that are closer keep their weight together.
+        """
+        size = self.basis.size - steps * self.starts
+        if self.starts == 1 or size < _SMALL:
+            return self.shorter(steps).mean
+        T = self.basis.T[:size, :size]
+        band = np.zeros((self.starts + 1, size))
+        for below in range(self.starts + 1):
+            band[below, : size - below] = T.diagonal(-below)
+        change = _CHANGE * float(np.abs(band).max())
+        moved = []
+        for sign in (1, -1):
+            shifted = band.copy()
+            shifted[0, : self.starts] += sign * change
+            moved.append(torch.from_numpy(eigvals_banded(shifted, lower=True, check_finite=False)))
+        up, down = moved
+        return (up + down) / 2, (up - down) / (2 * change * self.starts)
 
     def ritz_vectors(self, taken: Tensor) -> Tensor:
         """Ritz vectors of the last rule, (n, d)."""

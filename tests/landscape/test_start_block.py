@@ -7,6 +7,7 @@ from torch import Tensor
 from losscope.landscape.operators import Observed, as_operator
 from losscope.landscape.quadrature import LanczosProcesses
 from losscope.landscape.start_block import StartBlock
+from losscope.landscape.wasserstein import distance
 from spectra import SPECTRA, Diagonal, rotated, with_outliers
 
 F64 = torch.float64
@@ -69,6 +70,20 @@ def test_the_rule_of_steps_before() -> None:
     torch.testing.assert_close(again.nodes, kept.nodes)
     torch.testing.assert_close(again.weights, kept.weights, rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(again.residuals, kept.residuals, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["outliers", "indefinite", "decaying"])
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_nodes_and_mean_weights_of_steps_before_without_eigenvectors(name: str, scale: float) -> None:
+    """As a measure: what lies closer than rounding over the step may share its weight otherwise."""
+    block = block_of(Diagonal(scale * SPECTRA[name]), starts=4, steps=40)
+    for steps in (1, 2):
+        nodes, weights = block.before(steps)
+        exact = block.shorter(steps).mean
+        assert len(nodes) == 4 * (40 - steps) > 100
+        torch.testing.assert_close(nodes, exact[0], rtol=1e-9, atol=1e-9 * scale)
+        assert float(weights.sum()) == pytest.approx(1, abs=1e-7)
+        assert distance(nodes, weights, *exact) <= 1e-6 * scale
 
 
 # --------------------------------------------------------------------------- resolved eigenvalues
