@@ -54,6 +54,19 @@ def test_blocks_with_no_more_entries_than_products_are_exact(name: str) -> None:
         assert density.wasserstein <= 1e-8 * max(1.0, float(H.norm()))
 
 
+def test_a_bias_of_one_entry() -> None:
+    """One eigenvalue, the entry itself, beside a layer that is sampled."""
+    torch.manual_seed(0)
+    x, y = torch.randn(30, 40, dtype=F64), torch.randn(30, 1, dtype=F64)
+    hessian = Hessian(Objective(nn.Linear(40, 1).double(), (x, y), criterion=nn.MSELoss()))
+    found = block_densities(BlockDiagonal(hessian, {"weight": "weight", "bias": "bias"}), vectors=2, steps=5, seed=0)
+    assert found["bias"].size == 1 and found["bias"].matvecs == 1
+    torch.testing.assert_close(found["bias"].nodes, torch.tensor([2.0], dtype=F64))
+    assert torch.equal(found["bias"].weights, torch.ones(1, dtype=F64)) and found["bias"].wasserstein <= 1e-12
+    assert found["weight"].matvecs == 10
+    assert transport(found["weight"], torch.linalg.eigvalsh(2 / 30 * x.T @ x)) <= found["weight"].wasserstein
+
+
 def test_densities_of_layers_are_within_their_bounds() -> None:
     """Twenty seeds, every layer: the bound holds for 95 % at least, and says something."""
     torch.manual_seed(0)
