@@ -10,6 +10,7 @@ from scipy.linalg.lapack import dstevd
 from torch import Tensor
 
 from .operators import SymmetricOperator, refuse_nonfinite
+from .space import adds_up_badly
 from .symmetry import refuse_asymmetry
 
 __all__ = ["LanczosBasis"]
@@ -135,7 +136,7 @@ class LanczosBasis:
         """
         w, width = vector.clone(), self.total - self.size
         inside = sum(self._cleaned(w, self._filled) for _ in range(2))
-        outside = torch.linalg.vector_norm(w)
+        outside = self.space.norms(w)
         coordinates = torch.cat((torch.as_tensor(inside).view(-1), outside.view(1))).to("cpu", torch.float64).numpy()
         newest, before = self._newest.clone(), self._near[0][: -width if len(self._near) == 1 else None]
         self._used -= width
@@ -181,8 +182,8 @@ class LanczosBasis:
         w.addmm_(first.T, near, alpha=-1)
         second = self.space.inner(basis.T, w.T)
         w.addmm_(second.T, basis, alpha=-1)
-        length = torch.linalg.vector_norm(w, dim=1, keepdim=True)
-        found = torch.cat((first, second, length)).flatten().tolist()  # the one synchronisation of a step
+        length = self.space.norms(w.T)
+        found = torch.cat((first, second, length[None])).flatten().tolist()  # the one synchronisation of a step
         size, cut, norm, at = math.hypot(*found), near.shape[0], found[-1], self.size
         refuse_nonfinite(size)
         self._scale = max(self._scale, size)
@@ -192,14 +193,14 @@ class LanczosBasis:
         if math.hypot(*found[cut:-1]) > norm:
             again = self._cleaned(w.T, self._filled)
             self._T[at, at] += float(again[-1])
-            norm = float(torch.linalg.vector_norm(w))
+            norm = float(self.space.norms(w.T))
         self.size = self.total
         self._append_next(w.T, np.array([norm]))
 
     def _extend_by_block(self, W: Tensor) -> None:
         width = self.total - self.size
         near, far = self._cleaned(W, self._near), self._cleaned(W, self._filled)
-        together = torch.cat((near.reshape(-1), far.reshape(-1), torch.linalg.vector_norm(W.T, dim=1)))
+        together = torch.cat((near.reshape(-1), far.reshape(-1), self.space.norms(W)))
         found = together.to("cpu", torch.float64).numpy()  # the one synchronisation of a step
         size = math.sqrt(found @ found)
         refuse_nonfinite(size)
@@ -214,7 +215,7 @@ class LanczosBasis:
         diagonal = found[cut - square : cut] + removed[-square:]
         if removed @ removed > norms.min() ** 2:
             diagonal = diagonal + self._cleaned(W, self._filled)[-width:].reshape(-1).to("cpu", torch.float64).numpy()
-            norms = torch.linalg.vector_norm(W.T, dim=1).to("cpu", torch.float64).numpy()
+            norms = self.space.norms(W).to("cpu", torch.float64).numpy()
         if width > 1:
             diagonal = diagonal.reshape(width, width)
             diagonal = 0.5 * (diagonal + diagonal.T)
@@ -253,9 +254,11 @@ class LanczosBasis:
     def _orthonormal(self, W: Tensor, norms: np.ndarray | None = None) -> tuple[Tensor, np.ndarray]:
         """W (n, b) = Q R: orthonormal columns Q, and R (b, b) in float64 on the host."""
         if W.shape[1] == 1:
-            norm = float(torch.linalg.vector_norm(W) if norms is None else norms[0])
+            norm = float(self.space.norms(W) if norms is None else norms[0])
             return (W.T / norm).T, np.array([[norm]])
         Q, R = torch.linalg.qr(W)
+        if adds_up_badly(W):  # in LAPACK too
+            R = self.space.inner(Q.div_(self.space.norms(Q)), W)
         return Q, R.to("cpu", torch.float64).numpy()
 
     def _again_orthonormal(self, Q: Tensor, R: np.ndarray) -> tuple[Tensor, np.ndarray]:
@@ -287,13 +290,13 @@ class LanczosBasis:
                     c = torch.dot(q, w)
                     R[i, j] += float(c)
                     w = w - c * q
-            norm = float(torch.linalg.vector_norm(w))
+            norm = float(self.space.norms(w[:, None]))
             if norm > tiny and len(found) < room:
                 R[len(found), j] = norm
                 found.append(self._direction(w / norm, found))
         while len(found) < room:
             w = self.space.random(1, self.generator)[:, 0]
-            found.append(self._direction(w / torch.linalg.vector_norm(w), found))
+            found.append(self._direction(w / self.space.norms(w[:, None]), found))
         return (torch.stack(found, dim=1) if found else W[:, :0]), R
 
     def _direction(self, w: Tensor, found: list[Tensor]) -> Tensor:
@@ -303,7 +306,7 @@ class LanczosBasis:
             self._cleaned(w, self._filled)
             for q in found:
                 w -= torch.dot(q, w[:, 0]) * q[:, None]
-            w /= torch.linalg.vector_norm(w)
+            w /= self.space.norms(w)
         return w[:, 0]
 
     def _next_rows(self, width: int) -> Tensor:

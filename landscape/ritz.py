@@ -109,7 +109,7 @@ class Ritz:
         k = len(self.chosen)
         further = [i for i in self.wanted(k + guards) if i not in self.chosen]
         vectors = self.basis.combined(self.Y[:, [*self.chosen, *further]])
-        vectors = vectors / vectors.norm(dim=0)
+        vectors = vectors / self.basis.space.norms(vectors)
         low, high, bound = self._bounds()
         on_host = torch.from_numpy
         return Eigenpairs(

@@ -62,7 +62,7 @@ class ThreeTerm:
     def begin(self, first: Tensor) -> None:
         """Start from the vector ``first``, (n, 1)."""
         self._near = torch.zeros(2, len(first), dtype=first.dtype, device=first.device)
-        torch.div(first[:, 0], torch.linalg.vector_norm(first), out=self._near[0])
+        torch.div(first[:, 0], self.space.norms(first), out=self._near[0])
 
     def absorb(self, product: Tensor) -> None:
         """Take in the operator's product with the newest vector, (n, 1), which may be overwritten.
@@ -78,8 +78,8 @@ class ThreeTerm:
         w.addmm_(first.T, near, alpha=-1)
         second = self.space.inner(near.T, w.T)
         w.addmm_(second.T, near, alpha=-1)
-        length = torch.linalg.vector_norm(w, dim=1, keepdim=True)
-        found = torch.cat((first, second, length)).flatten().tolist()  # the one synchronisation of a step
+        length = self.space.norms(w.T)
+        found = torch.cat((first, second, length[None])).flatten().tolist()  # the one synchronisation of a step
         here, there, norm = self.size % 2, 1 - self.size % 2, found[-1]
         refuse_nonfinite(size := math.hypot(*found))
         self._scale = max(self._scale, size)

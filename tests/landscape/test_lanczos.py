@@ -234,3 +234,19 @@ def test_one_synchronisation_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(10):
         extend(basis)
     assert sum(moved) <= 10 + 2  # a third orthogonalisation, now and then
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_long_vectors_are_orthonormal_and_their_projection_right(block: int) -> None:
+    """Single precision adds millions of squares up to 1e-4; a Ritz value would exceed the largest eigenvalue by it."""
+    n = 3_000_000
+    A = Diagonal(torch.rand(n, generator=torch.Generator().manual_seed(7)))
+    generator = torch.Generator().manual_seed(0)
+    basis = LanczosBasis(A, block, generator)
+    basis.begin(A.space.random(block, generator))
+    for _ in range(3):
+        basis.absorb(A.product(basis.newest))
+    Q = torch.cat(basis._filled).double()
+    torch.testing.assert_close(Q @ Q.T, torch.eye(len(Q), dtype=torch.float64), rtol=0, atol=2e-6)
+    projected = ((Q * A.values.double()) @ Q.T)[: basis.size, : basis.size]
+    torch.testing.assert_close(torch.from_numpy(basis.T.copy()), projected, rtol=0, atol=2e-6)
