@@ -239,8 +239,14 @@ def _in_single(a: list[Tensor]) -> list[Tensor]:
 
 
 def _differences(a: list[Tensor], b: list[Tensor], by: float) -> list[Tensor]:
-    """``(a - b) / by``; ``a`` is used up."""
-    return [(x - y).div_(by) for x, y in zip(_emptied(a), b, strict=True)]
+    """``(a - b) / by`` in float32 at most; ``a`` is used up."""
+    found = []
+    for x, y in zip(_emptied(a), b, strict=True):
+        single = torch.empty_like(x, dtype=torch.float32 if x.dtype == torch.float64 else x.dtype)
+        for parts in _in_rows(single, x, y):
+            parts[0].copy_((parts[1] - parts[2]).div_(by))
+        found.append(single)
+    return found
 
 
 def _emptied(a: list[Tensor]) -> Iterator[Tensor]:
@@ -262,11 +268,10 @@ def _distance(a: list[Tensor], b: list[Tensor]) -> float:
 
 def _pieces(a: list[Tensor], b: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """A million entries of both at a time, as vectors in float64: what is made of large tensors takes no room."""
-    held: list[tuple[Tensor, Tensor]] = []
+    held: list[tuple[Tensor, ...]] = []
     count = 0
     for x, y in zip(a, b, strict=True):
-        rows = max(1, _PIECE * (x.shape[0] if x.ndim else 1) // max(1, x.numel()))
-        for pair in zip(*(t.reshape(t.shape or (1,)).split(rows) for t in (x, y)), strict=True):
+        for pair in _in_rows(x, y):
             held.append(pair)
             count += pair[0].numel()
             if count >= _PIECE:
@@ -276,7 +281,14 @@ def _pieces(a: list[Tensor], b: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]
         yield _joined(held)
 
 
-def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _in_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows at a time of tensors of one shape, about a million entries."""
+    first = tensors[0]
+    rows = max(1, _PIECE * (first.shape[0] if first.ndim else 1) // max(1, first.numel()))
+    return zip(*(t.view(1) if t.ndim == 0 else t.split(rows) for t in tensors), strict=True)
+
+
+def _joined(pairs: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
     x, y = (torch.cat([t.detach().reshape(-1) for t in side]).double() for side in zip(*pairs, strict=True))
     return x, y
 
