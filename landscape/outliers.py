@@ -34,6 +34,7 @@ __all__ = ["OutlierSide", "Outliers", "SideMethod", "outliers"]
 _SHARE = 0.1  # of all eigenvalues: what there is more of is no outlier
 _RANKS = 64  # extreme eigenvalues of a side that are looked at
 _APART = 4.0  # units of Tracy and Widom's law from an outlier to the next eigenvalue
+_RESOLVED = 1e-4  # times the spectrum's width: residuals of nodes that may be copies of one eigenvalue
 _SPARSER = 1.75  # times the spacing of eigenvalues at the edge of the bulk: that of outliers
 _PATIENCE = 4  # how often eigenvalues are taken out of a bulk that none stands out of
 _LEAST = 10  # eigenvalues that a bulk and outliers take
@@ -238,7 +239,7 @@ class _View:
         residuals: (r,) theirs.
         measures: what random vectors saw of the whole spectrum.
         steps: Lanczos steps behind those.
-        median: of these; the least Ritz value where there are none.
+        median: of these; where there are none, as far within the least Ritz value as that is from the largest.
         exact: whether all eigenvalues are known.
     """
 
@@ -262,7 +263,7 @@ class _View:
 
     def _median(self) -> float:
         if not self.measures:
-            return float(self.values[-1]) if len(self.values) else math.nan
+            return 2 * float(self.values[-1]) - float(self.values[0]) if len(self.values) else math.nan
         nodes, order = torch.cat([q.nodes for q in self.measures]).sort()
         mass = torch.cat([q.weights for q in self.measures])[order].cumsum(0)
         return float(nodes[int(torch.searchsorted(mass, 0.5 * float(mass[-1])).clamp(max=len(nodes) - 1))])
@@ -308,12 +309,15 @@ def _measures(density: SpectralDensity) -> list[Quadrature]:
 
 
 def _distinct(q: Quadrature) -> tuple[Tensor, Tensor]:
-    """Nodes and residuals; of nodes that may be one eigenvalue only the outer one."""
+    """The resolved nodes and their residuals, descending; of copies of one eigenvalue only the outer one."""
     nodes, order = q.nodes.sort(descending=True)
     residuals = q.residuals[order]
-    apart = torch.ones(len(nodes), dtype=torch.bool)
-    apart[1:] = nodes[1:] + residuals[1:] < nodes[:-1] - residuals[:-1]
-    return nodes[apart], residuals[apart]
+    close = nodes[1:] + residuals[1:] >= nodes[:-1] - residuals[:-1]
+    resolved = residuals <= _RESOLVED * float(nodes[0] - nodes[-1])
+    unresolved = (close & ~resolved[1:]).nonzero()[:, 0].tolist()
+    end = unresolved[0] + 1 if unresolved else len(nodes)
+    kept = torch.cat([close.new_ones(1), ~close])[:end]
+    return nodes[:end][kept], residuals[:end][kept]
 
 
 def _mirror(q: Quadrature, sign: int) -> Quadrature:
