@@ -67,6 +67,11 @@ class Preconditioned(_Made):
         self._root = D.sqrt().to(self.space.dtype)[:, None]
         self._inverse_root = D.rsqrt().to(self.space.dtype)[:, None]
 
+    @property
+    def diagonal(self) -> Tensor:
+        """D, (n,)."""
+        return self._root[:, 0].square()
+
     def product(self, V: Tensor) -> Tensor:
         """D^-1/2 A D^-1/2 V, (n, k) -> (n, k)."""
         scaled = self._inverse_root * V

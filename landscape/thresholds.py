@@ -34,14 +34,16 @@ class Threshold:
         per_group: one threshold per parameter group, in units of curvature; empty when none is known.
         formula: the rule, in words of the optimizer's settings.
         reason: why there is none, where there is none.
-        preconditioned: whether it is one for the eigenvalues of ``P^-1 (H + weight_decay I)``, with P from
-            `step_preconditioner` and only a weight decay that is part of the gradient, rather than for those of H.
+        preconditioned: whether it is one for the eigenvalues of ``P^-1 (H + decay I)``, with P from
+            `step_preconditioner`, rather than for those of H.
+        decay: weight decay that is part of the gradient that P divides; 0 where the threshold has it in it.
     """
 
     per_group: tuple[float, ...]
     formula: str
     reason: str = ""
     preconditioned: bool = False
+    decay: float = 0.0
 
     @property
     def value(self) -> float | None:
@@ -127,7 +129,9 @@ def stability_threshold(optimizer: Optimizer) -> Threshold:
         settings = ", ".join(rule.dynamics).replace("_", " ")
         why = f"parameter groups differ in their dynamics ({settings}): no common threshold"
         return Threshold((), "", why, preconditioned)
-    return Threshold(tuple(values), formulas[0], preconditioned=preconditioned)
+    coupled = preconditioned and not groups[0].get("decoupled_weight_decay")
+    decay = float(groups[0].get("weight_decay", 0.0)) if coupled else 0.0
+    return Threshold(tuple(values), formulas[0], "", preconditioned, decay)
 
 
 def step_preconditioner(optimizer: Optimizer, objective: Objective) -> dict[str, Tensor]:

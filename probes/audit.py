@@ -68,8 +68,12 @@ def audit(run: Run, player: str) -> Audit:
     facts = observed(run.meta.get("players", {}).get(player, {}), window, everything)
     facts["ambiguous"] = ambiguity(curvature)
     oscillation = Oscillation(run, player, window, facts)
+    # The sharpness probe bounds the Hessian, which is not what a preconditioned optimizer's threshold concerns.
+    bound = latest_bound(
+        run, player, window, ("stability",) if facts.get("preconditioned") else ("stability", "sharpness")
+    )
     lines: tuple[Criterion, ...] = (
-        criteria.sharpness(window, latest_bound(run, player, window), facts, oscillation),
+        criteria.sharpness(window, bound, facts, oscillation),
         criteria.trace(window, facts),
         criteria.s_mu(window, facts, oscillation),
     )

@@ -69,8 +69,9 @@ def _unchecked(facts: dict[str, Any]) -> list[Assumption]:
 
 
 def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], oscillation: Oscillation) -> Criterion:
-    """lambda_max(H) against the optimizer's threshold."""
-    formula = str(facts.get("threshold_formula") or "2/lr")
+    """lambda_max(H), or that of P^-1 H, against the optimizer's threshold."""
+    formula = str(facts.get("seen_formula") or facts.get("threshold_formula") or "2/lr")
+    symbol = "lambda_max(P^-1 H)" if facts.get("preconditioned") else "lambda_max(H)"
     stochastic = not facts["full_batch"]
     kind = "necessary" if stochastic else "necessary and sufficient"
     ratio = ratio_of(window, "sharpness", "threshold", "threshold_largest")
@@ -78,7 +79,12 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
     assumptions = [Assumption("local: the quadratic model around the weights", None), *_unchecked(facts)]
     if not stochastic:
         assumptions.insert(0, _deterministic(facts))
-    line: dict[str, Any] = {"name": "sharpness", "symbol": "lambda_max(H)", "formula": formula, "kind": kind}
+    if facts.get("preconditioned"):
+        assumptions.append(Assumption("the preconditioner changes slowly beside the oscillation", None))
+        dead = median(column(window, "dead_share"))
+        if dead is not None and dead > 0.1:
+            assumptions.append(Assumption(f"the top eigenvector is where gradients are ({dead:.0%} is not)", False))
+    line: dict[str, Any] = {"name": "sharpness", "symbol": symbol, "formula": formula, "kind": kind}
     if reason := _not_applicable(facts, window):
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason, **numbers)
     if ratio.high is None and bound is not None and ratio.measured is not None and ratio.ratio is not None:
@@ -107,7 +113,8 @@ def _sharpness_reason(verdict: str, ratio_high: float | None, facts: dict[str, A
     if verdict == "NOT_EXCLUDED":
         if facts["full_batch"] is None:
             return "holds; whether steps are full-batch is not known: pass batch_size= to watch"
-        return "holds in the mean; under gradient noise the edge lies lower, see s_mu"
+        see = "" if facts.get("preconditioned") else ", see s_mu"
+        return f"holds in the mean; under gradient noise the edge lies lower{see}"
     if verdict == "ABOVE_EDGE":
         return "the linearised step grows along the top eigenvector: a transient, a catapult or divergence"
     return "the whole interval is below 0.9 of the threshold"
@@ -149,6 +156,8 @@ def _trace_bar(facts: dict[str, Any]) -> str | None:
 
 def _noise_bar(facts: dict[str, Any]) -> str | None:
     """What bars the criteria of SGD's noise, whatever the number of outputs."""
+    if facts.get("preconditioned"):
+        return f"derived for SGD, and the optimizer is {facts.get('optimizer')}"
     if facts.get("momentum"):
         return "with momentum the mini-batch threshold depends on the batch size, from 2(1-b)/lr to 2(1+b)/lr"
     if facts.get("loss_family") in ("cross-entropy", "other"):

@@ -24,6 +24,7 @@ from .player import Player
 from .probe import Measurement, Needs, Probe
 from .records import Record
 from .schedule import Schedule
+from .seen import SeenCurvature
 from .snapshot import Memory, Snapshot
 from .stability import OscillationWatch
 
@@ -168,9 +169,18 @@ class Follower:
         rate, threshold = self._settings
         return Snapshot(
             self.step, self.objective.snapshot(self.step), lr=rate, threshold=threshold,
-            batch_size=self.player.batch_size, needs=needs, memory=self._memory,
+            batch_size=self.player.batch_size, needs=needs, memory=self._memory, seen=self._seen(probes),
             training_gradient=self._gradient, kernel=self.player.kernel, seed=self._seed, on_product=on_product,
         )  # fmt: skip
+
+    def _seen(self, probes: Sequence[Probe]) -> SeenCurvature | None:
+        """What the optimizer's step saw, if a probe asks; hooks measure after it, so that this is the step's own."""
+        if not any(probe.needs().seen for probe in probes):
+            return None
+        seen = self.player.seen(self.objective)
+        if seen is not None:
+            self._tell(self.player.name, {"seen_formula": seen.threshold.formula})
+        return seen
 
     def _one(self, probe: Probe, snapshot: Snapshot) -> Record:
         """One probe's record, already emitted; a failed one too says what it cost."""
@@ -283,13 +293,12 @@ class Follower:
             )
 
     def _watch_oscillation(self, snapshot: Snapshot, at: Mapping[nn.Parameter, Tensor] | None) -> None:
-        if not any(p.name == "stability" for p in self.probes) or snapshot._eigenpairs is None:
+        if not any(p.name == "stability" for p in self.probes) or (direction := snapshot.direction()) is None:
             return
         with torch.no_grad():
             parameters = snapshot.objective.parameters.values()
             origin = {p: at[p] if at is not None and p in at else p.detach().clone() for p in parameters}
-        watch = OscillationWatch(self.step, snapshot._eigenpairs.vectors[:, 0], origin)
-        self._oscillations.append(watch)
+        self._oscillations.append(OscillationWatch(self.step, direction, origin))
 
     def _follow_oscillations(self) -> None:
         for watch in self._oscillations:

@@ -14,6 +14,7 @@ from losscope.landscape import DataError, Hessian, Objective, ParameterError, Se
 from losscope.landscape.batches import is_one_shot
 from losscope.landscape.stability import Threshold, stability_threshold
 
+from .seen import SeenCurvature, seen_by
 from .steps import unwrapped
 
 __all__ = ["Player"]
@@ -125,15 +126,18 @@ class Player:
         return rates.pop() if len(rates) == 1 else None
 
     def threshold(self) -> Threshold:
-        """The stability threshold at the present settings."""
+        """The stability threshold of the Hessian's eigenvalues at the present settings."""
         if len(self.optimizers) > 1:
             return Threshold((), "", "several optimizers move this objective")
         found = stability_threshold(self.optimizers[0])
         if found.preconditioned:
             name = type(self.optimizers[0]).__name__
-            why = f"no stability rule for {name} under watch yet: its threshold is one for the preconditioned Hessian"
-            return Threshold((), "", why)
+            return Threshold((), "", f"that of {name} is one of the preconditioned Hessian P^-1 H: see the audit")
         return found
+
+    def seen(self, objective: Objective) -> SeenCurvature | None:
+        """What the only optimizer's last step saw of the curvature, where it divides by something."""
+        return seen_by(self.optimizers[0], objective) if len(self.optimizers) == 1 else None
 
     def identity(self, objective: Objective) -> dict[str, Any]:
         """What must agree for a run to be the same run when it is resumed."""
@@ -156,6 +160,7 @@ class Player:
             "momentum": max((float(g.get("momentum") or 0) for g in groups), default=0.0),
             "threshold_formula": threshold.formula,
             "threshold_reason": threshold.reason,
+            "preconditioned": len(self.optimizers) == 1 and stability_threshold(self.optimizers[0]).preconditioned,
             "batch_size": self.batch_size,
             "mode": self.mode,
             "kernel": self.kernel,

@@ -34,6 +34,7 @@ class Needs:
         guards: how many eigenvectors to follow beside the pairs.
         density_vectors: random starts of the spectral density; 0 where it is not needed.
         density_steps: Lanczos steps from each.
+        seen: whether the curvature is wanted as the optimizer's preconditioner shows it.
     """
 
     eigenpairs: int = 0
@@ -45,6 +46,7 @@ class Needs:
     guards: int = 0
     density_vectors: int = 0
     density_steps: int = 0
+    seen: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """The needs of both: the most pairs, the tightest tolerances."""
@@ -60,6 +62,7 @@ class Needs:
             max(self.guards, other.guards),
             max(self.density_vectors, other.density_vectors),
             max(self.density_steps, other.density_steps),
+            self.seen or other.seen,
         )
 
 

@@ -17,6 +17,7 @@ from losscope.landscape import (
     Estimate,
     Hessian,
     Objective,
+    Preconditioned,
     SpectralDensity,
     spectral_density,
     top_eigenpairs,
@@ -26,6 +27,7 @@ from losscope.landscape.operators import Observed
 from losscope.landscape.stability import Threshold
 
 from .probe import Needs
+from .seen import SeenCurvature
 
 __all__ = ["Memory", "Snapshot"]
 
@@ -37,10 +39,14 @@ class Memory:
     Attributes:
         eigenvectors: (n, k) top eigenvectors at the last measurement and their guards, where the next one starts.
         bound_step: step of the last cold start, which is what bounds the sharpness from above.
+        seen: (n, k) the same of the preconditioned Hessian, as directions of the parameters.
+        seen_bound_step: of that.
     """
 
     eigenvectors: Tensor | None = None
     bound_step: int | None = None
+    seen: Tensor | None = None
+    seen_bound_step: int | None = None
 
 
 class Snapshot:
@@ -57,6 +63,7 @@ class Snapshot:
         batch_size: training's batch size, if it was given.
         needs: the merged needs of the probes that are due.
         memory: what earlier snapshots left.
+        seen: the curvature as the optimizer's preconditioner shows it; None where it has none, or nobody asks.
         training_gradient: (n,) gradient that update t stepped with, where it was kept.
         kernel: how curvature products are computed; see `losscope.landscape.Hessian`.
         seed: seeds every estimator of this snapshot.
@@ -73,6 +80,7 @@ class Snapshot:
         batch_size: int | None = None,
         needs: Needs | None = None,
         memory: Memory | None = None,
+        seen: SeenCurvature | None = None,
         training_gradient: Tensor | None = None,
         kernel: str = "auto",
         seed: int = 0,
@@ -86,10 +94,12 @@ class Snapshot:
         self.batch_size = batch_size
         self.needs = needs or Needs()
         self.memory = memory or Memory()
+        self.seen = seen
         self.seed = seed
         self._hessian = Hessian(objective, kernel)
         self.hessian = Observed(self._hessian, on_product)
         self._eigenpairs: Eigenpairs | None = None
+        self._seen_pair: tuple[Preconditioned, Eigenpairs] | None = None
         self._trace: Estimate | None = None
         self._trace_asked = (math.inf, 0)
         self._density: SpectralDensity | None = None
@@ -147,7 +157,7 @@ class Snapshot:
         k = min(max(k, self.needs.eigenpairs), self.objective.space.size)
         tol = min(tol, self.needs.eigenpair_tol)
         if self._eigenpairs is None or len(self._eigenpairs.values) < k or self._eigenpairs.tol > tol:
-            cold = self.memory.eigenvectors is None or self._bound_is_due()
+            cold = self.memory.eigenvectors is None or self._bound_is_due(self.memory.bound_step)
             start = None if cold else self.memory.eigenvectors
             self._eigenpairs = top_eigenpairs(
                 self.hessian,
@@ -162,6 +172,34 @@ class Snapshot:
             if cold:
                 self.memory.bound_step = self.step
         return self._eigenpairs
+
+    def seen_pair(self, tol: float = 1e-2) -> tuple[Preconditioned, Eigenpairs] | None:
+        """The preconditioned Hessian and its largest eigenpair; None where the optimizer has no preconditioner.
+
+        Started like `eigenpairs`, from the last one's direction in the parameters, since P changes.
+        """
+        if self.seen is None or self._seen_pair is not None:
+            return self._seen_pair
+        operator = self.seen.of(self.hessian)
+        cold = self.memory.seen is None or self._bound_is_due(self.memory.seen_bound_step)
+        start = None if cold or self.memory.seen is None else operator.from_parameters(self.memory.seen)
+        tol = max(tol, operator.space.rounding)  # where P is small, differences of gradients resolve little
+        pair = top_eigenpairs(operator, tol=tol, start=start, max_matvecs=100, seed=self._seed_of("seen"))
+        self.memory.seen = operator.to_parameters(pair.vectors)
+        if cold:
+            self.memory.seen_bound_step = self.step
+        self._seen_pair = operator, pair
+        return self._seen_pair
+
+    def direction(self) -> Tensor | None:
+        """What to project the motion of the weights on, (n,), to follow it along the top eigenvector.
+
+        That of P^-1 H with a preconditioner, whose coordinate of w is v'P^1/2 w.
+        """
+        if self._seen_pair is not None:
+            operator, pair = self._seen_pair
+            return operator.from_parameters(pair.vectors[:, 0])
+        return None if self._eigenpairs is None else self._eigenpairs.vectors[:, 0]
 
     def trace(self, rtol: float = 0.1, max_matvecs: int = 100) -> Estimate:
         """The Hessian's trace, its interval's half-width at most ``rtol`` of it if ``max_matvecs`` allow.
@@ -198,13 +236,13 @@ class Snapshot:
             self._density_asked = (vectors, steps)
         return self._density
 
-    def _bound_is_due(self) -> bool:
+    def _bound_is_due(self, last: int | None) -> bool:
         """Whether a multiple of the period, or a half or a quarter of it, was passed since the last bound.
 
         On a grid of steps, so that probes with other schedules meet it; early on more often, because
         the loss surface changes fast then.
         """
-        period, last = self.needs.bound_every, self.memory.bound_step
+        period = self.needs.bound_every
         if period is None or last is None:
             return False
         early = any(last < period // part <= self.step for part in (2, 4))

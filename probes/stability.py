@@ -23,8 +23,10 @@ __all__ = ["OscillationWatch", "Stability"]
 class Stability(Probe):
     """What the audit needs: sharpness, trace and S_mu, each with its interval, beside the thresholds.
 
-    ``value`` is the ratio of sharpness to threshold, ``low`` and ``high`` its bounds. In the steps after each
-    measurement the motion along the top eigenvector is followed for sign flips (probe ``oscillation``).
+    ``value`` is the ratio of sharpness to threshold, ``low`` and ``high`` its bounds. For optimizers that divide the
+    gradient by something (Adam and its like) the sharpness is the largest eigenvalue of the preconditioned Hessian,
+    with the preconditioner of the very step. In the steps after each measurement the motion along the top
+    eigenvector is followed for sign flips (probe ``oscillation``).
 
     Args:
         tol: relative residual of the top eigenpair.
@@ -48,13 +50,15 @@ class Stability(Probe):
 
     def needs(self) -> Needs:
         """Top eigenpair and trace."""
-        return Needs(1, self.tol, self.bound_every, self.rtol, training_gradient=True)
+        return Needs(1, self.tol, self.bound_every, self.rtol, training_gradient=True, seen=True)
 
     def measure(self, snapshot: Snapshot) -> Measurement:
         """All criteria at this step."""
-        pairs = snapshot.eigenpairs(1, self.tol)
+        seen = snapshot.seen_pair(self.tol)
+        pairs = snapshot.eigenpairs(1, self.tol) if seen is None else seen[1]
         sharpness, low, high = float(pairs.values[0]), float(pairs.low[0]), upper_bound(pairs.high)
-        threshold, largest = snapshot.threshold.value, snapshot.threshold.largest
+        limits = snapshot.threshold if snapshot.seen is None else snapshot.seen.threshold
+        threshold, largest = limits.value, limits.largest
         trace = snapshot.trace(self.rtol)
         values: dict[str, float | None] = {
             "sharpness": sharpness,
@@ -68,6 +72,8 @@ class Stability(Probe):
             "loss": snapshot.loss,
             "gradient_norm": snapshot.gradient_norm,
         }
+        if snapshot.seen is not None and seen is not None:
+            values["dead_share"] = snapshot.seen.dead_share(seen[0], pairs.vectors[:, 0])
         if snapshot.lr is not None and snapshot.lr > 0:
             values["two_over_lr"] = 2 / snapshot.lr
         if (match := snapshot.gradient_match()) is not None:
@@ -117,7 +123,7 @@ class OscillationWatch:
 
     Args:
         step: step of the measurement the direction comes from.
-        direction: unit vector (n,), e.g. the top eigenvector.
+        direction: vector (n,), e.g. the top eigenvector.
         origin: the parameters it refers to, with their values then: positions are relative to them.
         length: how many positions to record.
     """

@@ -121,10 +121,10 @@ class Bound:
     gap: float
 
 
-def latest_bound(run: Run, player: str, window: Sequence[Record]) -> Bound | None:
-    """The last upper bound of the sharpness by either probe, if it is recent."""
+def latest_bound(run: Run, player: str, window: Sequence[Record], probes: Sequence[str]) -> Bound | None:
+    """The last upper bound of the sharpness by any of these probes, if it is recent."""
     found = []
-    for record in [*run.select("stability", player), *run.select("sharpness", player)]:
+    for record in [record for probe in probes for record in run.select(probe, player)]:
         if record.value is not None and record.value > 0 and record.high is not None:
             found.append(Bound(record.step, record.high / record.value))
     latest = max(found, key=lambda bound: bound.step, default=None)

@@ -1,0 +1,189 @@
+"""Optimizers that divide the gradient: the curvature their steps see, against a dense matrix made by hand."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+
+from losscope.probes import Record, Run, Sharpness, Stability, watch
+
+F64 = torch.float64
+BUILDS: dict[str, Callable[[nn.Module], Optimizer]] = {
+    "Adam": lambda m: Adam(m.parameters(), lr=0.01),
+    "Adam, L2": lambda m: Adam(m.parameters(), lr=0.01, weight_decay=0.3),
+    "AMSGrad": lambda m: Adam(m.parameters(), lr=0.01, amsgrad=True),
+    "AdamW": lambda m: AdamW(m.parameters(), lr=0.01, weight_decay=0.5),
+    "NAdam": lambda m: NAdam(m.parameters(), lr=0.01),
+    "RMSprop": lambda m: RMSprop(m.parameters(), lr=0.01, momentum=0.5),
+    "Adagrad": lambda m: Adagrad(m.parameters(), lr=0.05, lr_decay=0.1),
+    "two rates": lambda m: Adam([{"params": m[0].parameters()}, {"params": m[2].parameters(), "lr": 0.03}], lr=0.01),
+}
+
+
+def problem() -> tuple[nn.Module, Tensor, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+        return model, torch.randn(20, 3, dtype=F64), torch.randn(20, 2, dtype=F64)
+
+
+def dense_hessian(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    names, shapes = zip(*((n, p.shape) for n, p in model.named_parameters()), strict=True)
+
+    def loss(theta: Tensor) -> Tensor:
+        pieces = theta.split([s.numel() for s in shapes])
+        values = {n: piece.view(s) for n, piece, s in zip(names, pieces, shapes, strict=True)}
+        return nn.functional.mse_loss(torch.func.functional_call(model, values, (x,)), y)
+
+    return torch.func.hessian(loss)(torch.cat([p.detach().flatten() for p in model.parameters()]))
+
+
+def divisor(optimizer: Optimizer) -> Tensor:
+    """What the last step divided by, from the state as each optimizer's source has it."""
+    found = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state[p]
+            if "sum" in state:
+                second = state["sum"]
+            elif "square_avg" in state:
+                second = state["square_avg"]
+            else:
+                moment = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+                second = moment / (1 - group["betas"][1] ** float(state["step"]))
+            found.append((second.sqrt() + group["eps"]).flatten())
+    return torch.cat(found)
+
+
+def run(build: Callable[[nn.Module], Optimizer], probes: list, steps: int = 6, **options: object) -> tuple:
+    model, x, y = problem()
+    optimizer = build(model)
+    seen = []
+    with watch(
+        model, optimizer, data=(x, y), criterion=nn.functional.mse_loss, probes=probes, every=1, seed=0, **options
+    ) as live:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            hessian = dense_hessian(model, x, y)
+            optimizer.step()
+            seen.append((hessian, divisor(optimizer) if not isinstance(optimizer, SGD) else None))
+    return live.run, seen, optimizer
+
+
+def records(of: Run) -> list[Record]:
+    return of.select("stability")
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_the_sharpness_is_that_of_the_preconditioned_hessian_with_the_steps_own_preconditioner(name: str) -> None:
+    found, seen, optimizer = run(BUILDS[name], [Stability(tol=1e-6)])
+    group = optimizer.param_groups[0]
+    decay = 0.0 if group.get("decoupled_weight_decay") else group["weight_decay"]
+    assert len(records(found)) == len(seen) == 6
+    for record, (hessian, P) in zip(records(found), seen, strict=True):
+        root = P.rsqrt()
+        exact = float(torch.linalg.eigvalsh(root[:, None] * (hessian + decay * torch.eye(len(P))) * root)[-1])
+        assert record.values["sharpness"] == pytest.approx(exact, rel=1e-6)
+        assert record.values["threshold"] > 0
+        assert record.value == pytest.approx(exact / record.values["threshold"], rel=1e-6)
+        assert record.low <= record.value * (1 + 1e-9)
+    line = found.audit()["sharpness"]
+    assert line.symbol == "lambda_max(P^-1 H)" and line.formula and line.verdict != "NOT_APPLICABLE"
+
+
+def test_early_steps_of_adam_have_their_own_threshold() -> None:
+    found, _, _ = run(BUILDS["Adam"], [Stability()])
+    thresholds = [record.values["threshold"] for record in records(found)]
+    assert thresholds == pytest.approx([3800 * (1 - 0.9 ** (t + 1)) for t in range(6)], rel=1e-5)
+
+
+def test_groups_of_different_rates_have_an_interval() -> None:
+    found, _, _ = run(BUILDS["two rates"], [Stability()])
+    last = records(found)[-1].values
+    assert last["threshold_largest"] == pytest.approx(3 * last["threshold"])
+
+
+def test_the_sharpness_probe_stays_with_the_hessian() -> None:
+    found, seen, _ = run(BUILDS["Adam"], [Sharpness(tol=1e-6), Stability(tol=1e-6)])
+    for record, (hessian, _) in zip(found.select("sharpness"), seen, strict=True):
+        assert record.value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
+        assert record.values["threshold"] is None
+
+
+def test_before_the_first_step_there_is_nothing_to_compare_with() -> None:
+    model, x, y = problem()
+    optimizer = Adam(model.parameters())
+    with watch(model, optimizer, data=(x, y), criterion=nn.functional.mse_loss, probes=[Stability()], every=1) as live:
+        live.measure_now()
+    assert records(live.run)[-1].values["threshold"] is None
+    assert live.run.audit()["sharpness"].verdict == "NOT_APPLICABLE"
+
+
+def test_the_criteria_of_sgds_noise_do_not_apply() -> None:
+    found, _, _ = run(BUILDS["Adam"], [Stability()], batch_size=4)
+    (facts,) = found.meta["players"].values()
+    assert facts["preconditioned"] is True
+    for name in ("trace", "s_mu"):
+        assert found.audit()[name].verdict == "NOT_APPLICABLE"
+
+
+class Valley(nn.Module):
+    """Curved in two directions, of which the second has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.0, 0.0], dtype=F64))
+
+    def forward(self, scale: Tensor) -> Tensor:
+        return (scale * self.w.square()).sum() / 2
+
+
+def test_a_direction_without_gradients_is_told() -> None:
+    """P is epsilon there, and the largest eigenvalue says more of that than of the loss."""
+    model = Valley()
+    optimizer = Adam(model.parameters(), lr=0.01)
+    data = [torch.ones(2, dtype=F64)]
+    with watch(
+        model,
+        optimizer,
+        data=data,
+        loss_fn=lambda m, batch: m(batch),
+        probes=[Stability()],
+        every=1,
+        weight=lambda _: 1,
+    ) as live:
+        for _ in range(8):
+            optimizer.zero_grad()
+            model(data[0]).backward()
+            optimizer.step()
+    for record in records(live.run):
+        assert record.values["sharpness"] == pytest.approx(1e8, rel=1e-3)
+        assert record.values["dead_share"] > 0.99
+    said = live.run.audit()["sharpness"].assumptions
+    assert any("100% is not" in assumption.text and assumption.holds is False for assumption in said)
+
+
+def test_training_is_the_same_to_the_bit() -> None:
+    def trained(watched: bool) -> list[Tensor]:
+        model, x, y = problem()
+        optimizer = Adam(model.parameters(), lr=0.01, foreach=False)
+
+        def loop() -> None:
+            for _ in range(8):
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(x), y).backward()
+                optimizer.step()
+
+        if watched:
+            with watch(model, optimizer, data=(x, y), criterion=nn.functional.mse_loss, probes=[Stability()], every=1):
+                loop()
+        else:
+            loop()
+        return [*(p.detach() for p in model.parameters()), *(v for s in optimizer.state.values() for v in s.values())]
+
+    for watched, alone in zip(trained(True), trained(False), strict=True):
+        assert torch.equal(watched, alone)
