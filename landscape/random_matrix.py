@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import brentq
-from scipy.special import airy
+from scipy.special import airy, roots_legendre
 from torch import Tensor
 
 from .errors import SettingError
@@ -201,7 +201,6 @@ class MarchenkoPastur:
 _NODES = 48  # Gauss-Legendre points, which give 13 digits
 
 
-@functools.cache
 def tracy_widom_cdf(x: float) -> float:
     r"""Probability that the largest eigenvalue of a real symmetric random matrix is no more than x.
 
@@ -217,12 +216,18 @@ def tracy_widom_cdf(x: float) -> float:
     """
     if not math.isfinite(x):
         return float(x > 0)
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    nodes, weights = _gauss_legendre()
     length = max(16.0 - x, 1.0)  # Ai(16) is 1e-20
     points, root = x + length * (nodes + 1) / 2, np.sqrt(weights * length / 2)
     kernel = 0.5 * airy((points[:, None] + points[None, :]) / 2)[0]
     matrix = torch.eye(_NODES, dtype=torch.float64) - torch.from_numpy(root[:, None] * kernel * root[None, :])
     return min(max(float(torch.linalg.det(matrix)), 0.0), 1.0)
+
+
+@functools.cache
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = roots_legendre(_NODES)
+    return nodes, weights
 
 
 @functools.cache

@@ -1,0 +1,323 @@
+"""How eigenvalues are told from the bulk on one side of a spectrum, by each of three methods; see `outliers`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.special import chdtri
+from torch import Tensor
+
+from .bulk_edge import Bulk, BulkEdge, bulk_of
+from .quadrature import Quadrature
+from .results import Eigenpairs
+from .spectral_measure import SpectralDensity
+
+__all__ = ["SideMethod", "SideView", "by_bulk", "by_gap", "by_null"]
+
+_SHARE = 0.1  # of all eigenvalues: what there is more of is no outlier
+_RANKS = 64  # extreme eigenvalues of a side that are looked at
+_APART = 4.0  # units of Tracy and Widom's law from an outlier to the next eigenvalue
+_RESOLVED = 1e-4  # times the spectrum's width: residuals of nodes that may be copies of one eigenvalue
+_SPARSER = 1.75  # times the spacing of eigenvalues at the edge of the bulk: that of outliers
+_PATIENCE = 4  # how often eigenvalues are taken out of a bulk that none stands out of
+_LEAST = 10  # eigenvalues that a bulk and outliers take
+_AFTER = range(3, 10)  # how many gaps a gap is compared with
+
+
+@dataclass(frozen=True)
+class SideMethod:
+    """What one method says of one side of the spectrum.
+
+    Attributes:
+        method: ``"random matrix"``, ``"null"`` or ``"gap"``.
+        count: how many outliers; None where it cannot tell.
+        edge: where the bulk ends; NaN where it cannot tell.
+        low: lower end of the interval for it.
+        high: upper end.
+        reason: what it saw, in words.
+    """
+
+    method: str
+    count: int | None
+    edge: float
+    low: float
+    high: float
+    reason: str
+
+
+def _silent(
+    method: str, reason: str, edge: float = math.nan, low: float = math.nan, high: float = math.nan
+) -> SideMethod:
+    return SideMethod(method, None, edge, low, high, reason)
+
+
+# --------------------------------------------------------------------------- what is known of a side
+
+
+class SideView:
+    """One side of the spectrum, mirrored if it is the lower one, so that outliers are large.
+
+    Attributes:
+        values: (r,) the extreme Ritz values, descending; the i-th is no more than the i-th largest eigenvalue.
+        residuals: (r,) theirs.
+        measures: what random vectors saw of the whole spectrum.
+        steps: Lanczos steps behind those.
+        median: of these; where there are none, as far within the least Ritz value as that is from the largest.
+        exact: whether all eigenvalues are known.
+    """
+
+    def __init__(self, density: SpectralDensity | None, pairs: Sequence[Eigenpairs], sign: int, size: int) -> None:
+        self.sign, self.size = sign, size
+        self.steps = (density.steps if density is not None else 0) or size
+        self.measures = [] if density is None else [_mirror(q, sign) for q in _measures(density)]
+        sources = [_one_side(p, sign) for p in pairs]
+        # Where no eigenvalue was taken out, the starts may have kept three vectors only, and see one several times.
+        once = density is not None and len(density.deflated) == 0
+        sources += [_distinct(q) if once else (q.nodes, q.residuals) for q in self.measures]
+        ranks = min(_RANKS, max((len(v) for v, _ in sources), default=0))
+        table = torch.full((2, len(sources), ranks), -math.inf, dtype=torch.float64)
+        for row, (values, residuals) in enumerate(sources):
+            values, order = values.sort(descending=True)
+            table[0, row, : len(values)] = values[:ranks]
+            table[1, row, : len(values)] = residuals[order][:ranks]
+        best = table[0].argmax(dim=0, keepdim=True)  # by Cauchy the i-th Ritz value is a lower bound in each source
+        self.values, self.residuals = (table[i].gather(0, best)[0] for i in (0, 1))
+        self.median = self._median()
+
+    def _median(self) -> float:
+        if not self.measures:
+            return 2 * float(self.values[-1]) - float(self.values[0]) if len(self.values) else math.nan
+        nodes, order = torch.cat([q.nodes for q in self.measures]).sort()
+        mass = torch.cat([q.weights for q in self.measures])[order].cumsum(0)
+        return float(nodes[int(torch.searchsorted(mass, 0.5 * float(mass[-1])).clamp(max=len(nodes) - 1))])
+
+    def cut(self, count: int) -> float:
+        """A place between that many eigenvalues and the rest."""
+        return math.inf if count == 0 else float(self.values[count - 1 : count + 1].mean())
+
+    def excess(self, edge: BulkEdge, count: int, risk: float) -> float:
+        """How far the next eigenvalue after so many lies beyond the reach of an edge, in units of that."""
+        if count >= len(self.values):
+            return -math.inf
+        beyond = float(self.values[count] - self.residuals[count]) - self.sign * edge.value
+        reach = edge.reach(risk, whole=False)
+        return beyond / reach - 1 if reach > 0 else math.copysign(math.inf, beyond - reach)
+
+    def too_heavy(self, edge: float, count: int) -> bool:
+        """Whether what lies beyond an edge weighs more in random vectors than so many eigenvalues ever do."""
+        starts = len(self.measures)
+        mass = self.size * sum(float(q.weights[q.nodes > edge].sum()) for q in self.measures) / starts
+        return mass > float(chdtri((count + 1) * starts, 1e-4)) / starts
+
+    def beyond(self, edge: float) -> int:
+        """How many eigenvalues lie beyond an edge for sure, as far as residuals go."""
+        above = self.values - self.residuals > edge
+        return int(above.to(torch.int64).cumprod(0).sum())
+
+
+def _measures(density: SpectralDensity) -> list[Quadrature]:
+    """What each start saw, with the eigenvalues that were taken out of it."""
+    known = density.errors if len(density.errors) else torch.zeros_like(density.deflated)
+    atoms = torch.full_like(density.deflated, 1 / density.size)
+    if not density.starts:
+        return [Quadrature(density.deflated, atoms, known)]
+    share, made = 1 - len(density.deflated) / density.size, []
+    for q in density.starts:
+        rounding = density.rounding * float(q.nodes.abs().max())
+        residuals = torch.cat([q.residuals + rounding, known])
+        made.append(
+            Quadrature(torch.cat([q.nodes, density.deflated]), torch.cat([share * q.weights, atoms]), residuals)
+        )
+    return made
+
+
+def _distinct(q: Quadrature) -> tuple[Tensor, Tensor]:
+    """The resolved nodes and their residuals, descending; of copies of one eigenvalue only the outer one."""
+    nodes, order = q.nodes.sort(descending=True)
+    residuals = q.residuals[order]
+    close = nodes[1:] + residuals[1:] >= nodes[:-1] - residuals[:-1]
+    resolved = residuals <= _RESOLVED * float(nodes[0] - nodes[-1])
+    unresolved = (close & ~resolved[1:]).nonzero()[:, 0].tolist()
+    end = unresolved[0] + 1 if unresolved else len(nodes)
+    kept = torch.cat([close.new_ones(1), ~close])[:end]
+    return nodes[:end][kept], residuals[:end][kept]
+
+
+def _mirror(q: Quadrature, sign: int) -> Quadrature:
+    return Quadrature(sign * q.nodes, q.weights, q.residuals)
+
+
+def _one_side(pairs: Eigenpairs, sign: int) -> tuple[Tensor, Tensor]:
+    """Ritz values of the pairs that are the extreme ones of a side, and residuals."""
+    values, residuals, count = sign * pairs.values, pairs.residuals, len(pairs.values)
+    some = {
+        "LA": slice(count if sign > 0 else 0), "SA": slice(count if sign < 0 else 0),
+        "BE": slice((count + 1) // 2) if sign > 0 else slice((count + 1) // 2, None),
+    }.get(pairs.which, values > 0)  # fmt: skip
+    return values[some], residuals[some]
+
+
+# --------------------------------------------------------------------------- the methods
+
+
+def by_bulk(views: Sequence[SideView], size: int, risk: float) -> list[SideMethod]:
+    """By the edges of a bulk in one piece: eigenvalues are taken out, outermost first, until the rest is one.
+
+    Several outliers at one place bend the fit so that none of them stands out of it, but then its coefficients are
+    not constant. So the search goes on until they are, and what nearly was before counts only where it never ends.
+    """
+    name, most = "random matrix", min(int(_SHARE * size), _RANKS - 1)
+    if not views[0].measures:
+        return [_silent(name, "it needs a spectral density")] * 2
+    found: list[tuple[int, int, int, list[SideMethod]]] = []
+    counts, sure, in_vain = [0, 0], [0, 0], 0
+    while max(counts) <= most and in_vain <= _PATIENCE and (bulk := _bulk(views, counts)) is not None:
+        edges = bulk.upper, bulk.lower
+        excess = [view.excess(edge, k, risk) for view, edge, k in zip(views, edges, counts, strict=True)]
+        if max(excess) > 0:
+            side = excess.index(max(excess))
+            sure[side] = counts[side] + 1
+            counts, in_vain = list(sure), 0
+            continue
+        unsettled = [edge.unsettled for edge in edges]
+        if in_vain == 0:  # what was taken out last stood out
+            says = [_by_edge(view, bulk, k, risk) for view, k in zip(views, counts, strict=True)]
+            changing = sum(x > 0 for x in unsettled)
+            found.append((sum(m.count is None for m in says), changing, len(found), says))
+        if max(unsettled) == 0:
+            break
+        counts[unsettled.index(max(unsettled))] += 1
+        in_vain += 1
+    if not found and counts == [0, 0]:
+        return [_around_a_point(view) for view in views]
+    if not found:
+        return [_silent(name, f"no bulk in one piece: {max(counts)} eigenvalues lie beyond its edge")] * 2
+    return min(found)[-1]
+
+
+def _bulk(views: Sequence[SideView], counts: Sequence[int]) -> Bulk | None:
+    """The bulk without that many eigenvalues above and below."""
+    return bulk_of(_without(views, counts), views[0].steps, views[0].size)
+
+
+def _without(views: Sequence[SideView], counts: Sequence[int]) -> list[Quadrature]:
+    """What random vectors saw, without that many eigenvalues above and below."""
+    low, high = -views[1].cut(counts[1]), views[0].cut(counts[0])
+    kept = []
+    for q in views[0].measures:
+        inside = (q.nodes > low) & (q.nodes < high)
+        kept.append(Quadrature(q.nodes[inside], q.weights[inside], q.residuals[inside]))
+    return kept
+
+
+def _by_edge(view: SideView, bulk: Bulk, k: int, risk: float) -> SideMethod:
+    """What the bulk says that is left when k eigenvalues of this side are taken out."""
+    edge = bulk.upper if view.sign > 0 else bulk.lower
+    value, reach = view.sign * edge.value, edge.reach(risk)
+    low, high = value - reach, value + reach
+    count: int | None = view.beyond(high)
+    reason = f"the bulk is {bulk.law}"
+    if not edge.settled:
+        count, reason = None, f"no edge: the bulk's coefficients move by {edge.unsettled / edge.width:.0%} of its width"
+    elif view.too_heavy(high, view.beyond(high)):
+        count, reason = None, f"far more than {count} eigenvalues lie beyond the edge of what looks like the bulk"
+    elif count != k:
+        count, reason = None, f"{k} eigenvalues do not go with the bulk, and {count} lie beyond the reach of its edge"
+    elif k and not _stands_apart(view, bulk, edge, k, risk):
+        count, reason = None, f"no gap after the {k} eigenvalues that do not go with the bulk"
+    return SideMethod("random matrix", count, value, low, high, reason)
+
+
+def _stands_apart(view: SideView, bulk: Bulk, edge: BulkEdge, k: int, risk: float) -> bool:
+    """Whether a gap follows the k-th eigenvalue, and those before it are not as dense as those after.
+
+    Where the bulk is like no law that has a rigid edge, the gap must be exceptional in itself.
+    """
+    if k >= len(view.values):
+        return True
+    gap = float(view.values[k - 1] - view.residuals[k - 1] - view.values[k] - view.residuals[k])
+    before, after = (
+        -view.values[some].diff() for some in (slice(max(0, k - _AFTER.stop), k), slice(k, k + _AFTER.stop))
+    )
+    if len(before) >= 2 and len(after) >= 2 and float(before.mean()) < _SPARSER * float(after.mean()):
+        return False
+    if bulk.rigid:
+        return gap > _APART * edge.unit
+    return len(after) >= _AFTER.start and _chance(1, gap, after) <= risk
+
+
+def _around_a_point(view: SideView) -> SideMethod:
+    """Where Lanczos processes end early: one eigenvalue of high multiplicity is all the bulk there is."""
+    heaviest = max(view.measures, key=lambda q: float(q.weights.max()))
+    place = float(heaviest.nodes[heaviest.weights.argmax()])
+    rounding = 1e-8 * float(max(q.nodes.abs().max() for q in view.measures))
+    here = [float(q.weights[(q.nodes - place).abs() <= q.residuals + rounding].sum()) for q in view.measures]
+    if sum(here) / len(here) < 1 - _SHARE:
+        return _silent("random matrix", "it needs more Lanczos steps")
+    count = view.beyond(place + rounding)
+    if count > _SHARE * view.size or view.size < _LEAST:
+        return _silent("random matrix", f"of {view.size} eigenvalues, {count} are too many for outliers")
+    reason = "the bulk is one eigenvalue of high multiplicity"
+    return SideMethod("random matrix", count, place, place - rounding, place + rounding, reason)
+
+
+def by_null(view: SideView, nulls: Sequence[float | Eigenpairs]) -> list[SideMethod]:
+    """By what exceeds the extreme eigenvalues of matrices without structure."""
+    edges = []
+    for x in nulls:
+        if isinstance(x, Eigenpairs):
+            values, residuals = _one_side(x, view.sign)
+            edges += [(float(values[0]), float(residuals[0]))] if len(values) else []
+        elif view.sign > 0:
+            edges.append((float(x), 0.0))
+    if not edges:
+        return []
+    high, low = max(v + r for v, r in edges), min(v for v, _ in edges)
+    count = view.beyond(high)
+    if count == len(view.values):
+        return [_silent("null", f"all {count} eigenvalues that are known lie beyond it", max(edges)[0], low, high)]
+    times = f"{len(edges)} matrices" if len(edges) > 1 else "one matrix"
+    return [SideMethod("null", count, max(edges)[0], low, high, f"the extreme eigenvalue of {times} without structure")]
+
+
+def by_gap(view: SideView, risk: float) -> SideMethod:
+    """By gaps that are exceptional beside those after them: the most exceptional first, then among the rest."""
+    known = view.beyond(view.median)
+    values, residuals = view.values[:known], view.residuals[:known]
+    testable = min(len(values) - 1 - _AFTER.start, int(_SHARE * view.size))
+    if testable < 1:
+        return _silent("gap", f"it needs {_AFTER.start + 2} resolved eigenvalues of this side")
+    above = values - view.median
+    gaps = -above.log().diff()
+    least = ((above - residuals)[:-1] / (above + residuals)[1:]).log()  # what residuals leave of it at least
+    most = ((above + residuals)[:-1] / (above - residuals)[1:]).log()
+    largest = int(gaps[:testable].argmax()) + 1
+    seen = f"the largest ratio is {math.exp(float(gaps[largest - 1])):.3g}, after {largest}"
+    count = 0
+    while count < testable:
+        chances = [
+            _chance(k - count, float(least[k - 1]), most[k : k + _AFTER.stop]) for k in range(count + 1, testable + 1)
+        ]
+        if min(chances) > risk / testable:
+            break
+        count += chances.index(min(chances)) + 1
+    if count == 0:
+        return SideMethod("gap", 0, math.nan, math.nan, math.nan, f"no gap is exceptional; {seen}")
+    low, high = float(values[count]), float(values[count - 1])
+    return SideMethod("gap", count, (low + high) / 2, low, high, f"the gap after {count} is exceptional; {seen}")
+
+
+def _chance(rank: int, gap: float, following: Tensor) -> float:
+    """That the gap after so many is so large by chance.
+
+    Times its rank, each gap is an exponential variable of the same law (Rényi); of one over the mean of m others the
+    probability to exceed x is (1 + x / m)^-m.
+    """
+    ranks = rank + 1 + torch.arange(len(following), dtype=torch.float64)
+    mean = float((ranks * following).mean())
+    if gap <= 0 or not mean >= 0:
+        return 1.0
+    return (1 + rank * gap / (mean * len(following))) ** -len(following) if mean > 0 else 0.0
