@@ -41,7 +41,7 @@ class ClassStructure(ClassParts):
         class_values: those of ``class_part``, at most C.
         cross_values: those of ``cross_part``, at most C (C - 1).
         pair_means: (C, C, d) float64 coordinates of :math:`\delta_{cc'}` along the first d <= C eigenvectors of
-            ``pair_part``: the map on which they are furthest apart. NaN where there is no mass.
+            ``pair_part``: on the first two of them most of it is seen. NaN where there is no mass.
         class_means: (C, d) those of :math:`\delta_c`.
         traces: by ``"class"``, ``"cross"`` and ``"within"``; of the first two exact.
     """
@@ -79,8 +79,9 @@ class ClassStructure(ClassParts):
         """One line: the shares of the trace, and the largest eigenvalues that the means have."""
         shares = ", ".join(f"{name} {share.value:.1%}" for name, share in self.shares.items())
         shown = ", ".join(f"{v:.4g}" for v in self.pair_values[:5].tolist())
+        more = ", ..." if len(self.pair_values) > 5 else ""
         flag = "" if self.traces["within"].converged else ", NOT converged"
-        return f"ClassStructure({len(self.masses)} classes: {shares} of {self.trace.value:.4g}; [{shown}, ...]{flag})"
+        return f"ClassStructure({len(self.masses)} classes: {shares} of {self.trace.value:.4g}; [{shown}{more}]{flag})"
 
 
 def class_structure(
@@ -96,7 +97,7 @@ def class_structure(
 
     The outliers of a trained network's Hessian are mostly those of the means of its class pairs (Papyan 2019, 2020);
     see `class_parts` for the parts. Means, eigenvalues and traces of ``class_part`` and ``cross_part`` are exact; the
-    trace of ``within_part`` is estimated by `trace`, exactly for a small model.
+    trace of ``within_part`` is estimated by `trace`.
 
     It takes C (C - 1) products with the transposed Jacobian, and for each batch only those of the classes that
     it holds: batches sorted by class are up to C times cheaper. Means that are more than memory holds are made a block
