@@ -87,14 +87,17 @@ def _draw_values(structure: ClassStructure, whole: Tensor | None, ax: Axes) -> N
         (f"cross-class part ({shares['cross'].value:.0%})", structure.cross_values, GREEN, "s", 2.8, "none"),
     ]
     largest = max(float(v.max()) for _, v, *_ in series if v is not None and len(v))
+    least = [largest]
     for label, values, colour, marker, width, face in series:
         if values is None or not len(values):
             continue
         shown = np.sort(values.detach().cpu().double().numpy())[::-1][:MOST_RANKS]
         shown = np.where(shown > LEAST * largest, shown, np.nan)
+        least += [float(shown[np.isfinite(shown)].min())] if np.isfinite(shown).any() else []
         ax.plot(
             np.arange(1, len(shown) + 1), shown, linestyle="none", marker=marker, markersize=width, color=colour,
-            markerfacecolor=face, markeredgewidth=0.9, label=label, gid=label.split(" (")[0],
+            markerfacecolor=face, markeredgewidth=0.9, label=label, zorder=3 if face == "none" else 4,
+            gid=label.split(" (")[0],
         )  # fmt: skip
     ax.set_yscale("log")
     ax.set_xlabel("rank")
@@ -103,7 +106,7 @@ def _draw_values(structure: ClassStructure, whole: Tensor | None, ax: Axes) -> N
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(loc="lower left", frameon=False, fontsize=style.FONT - 1, handletextpad=0.3, borderaxespad=0.2)
-    ax.set_ylim(LEAST * largest / 2, 2 * largest)
+    ax.set_ylim(min(least) / 3, 2 * largest)
 
 
 def _draw_map(structure: ClassStructure, ax: Axes) -> None:
@@ -120,7 +123,7 @@ def _draw_map(structure: ClassStructure, ax: Axes) -> None:
     for c in range(classes):
         colour = MUTED if many else COLOURS[c % len(COLOURS)]
         others = (np.arange(classes) != c) & np.isfinite(pairs[c, :, :2]).all(axis=1)
-        ends, sizes = pairs[c, others, :2], 60 * np.sqrt(masses[c, others] / largest)
+        ends, sizes = pairs[c, others, :2], 600 / max(classes, 10) * np.sqrt(masses[c, others] / largest)
         centre = centres[c, :2]
         if not np.isfinite(centre).all():
             continue
