@@ -63,13 +63,12 @@ class OutlierSide:
 
     @property
     def agreed(self) -> bool:
-        """Whether at least two methods can tell, and all that can count the same."""
-        counts = [m.count for m in self.methods if m.count is not None]
-        return len(counts) > 1 and len(set(counts)) == 1
+        """Whether all methods that can tell count the same, and one can."""
+        return len({m.count for m in self.methods if m.count is not None}) == 1
 
     @property
     def status(self) -> str:
-        """``"separated"`` (all methods agree), ``"disputed"`` (they do not), ``"not separated"`` (none are counted)."""
+        """``"separated"`` (no method says otherwise), ``"disputed"`` (one does), ``"not separated"`` (none counted)."""
         return "not separated" if self.count == 0 else "separated" if self.agreed else "disputed"
 
     def __repr__(self) -> str:

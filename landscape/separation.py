@@ -63,6 +63,7 @@ class SideView:
     Attributes:
         values: (r,) the extreme Ritz values, descending; the i-th is no more than the i-th largest eigenvalue.
         residuals: (r,) theirs.
+        rounding: what places are known to at best.
         measures: what random vectors saw of the whole spectrum.
         steps: Lanczos steps behind those.
         median: of these; where there are none, as far within the least Ritz value as that is from the largest.
@@ -85,6 +86,8 @@ class SideView:
             table[1, row, : len(values)] = residuals[order][:ranks]
         best = table[0].argmax(dim=0, keepdim=True)  # by Cauchy the i-th Ritz value is a lower bound in each source
         self.values, self.residuals = (table[i].gather(0, best)[0] for i in (0, 1))
+        known = 0.0 if density is None else density.rounding
+        self.rounding = max(known, 1e-8) * max((float(v.abs().max()) for v, _ in sources if len(v)), default=0.0)
         self.median = self._median()
 
     def _median(self) -> float:
@@ -172,6 +175,8 @@ def by_bulk(views: Sequence[SideView], size: int, risk: float) -> list[SideMetho
     name, most = "random matrix", min(int(_SHARE * size), _RANKS - 1)
     if not views[0].measures:
         return [_silent(name, "it needs a spectral density")] * 2
+    if views[0].steps >= size and (point := _point(views[0].measures, views[0].rounding)) is not None:
+        return [_around(view, view.sign * point) for view in views]
     found: list[tuple[int, int, int, list[SideMethod]]] = []
     counts, sure, in_vain = [0, 0], [0, 0], 0
     while max(counts) <= most and in_vain <= _PATIENCE and (bulk := _bulk(views, counts)) is not None:
@@ -192,7 +197,7 @@ def by_bulk(views: Sequence[SideView], size: int, risk: float) -> list[SideMetho
         counts[unsettled.index(max(unsettled))] += 1
         in_vain += 1
     if not found and counts == [0, 0]:
-        return [_around_a_point(view) for view in views]
+        return [_silent(name, "it needs more Lanczos steps")] * 2
     if not found:
         return [_silent(name, f"no bulk in one piece: {max(counts)} eigenvalues lie beyond its edge")] * 2
     return min(found)[-1]
@@ -249,19 +254,21 @@ def _stands_apart(view: SideView, bulk: Bulk, edge: BulkEdge, k: int, risk: floa
     return len(after) >= _AFTER.start and _chance(1, gap, after) <= risk
 
 
-def _around_a_point(view: SideView) -> SideMethod:
-    """Where Lanczos processes end early: one eigenvalue of high multiplicity is all the bulk there is."""
-    heaviest = max(view.measures, key=lambda q: float(q.weights.max()))
+def _point(measures: Sequence[Quadrature], rounding: float) -> float | None:
+    """The one place where nearly all of the mass is, if there is one: an eigenvalue of high multiplicity."""
+    heaviest = max(measures, key=lambda q: float(q.weights.max()))
     place = float(heaviest.nodes[heaviest.weights.argmax()])
-    rounding = 1e-8 * float(max(q.nodes.abs().max() for q in view.measures))
-    here = [float(q.weights[(q.nodes - place).abs() <= q.residuals + rounding].sum()) for q in view.measures]
-    if sum(here) / len(here) < 1 - _SHARE:
-        return _silent("random matrix", "it needs more Lanczos steps")
-    count = view.beyond(place + rounding)
+    here = [float(q.weights[(q.nodes - place).abs() <= q.residuals + rounding].sum()) for q in measures]
+    return place if sum(here) / len(here) >= 1 - _SHARE else None
+
+
+def _around(view: SideView, place: float) -> SideMethod:
+    """Where Lanczos processes have ended, so that one eigenvalue of high multiplicity is all the bulk there is."""
+    count, low, high = view.beyond(place + view.rounding), place - view.rounding, place + view.rounding
     if count > _SHARE * view.size or view.size < _LEAST:
         return _silent("random matrix", f"of {view.size} eigenvalues, {count} are too many for outliers")
     reason = "the bulk is one eigenvalue of high multiplicity"
-    return SideMethod("random matrix", count, place, place - rounding, place + rounding, reason)
+    return SideMethod("random matrix", count, place, low, high, reason)
 
 
 def by_null(view: SideView, nulls: Sequence[float | Eigenpairs]) -> list[SideMethod]:
