@@ -60,7 +60,7 @@ def spectral_density(
     that no start would resolve by itself: with 8 starts of 64 steps some hundreds. They count one eigenvalue each,
     which takes their random weights out of the error, at no product more: on Hessians of trained small networks it
     falls 4 to 30 times with 48 products, and 45 to 30,000 times with 512. Of untrained ones, whose bulk is wide, it
-    falls 10 to 20 times with 512; with fewer than 64, one start of many steps is as good. It takes two starts at
+    falls 8 to 20 times with 512; with fewer than 64, one start of many steps is as good. It takes two starts at
     least, and more than there are copies of an eigenvalue. n products at most are spent: where ``vectors * steps``
     are as many, all eigenvalues are computed.
 
