@@ -81,7 +81,7 @@ TRUTH = {
 
 @pytest.mark.parametrize("name", SPIKED)
 def test_spikes_above_the_threshold_are_counted(name: str) -> None:
-    """1.5 times the threshold and more. 100 seeds of each kind: 99 exact or more (benchmarks of the day)."""
+    """1.5 times the threshold and more; of 100 seeds of each kind 99 or more were exact."""
     for seed in range(3):
         A = SPIKED[name](seed)
         found = found_in(A, seed)
