@@ -20,7 +20,6 @@ __all__ = ["SideMethod", "SideView", "by_bulk", "by_gap", "by_null"]
 _SHARE = 0.1  # of all eigenvalues: what there is more of is no outlier
 _RANKS = 64  # extreme eigenvalues of a side that are looked at
 _APART = 4.0  # units of Tracy and Widom's law from an outlier to the next eigenvalue
-_RESOLVED = 1e-4  # times the spectrum's width: residuals of nodes that may be copies of one eigenvalue
 _SPARSER = 1.75  # times the spacing of eigenvalues at the edge of the bulk: that of outliers
 _PATIENCE = 4  # how often eigenvalues are taken out of a bulk that none stands out of
 _LEAST = 10  # eigenvalues that a bulk and outliers take
@@ -67,7 +66,6 @@ class SideView:
         measures: what random vectors saw of the whole spectrum.
         steps: Lanczos steps behind those.
         median: of these; where there are none, as far within the least Ritz value as that is from the largest.
-        exact: whether all eigenvalues are known.
     """
 
     def __init__(self, density: SpectralDensity | None, pairs: Sequence[Eigenpairs], sign: int, size: int) -> None:
@@ -75,8 +73,8 @@ class SideView:
         self.steps = (density.steps if density is not None else 0) or size
         self.measures = [] if density is None else [_mirror(q, sign) for q in _measures(density)]
         sources = [_one_side(p, sign) for p in pairs]
-        # Where no eigenvalue was taken out, the starts may have kept three vectors only, and see one several times.
-        once = density is not None and len(density.deflated) == 0
+        # Starts that kept three vectors only see an eigenvalue several times; no more is taken out of them then.
+        once = density is not None and (len(density.deflated) == 0 or "copies" in density.note)
         sources += [_distinct(q) if once else (q.nodes, q.residuals) for q in self.measures]
         ranks = min(_RANKS, max((len(v) for v, _ in sources), default=0))
         table = torch.full((2, len(sources), ranks), -math.inf, dtype=torch.float64)
@@ -138,15 +136,15 @@ def _measures(density: SpectralDensity) -> list[Quadrature]:
 
 
 def _distinct(q: Quadrature) -> tuple[Tensor, Tensor]:
-    """The resolved nodes and their residuals, descending; of copies of one eigenvalue only the outer one."""
+    """Nodes and residuals, descending; of those that may be one eigenvalue, as far as residuals go, only the outer."""
     nodes, order = q.nodes.sort(descending=True)
     residuals = q.residuals[order]
-    close = nodes[1:] + residuals[1:] >= nodes[:-1] - residuals[:-1]
-    resolved = residuals <= _RESOLVED * float(nodes[0] - nodes[-1])
-    unresolved = (close & ~resolved[1:]).nonzero()[:, 0].tolist()
-    end = unresolved[0] + 1 if unresolved else len(nodes)
-    kept = torch.cat([close.new_ones(1), ~close])[:end]
-    return nodes[:end][kept], residuals[:end][kept]
+    kept, least = [], math.inf
+    for i, (node, residual) in enumerate(zip(nodes.tolist(), residuals.tolist(), strict=True)):
+        if node + residual < least:
+            kept.append(i)
+            least = node - residual
+    return nodes[kept], residuals[kept]
 
 
 def _mirror(q: Quadrature, sign: int) -> Quadrature:

@@ -98,3 +98,12 @@ def test_the_zeros_of_a_matrix_of_low_rank(dtype: torch.dtype, vectors: int) -> 
     density = spectral_density(rotated(values).to(dtype), vectors=vectors, steps=20, seed=0)
     views = [SideView(density, (), sign, 600) for sign in (1, -1)]
     assert [found.count for found in by_bulk(views, 600, 0.025)] == [4, 1]
+
+
+def test_copies_of_an_eigenvalue_are_one() -> None:
+    """Three-term recurrences see outliers several times, some not converged; beside them nothing is left out."""
+    values = torch.cat([torch.linspace(-1, 1, 597), torch.tensor([5.0, 3.0, 2.9])]).double()
+    density = spectral_density(rotated(values), vectors=2, steps=120, memory=0, seed=0)
+    view = SideView(density, (), 1, 600)
+    assert view.values[:3].tolist() == pytest.approx([5.0, 3.0, 2.9], abs=1e-6)
+    assert view.beyond(1.5) == 3 and 0.9 < float(view.values[3]) <= 1.0
