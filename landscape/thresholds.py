@@ -32,7 +32,7 @@ class Threshold:
 
     Attributes:
         per_group: one threshold per parameter group, in units of curvature; empty when none is known.
-        formula: the rule, in words of the optimizer's settings.
+        formula: the rule, in words of the optimizer's settings; what it is after many steps.
         reason: why there is none, where there is none.
         preconditioned: whether it is one for the eigenvalues of ``P^-1 (H + decay I)``, with P from
             `step_preconditioner`, rather than for those of H.
@@ -257,7 +257,7 @@ def _adam(group: Settings, state: State) -> tuple[float | None, str]:
     kept, words = _kept(group)
     begun = 1 - b ** float(state["step"])  # the first moment's bias correction: a larger rate in the first steps
     value = (1 + kept) * (1 + b) * begun / ((1 - b) * rate)
-    return value, f"{words}(1-b1^t)/((1-b1)lr)"
+    return value, f"{words}/((1-b)lr)"
 
 
 def _nadam(group: Settings, state: State) -> tuple[float | None, str]:
@@ -269,15 +269,15 @@ def _nadam(group: Settings, state: State) -> tuple[float | None, str]:
     product = float(state["mu_product"])
     alpha, beta = rate * (1 - mu) / (1 - product), rate * after / (1 - product * after)
     kept, words = _kept(group)
-    return (1 + kept) * (1 + b) / (alpha * (1 + b) + beta * (1 - b)), f"{words}/((1-b1)(1+2 b1)lr) as t grows"
+    return (1 + kept) * (1 + b) / (alpha * (1 + b) + beta * (1 - b)), f"{words}/((1-b)(1+2b)lr)"
 
 
 def _kept(group: Settings) -> tuple[float, str]:
     """What a decoupled weight decay leaves of the weights in a step, and the numerator in words."""
     decay = float(group["weight_decay"])
     if decay and group.get("decoupled_weight_decay"):
-        return 1 - float(group["lr"]) * decay, "(2-lr weight_decay)(1+b1)"
-    return 1.0, "(2+2 b1)"
+        return 1 - float(group["lr"]) * decay, "(2-lr weight_decay)(1+b)"
+    return 1.0, "(2+2b)"
 
 
 def _rmsprop(group: Settings, state: State) -> tuple[float | None, str]:

@@ -13,7 +13,6 @@ from .words import headline, interval, number, verdict
 __all__ = ["audit_table", "print_audit"]
 
 STYLES = {"good": "green", "edge": "yellow", "bad": "bold red", "open": "blue", "none": "dim"}
-SYMBOLS = {"sharpness": "lambda_max(H)", "trace": "tr(H)", "s_mu": "E|g_B|^2/2L"}
 
 
 def print_audit(audit: Audit, console: Console | None = None, *, title: str = "") -> None:
@@ -69,7 +68,7 @@ def _table(audit: Audit, signs: bool) -> Table:
         shown = verdict(criterion.verdict)
         sign = shown.symbol if signs else shown.plain
         table.add_row(
-            f"{criterion.name}\n{SYMBOLS.get(criterion.name, criterion.symbol)}",
+            f"{criterion.name}\n{criterion.symbol.rpartition(' = ')[2]}",
             _plain(f"{number(criterion.measured)}\n{interval(criterion.low, criterion.high)}", signs),
             _plain(f"{number(criterion.threshold)}\n{criterion.formula}", signs),
             _plain(f"{number(criterion.ratio)}\n{interval(criterion.ratio_low, criterion.ratio_high)}", signs),

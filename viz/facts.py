@@ -86,8 +86,9 @@ def player_facts(run: Run, player: str | None) -> list[tuple[str, str]]:
         momentum = said.get("momentum")
         facts.append(("optimizer", f"{said['optimizer']}" + (f", momentum {momentum}" if momentum else "")))
     facts.append(("learning rate", _rates(run, player)))
-    if said.get("threshold_formula"):
-        facts.append(("stability threshold", str(said["threshold_formula"])))
+    if formula := said.get("seen_formula") or said.get("threshold_formula"):
+        of = " (of P^-1 H)" if said.get("preconditioned") else ""
+        facts.append(("stability threshold", f"{formula}{of}"))
     elif said.get("threshold_reason"):
         facts.append(("stability threshold", f"none: {said['threshold_reason']}"))
     samples, batch = said.get("samples"), said.get("batch_size")

@@ -59,7 +59,8 @@ def plot_stability(
         figure, axes = style.new_figure((1,), size)
         style.title(figure, _title(run, player))
         ax = axes[0]
-    formula = style.plain(str(series.facts(run, player).get("threshold_formula") or "2/lr"), 40)
+    facts = series.facts(run, player)
+    formula = style.plain(str(facts.get("seen_formula") or facts.get("threshold_formula") or "2/lr"), 40)
     drawn = [(name, data) for name in CRITERIA if np.isfinite((data := series.ratios(run, name, player)).value).any()]
     ax.set_ylabel("measured / threshold")
     if drawn:
@@ -68,7 +69,7 @@ def plot_stability(
         everything = np.concatenate([data.value for _, data in drawn] + [np.ones(1)])
         style.log_if_wide(ax, everything, wide=8)
         _limit(ax, everything, [data for _, data in drawn])
-        ends = [_draw(ax, name, data, audit, formula) for name, data in drawn]
+        ends = [_draw(ax, name, data, audit, formula, bool(facts.get("preconditioned"))) for name, data in drawn]
         _window(ax, audit)
     else:
         style.say(ax, _nothing(run, player))
@@ -102,11 +103,15 @@ def _limit(ax: Axes, values: np.ndarray, drawn: list[series.Series]) -> None:
         ax.set_ylim(min(0.0, least * 1.1), max(max(top, 1.1) * 1.08, min(max(highs, default=0), top * 1.4)))
 
 
-def _draw(ax: Axes, name: str, data: series.Series, audit: Audit, formula: str) -> tuple[float, str, str]:
+def _draw(
+    ax: Axes, name: str, data: series.Series, audit: Audit, formula: str, preconditioned: bool
+) -> tuple[float, str, str]:
     """One criterion; returns where its curve ends, its symbol and its colour."""
     look = dict(CRITERIA[name])
     symbol = look.pop("symbol")
     code = audit[name].verdict if any(c.name == name for c in audit.criteria) else "NOT_APPLICABLE"
+    if preconditioned and name == "sharpness":
+        symbol = r"$\lambda_{\max}(P^{-1}H)$"
     divisor = formula if name == "sharpness" else "2/lr"
     divisor = f"({divisor})" if any(sign in divisor for sign in "/+ ") else divisor
     muted = code == "NOT_APPLICABLE"

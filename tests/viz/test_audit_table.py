@@ -13,15 +13,15 @@ from losscope.viz.words import VERDICTS
 LONG = "the step along the top eigenvector changed sign in 97% of 426 pairs of steps"
 
 
-def audit(code: str, scale: float = 1.0) -> Audit:
+def audit(code: str, scale: float = 1.0, sharpness: str = "lambda_max(H)") -> Audit:
     numbers = {
         "measured": 20.04 * scale, "low": 20.01 * scale, "high": 21.7 * scale, "threshold": 20.0 * scale,
         "ratio": 1.002, "ratio_low": 1.0005, "ratio_high": 1.085,
     }  # fmt: skip
     assumptions = (Assumption("squared loss", True), Assumption("no momentum", False), Assumption("local", None))
     lines = tuple(
-        Criterion(name, name, "necessary and sufficient", code, LONG, assumptions=assumptions, **numbers)
-        for name in ("sharpness", "trace", "s_mu")
+        Criterion(name, symbol, "necessary and sufficient", code, LONG, assumptions=assumptions, **numbers)
+        for name, symbol in (("sharpness", sharpness), ("trace", "tr(H)"), ("s_mu", "S_mu = E|g_B|^2/2L"))
     )
     return Audit("model", (2250, 2990), 75, lines, LONG)
 
@@ -43,6 +43,11 @@ def test_no_word_is_cut_at_80_columns(code: str, scale: float) -> None:
     assert {f"{name}:" for name in ("sharpness", "trace", "s_mu")} <= words
     assert {code, "lambda_max(H)", "tr(H)", "2/lr"} <= words
     assert set(LONG.split()) <= words
+
+
+def test_what_is_compared_is_said() -> None:
+    text = printed(audit("AT_EDGE", sharpness="lambda_max(P^-1 H)"))
+    assert "lambda_max(P^-1 H)" in text and "E|g_B|^2/2L" in text and "S_mu" not in text
 
 
 def test_assumptions_that_do_not_simply_hold() -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from artists import entries, inside, line, texts
 from drawn_runs import diverging, dropping, hovering, measured, minibatch, run_of
-from losscope.probes import Record
+from losscope.probes import Record, Run
 from losscope.viz import plot_stability
 from losscope.viz.style import MUTED
 
@@ -97,3 +97,12 @@ def test_on_axes_of_the_user() -> None:
 @pytest.mark.parametrize("records", [hovering, minibatch, dropping, diverging])
 def test_nothing_is_clipped(records: Callable[[], list[Record]], size: tuple[float, float]) -> None:
     inside(plot_stability(run_of(records()), size=size).get_figure())
+
+
+def test_a_preconditioned_optimizer_is_compared_with_its_own_threshold() -> None:
+    values = {"sharpness": 37000.0, "threshold": 38000.0}
+    records = [Record(step, "model", "stability", value=37 / 38, values=values) for step in range(9)]
+    facts = {"preconditioned": True, "seen_formula": "(2+2b)/((1-b)lr)", "optimizer": "Adam"}
+    ax = plot_stability(Run.from_records({"players": {"model": facts}}, records))
+    labels = [line.get_label() for line in ax.get_lines()]
+    assert any("P^{-1}H" in label and "(2+2b)/((1-b)lr)" in label for label in labels)
