@@ -132,7 +132,7 @@ class Player:
         found = stability_threshold(self.optimizers[0])
         if found.preconditioned:
             name = type(self.optimizers[0]).__name__
-            return Threshold((), "", f"the threshold of {name} is one of P^-1 H, not of H: see the audit")
+            return Threshold((), "", f"that of {name} is one of P^-1 H: see the audit")
         return found
 
     def seen(self, objective: Objective) -> SeenCurvature | None:
