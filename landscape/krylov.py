@@ -162,6 +162,8 @@ class Search:
             return
         ritz = Ritz(basis, self.k, self.which, self._share, self._excluded)
         converged = ritz.converged(self.tol)
+        if self._rest is not None and (converged or last):
+            self._rest.look()
         if last or (self._nothing_missed(ritz, full) if converged else ritz.stalled()):
             self.found = self._result(ritz)
             return
@@ -179,7 +181,6 @@ class Search:
         if basis.total >= basis.space.size:  # the next products say all
             return False
         if self._rest is not None:
-            self._rest.look()
             if full or ritz.ends_before(self._rest.low, self._rest.high, self.tol):
                 return True
             if ritz.ends_before(self._rest.lowest, self._rest.highest, self.tol):
@@ -193,7 +194,6 @@ class Search:
     def _result(self, ritz: Ritz) -> Eigenpairs:
         rest = (-math.inf, math.inf)
         if self._rest is not None:
-            self._rest.look()
             slack = ritz.rounding
             rest = (self._rest.low - slack, self._rest.high + slack)
         guards = max(self.guards, self.block - self.k)
