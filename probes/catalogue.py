@@ -58,8 +58,8 @@ _ENTRIES = (
     ),
     Entry(
         "frobenius", "sqrt(mu/B) ||H||_F", r"$\sqrt{\mu/B}\,\|H\|_F$", "one_over_lr", "1/lr", "necessary",
-        "||H||_F <= sqrt(B/mu)/lr with the alignment mu = tr(Sigma H)/(2L ||H||_F^2) measured: above it the noise alone "
-        "raises the expected loss.",
+        "||H||_F <= sqrt(B/mu)/lr with the alignment mu = tr(Sigma H)/(2L ||H||_F^2) measured: above it the noise "
+        "alone raises the expected loss.",
         "squared loss, no momentum, near interpolation; any number of outputs, any batch size",
         "Wu, Wang and Su 2022, arXiv 2207.02628",
     ),
