@@ -20,13 +20,13 @@ from losscope.landscape.isolation import LIVE
 from losscope.landscape.stability import Threshold, loss_family, outputs_per_sample
 
 from .budget import Budget
+from .oscillation import OscillationWatch
 from .player import Player
 from .probe import Measurement, Needs, Probe
 from .records import Record
 from .schedule import Schedule
 from .seen import SeenCurvature
 from .snapshot import Memory, Snapshot
-from .stability import OscillationWatch
 
 __all__ = ["Follower"]
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from losscope.landscape import Estimate, SettingError
 from losscope.landscape.stability import minibatch_index
@@ -17,7 +12,7 @@ from .probe import Measurement, Needs, Probe
 from .sharpness import upper_bound
 from .snapshot import Snapshot
 
-__all__ = ["OscillationWatch", "Stability"]
+__all__ = ["Stability"]
 
 
 class Stability(Probe):
@@ -116,39 +111,3 @@ def _alignment(snapshot: Snapshot, index: Estimate, trace: float) -> float | Non
     full = snapshot.gradient_norm**2 / (2 * snapshot.loss) if snapshot.loss > 0 else math.nan
     single = full + (index.value - full) * batch * (n - 1) / (n - batch)
     return single / trace if trace > 0 and math.isfinite(single) else None
-
-
-class OscillationWatch:
-    """Follows the weights along a direction for a few steps and counts how often their motion turns.
-
-    Args:
-        step: step of the measurement the direction comes from.
-        direction: vector (n,), e.g. the top eigenvector.
-        origin: the parameters it refers to, with their values then: positions are relative to them.
-        length: how many positions to record.
-    """
-
-    def __init__(self, step: int, direction: Tensor, origin: Mapping[nn.Parameter, Tensor], length: int = 8) -> None:
-        self.step = step
-        self.length = length
-        pieces = direction.split([p.numel() for p in origin])
-        self._pieces = [(p, piece.view(p.shape), at) for (p, at), piece in zip(origin.items(), pieces, strict=True)]
-        self._positions: list[Tensor] = []
-
-    @property
-    def done(self) -> bool:
-        """Whether all positions are in."""
-        return len(self._positions) >= self.length
-
-    def follow(self) -> None:
-        """Record the present position along the direction; nothing is read back to the host yet."""
-        with torch.no_grad():
-            terms = [((p - at) * piece).sum(dtype=torch.float64) for p, piece, at in self._pieces]
-            self._positions.append(torch.stack(terms).sum())
-
-    def result(self) -> tuple[int, int]:
-        """Number of sign flips of the motion, and of pairs of steps looked at (steps at rest are left out)."""
-        positions = torch.stack(self._positions).tolist() if self._positions else []
-        moves = [b - a for a, b in itertools.pairwise(positions)]
-        pairs = [(a, b) for a, b in itertools.pairwise(moves) if a * b != 0 and math.isfinite(a * b)]
-        return sum(a * b < 0 for a, b in pairs), len(pairs)
