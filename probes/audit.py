@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import criteria
+from .criteria import sharpness
 from .criterion import Assumption, Criterion
+from .noise_criteria import noise_criteria
 from .records import Record
 from .window import Oscillation, ambiguity, curvature_records, last_part, latest_bound, noted, observed
 
@@ -39,8 +40,8 @@ class Audit:
 
     @property
     def above_edge(self) -> bool:
-        """Whether a criterion that applies is exceeded."""
-        return any(c.verdict == "ABOVE_EDGE" for c in self.criteria)
+        """Whether a criterion that applies is exceeded; one that is only seen to hold in experiments does not count."""
+        return any(c.verdict == "ABOVE_EDGE" and c.kind != "empirical" for c in self.criteria)
 
     def __getitem__(self, name: str) -> Criterion:
         """The line of that name."""
@@ -73,9 +74,8 @@ def audit(run: Run, player: str) -> Audit:
         run, player, window, ("stability",) if facts.get("preconditioned") else ("stability", "sharpness")
     )
     lines: tuple[Criterion, ...] = (
-        criteria.sharpness(window, bound, facts, oscillation),
-        criteria.trace(window, facts),
-        criteria.s_mu(window, facts, oscillation),
+        sharpness(window, bound, facts, oscillation),
+        *noise_criteria(window, facts, oscillation),
     )
     lost = [r for r in everything if r.status != "ok" and window and r.step > window[-1].step]
     if lost:

@@ -1,4 +1,4 @@
-"""The lines of the audit: sharpness, trace and S_mu against their thresholds."""
+"""The first line of the audit: the sharpness against the optimizer's threshold; and what bars any line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from losscope.landscape.stability import judge
 
 from .criterion import Assumption, Criterion
 from .records import Record
-from .window import Bound, Oscillation, Ratio, column, median, ratio_of
+from .window import Bound, Oscillation, column, median, ratio_of
 
-__all__ = ["s_mu", "sharpness", "trace"]
+__all__ = ["not_applicable", "not_what_is_trained", "sharpness", "unchecked"]
 
 
 # --------------------------------------------------------------------------- what bars a verdict
 
 
-def _not_applicable(facts: dict[str, Any], window: Sequence[Record]) -> str | None:
+def not_applicable(facts: dict[str, Any], window: Sequence[Record]) -> str | None:
     """Why no criterion can apply, or None."""
     if facts.get("optimizers", 1) > 1:
         return f"{facts['optimizers']} optimizers move the parameters of this objective: it moves under each of them"
@@ -33,7 +33,7 @@ def _not_applicable(facts: dict[str, Any], window: Sequence[Record]) -> str | No
     return None
 
 
-def _inconclusive(facts: dict[str, Any]) -> str | None:
+def not_what_is_trained(facts: dict[str, Any]) -> str | None:
     """Why what was measured is not what is trained, or None."""
     if facts.get("mode_matters"):
         return (
@@ -57,7 +57,7 @@ def _deterministic(facts: dict[str, Any]) -> Assumption:
     return Assumption(f"full-batch steps (batch {facts.get('batch_size')} of {facts.get('samples')} samples)", None)
 
 
-def _unchecked(facts: dict[str, Any]) -> list[Assumption]:
+def unchecked(facts: dict[str, Any]) -> list[Assumption]:
     """That the products are those of the Hessian, where a kernel was asked for that does not check it."""
     kernel = facts.get("kernel") or "auto"
     if kernel == "auto":
@@ -76,7 +76,7 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
     kind = "necessary" if stochastic else "necessary and sufficient"
     ratio = ratio_of(window, "sharpness", "threshold", "threshold_largest")
     numbers: dict[str, Any] = ratio.fields()
-    assumptions = [Assumption("local: the quadratic model around the weights", None), *_unchecked(facts)]
+    assumptions = [Assumption("local: the quadratic model around the weights", None), *unchecked(facts)]
     if not stochastic:
         assumptions.insert(0, _deterministic(facts))
     if facts.get("preconditioned"):
@@ -85,14 +85,14 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
         if dead is not None and dead > 0.1:
             assumptions.append(Assumption(f"the top eigenvector is where gradients are ({dead:.0%} is not)", False))
     line: dict[str, Any] = {"name": "sharpness", "symbol": symbol, "formula": formula, "kind": kind}
-    if reason := _not_applicable(facts, window):
+    if reason := not_applicable(facts, window):
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason, **numbers)
     if ratio.high is None and bound is not None and ratio.measured is not None and ratio.ratio is not None:
         numbers |= {"high": ratio.measured * bound.gap, "ratio_high": ratio.ratio * bound.gap}
         percent = f"{bound.gap - 1:.0%}"
         assumptions.append(Assumption(f"the upper bound is still {percent} above, as at step {bound.step}", None))
     line |= numbers | {"assumptions": tuple(assumptions)}
-    if reason := facts.get("ambiguous") or _inconclusive(facts):
+    if reason := facts.get("ambiguous") or not_what_is_trained(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
     ratio_high = numbers["ratio_high"]
     if not facts.get("covers_optimizer", True):
@@ -118,114 +118,3 @@ def _sharpness_reason(verdict: str, ratio_high: float | None, facts: dict[str, A
     if verdict == "ABOVE_EDGE":
         return "the linearised step grows along the top eigenvector: a transient, a catapult or divergence"
     return "the whole interval is below 0.9 of the threshold"
-
-
-def trace(window: list[Record], facts: dict[str, Any]) -> Criterion:
-    """tr(H) against 2/lr, for scalar outputs and batch size 1."""
-    ratio = ratio_of(window, "trace", "two_over_lr")
-    outputs, family, batch = facts.get("outputs"), facts.get("loss_family"), facts.get("batch_size")
-    assumptions = (
-        Assumption("squared loss", _is_squared(family)),
-        Assumption("one output per sample" + (f" (there are {outputs})" if outputs else ""), outputs and outputs == 1),
-        Assumption("SGD at batch size 1", None if batch is None else batch == 1 and not facts["full_batch"]),
-        Assumption("no momentum", not facts.get("momentum")),
-        _interpolation(window),
-        *_unchecked(facts),
-    )
-    line: dict[str, Any] = {
-        "name": "trace", "symbol": "tr(H)", "kind": "necessary", "assumptions": assumptions, **ratio.fields(),
-    }  # fmt: skip
-    bar = _not_applicable(facts, window) or _trace_bar(facts)
-    return _necessary(line, ratio, facts, None, bar=bar, doubt=facts.get("ambiguous"))
-
-
-def _trace_bar(facts: dict[str, Any]) -> str | None:
-    outputs, batch = facts.get("outputs"), facts.get("batch_size")
-    if facts["full_batch"]:
-        return "full-batch training has no gradient noise: lambda_max carries the verdict"
-    if batch is None:
-        return "tr(H) <= 2/lr concerns SGD's noise: pass batch_size= to watch"
-    if outputs is None:
-        return "for scalar outputs only, and the outputs are hidden behind loss_fn: s_mu carries the verdict"
-    if outputs > 1:
-        return f"for scalar outputs only, and there are {outputs}: s_mu carries the verdict"
-    if batch > 1:
-        return f"derived for batch size 1, training uses {batch}: s_mu carries the verdict"
-    return _noise_bar(facts)
-
-
-def _noise_bar(facts: dict[str, Any]) -> str | None:
-    """What bars the criteria of SGD's noise, whatever the number of outputs."""
-    if facts.get("preconditioned"):
-        return f"derived for SGD, and the optimizer is {facts.get('optimizer')}"
-    if facts.get("momentum"):
-        return "with momentum the mini-batch threshold depends on the batch size, from 2(1-b)/lr to 2(1+b)/lr"
-    if facts.get("loss_family") in ("cross-entropy", "other"):
-        return f"derived for the squared loss, this one is {facts['loss_family']}"
-    return None
-
-
-def s_mu(window: list[Record], facts: dict[str, Any], oscillation: Oscillation) -> Criterion:
-    """S_mu against 2/lr, for any number of outputs and any batch size."""
-    ratio = ratio_of(window, "s_mu", "two_over_lr")
-    assumptions: tuple[Assumption, ...] = (
-        Assumption("squared loss", _is_squared(facts.get("loss_family"))),
-        Assumption("no momentum", not facts.get("momentum")),
-        Assumption("data is the training data, in mini-batches without replacement", None),
-        _interpolation(window),
-    )
-    if facts.get("ambiguous"):
-        assumptions += (Assumption("the gradient is that of the loss, though its Hessian is ambiguous", None),)
-    line: dict[str, Any] = {
-        "name": "s_mu", "symbol": "S_mu = E|g_B|^2/2L", "kind": "necessary", "assumptions": assumptions,
-        **ratio.fields(),
-    }  # fmt: skip
-    bar = _not_applicable(facts, window) or _s_mu_bar(facts) or _noise_bar(facts)
-    return _necessary(line, ratio, facts, oscillation, bar=bar)
-
-
-def _s_mu_bar(facts: dict[str, Any]) -> str | None:
-    batch, samples = facts.get("batch_size"), facts.get("samples")
-    if facts["full_batch"]:
-        return "full-batch training: lambda_max carries the verdict"
-    if batch is None:
-        return "needs training's batch size: pass batch_size= to watch"
-    if samples is not None and batch >= samples:
-        return f"needs more data than one mini-batch: data= holds {samples} samples, batch_size is {batch}"
-    return None
-
-
-def _is_squared(family: str | None) -> bool | None:
-    return None if family in (None, "unknown") else family == "squared"
-
-
-def _interpolation(window: Sequence[Record]) -> Assumption:
-    loss = median(column(window, "loss"))
-    return Assumption("near interpolation" + (f" (loss {loss:.3g})" if loss is not None else ""), None)
-
-
-def _necessary(
-    line: dict[str, Any], ratio: Ratio, facts: dict[str, Any], oscillation: Oscillation | None, *, bar: str | None,
-    doubt: str | None = None,
-) -> Criterion:  # fmt: skip
-    """A line whose criterion is necessary for stability: barred, not what is trained, or judged."""
-    if bar:
-        return Criterion(**line, verdict="NOT_APPLICABLE", reason=bar)
-    if reason := doubt or _inconclusive(facts):
-        return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
-    seen = oscillation.seen if oscillation else None
-    verdict = judge(ratio.ratio, ratio.ratio_low, ratio.ratio_high, necessary=True, oscillates=seen)
-    if ratio.ratio is None and ratio.measured is not None and ratio.threshold is None:
-        return Criterion(**line, verdict=verdict, reason="there is no one 2/lr: the rates of parameter groups differ")
-    if ratio.ratio is None:
-        return Criterion(**line, verdict=verdict, reason="not measured; see the errors recorded")
-    if verdict == "ABOVE_EDGE" and _is_squared(facts.get("loss_family")) is None:
-        reason = "exceeded, but whether the loss is squared is not known"
-        return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
-    reasons = {
-        "NOT_EXCLUDED": "necessary, and it holds: stability is not excluded",
-        "ABOVE_EDGE": "a necessary condition of mean-square stability is violated",
-        "INCONCLUSIVE": "the interval of the ratio reaches across 0.9 or 1.1",
-    }
-    reason = reasons.get(verdict, oscillation.words if oscillation else "")
-    return Criterion(**line, verdict=verdict, reason=reason)

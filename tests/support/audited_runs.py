@@ -28,14 +28,24 @@ def stability(
         "trace": trace, "trace_low": trace * 0.95, "trace_high": trace * 1.05,
     }  # fmt: skip
     if rate is not None:
-        values["two_over_lr"] = 2 / lr
+        values |= {"two_over_lr": 2 / lr, "one_over_lr": 1 / lr}
     if s_mu is not None:
-        values |= {"s_mu": s_mu, "s_mu_low": s_mu * (1 - s_mu_width), "s_mu_high": s_mu * (1 + s_mu_width)}
+        values |= noise(s_mu, s_mu_width)
     return Record(
         step, "model", "stability", lr=lr, unit="threshold", values=values,
         value=None if limit is None else sharpness / limit,
         high=None if limit is None or high is None else high / limit,
     )  # fmt: skip
+
+
+def noise(value: float, width: float = 0.05) -> dict[str, float | None]:
+    """All numbers that a measurement takes from mini-batches, in ratio to their thresholds what S_mu is to its own."""
+    found: dict[str, float | None] = {}
+    for name in ("s_mu", "aligned_trace", "batch_sharpness", "batch_sharpness_ratio", "interaction_aware",
+                 "noise_interaction", "frobenius"):  # fmt: skip
+        unit = value / 2 if name == "frobenius" else value  # against 1/lr
+        found |= {name: unit, f"{name}_low": unit * (1 - width), f"{name}_high": unit * (1 + width)}
+    return found
 
 
 def steady(ratio: float, steps: int = 12, **options: Any) -> list[Record]:
@@ -52,8 +62,9 @@ def audit_of(records: list[Record], **facts: Any) -> Audit:
     return run_of(records, model=facts).audit()
 
 
-def verdicts(audit: Audit) -> dict[str, str]:
-    return {c.name: c.verdict for c in audit.criteria}
+def verdicts(audit: Audit, *names: str) -> dict[str, str]:
+    """Those of the lines of these names, of all without any."""
+    return {c.name: c.verdict for c in audit.criteria if not names or c.name in names}
 
 
 def with_gradient(records: list[Record], cosine: float, scale: float = 1.0) -> list[Record]:
