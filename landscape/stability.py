@@ -15,9 +15,10 @@ from .errors import SettingError
 from .mean_square import mean_square_threshold
 from .minibatch_sharpness import MinibatchSharpness, minibatch_sharpness
 from .objective import Objective
+from .optimizer_rules import Rule, register_rule
 from .results import Estimate
 from .space import generator_for
-from .thresholds import Rule, Threshold, register_rule, stability_threshold, step_preconditioner
+from .thresholds import Threshold, stability_threshold, step_preconditioner
 
 __all__ = [
     "MinibatchSharpness",

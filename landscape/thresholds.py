@@ -3,24 +3,25 @@ r"""The curvature above which an optimizer's linearised step is unstable, for th
 A mode of curvature s under the frozen optimizer is stable if and only if every root of its companion polynomial lies
 in the unit disk; the binding root is z = -1. For SGD s is an eigenvalue of the Hessian, for adaptive methods one of
 :math:`P^{-1} H` with the preconditioner P that the step divides by (Cohen et al., "Adaptive gradient methods at the
-edge of stability", arXiv 2207.14484). Every rule is checked against the optimizer itself at 0.99 and 1.01 of it.
+edge of stability", arXiv 2207.14484). Every rule is checked against the optimizer itself at 0.99 and 1.01 of it. What
+is known of each optimizer is in `optimizer_rules`, and of wrappers that step off along the gradient first in `sam`.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import Optimizer
 
 from .errors import ParameterError, SettingError
 from .objective import Objective
+from .optimizer_rules import Rule, known_optimizers, rule_for
+from .sam import perturbed_threshold, radii, refusal, wrapped
 
-__all__ = ["Rule", "Threshold", "register_rule", "rule_for", "stability_threshold", "step_preconditioner"]
+__all__ = ["Threshold", "stability_threshold", "step_preconditioner"]
 
 Settings = dict[str, Any]
 State = dict[str, Any]
@@ -37,6 +38,11 @@ class Threshold:
         preconditioned: whether it is one for the eigenvalues of ``P^-1 (H + decay I)``, with P from
             `step_preconditioner`, rather than for those of H.
         decay: weight decay that is part of the gradient that P divides; 0 where the threshold has it in it.
+        per_group_small_batch: the same under gradient noise that outweighs the mean, as at small batches: for what
+            mini-batches see along their own gradients (batch sharpness). Empty where it is not known.
+        small_batch_formula: its rule, in words.
+        perturbed: of each group the threshold of the optimizer that SAM wraps, and rho; empty for others. Then there
+            is a threshold `at` a gradient's norm only.
     """
 
     per_group: tuple[float, ...]
@@ -44,6 +50,9 @@ class Threshold:
     reason: str = ""
     preconditioned: bool = False
     decay: float = 0.0
+    per_group_small_batch: tuple[float, ...] = ()
+    small_batch_formula: str = ""
+    perturbed: tuple[tuple[float, float], ...] = ()
 
     @property
     def value(self) -> float | None:
@@ -55,25 +64,31 @@ class Threshold:
         """The most permissive group's. Where groups differ, the truth for the whole lies between."""
         return max(self.per_group, default=None)
 
+    @property
+    def small_batch(self) -> float | None:
+        """The strictest group's under noise that outweighs the mean; `value` is what it tends to in large batches.
 
-@dataclass(frozen=True)
-class Rule:
-    """What decides the stability of one optimizer's step.
+        Without momentum both are the same.
+        """
+        return min(self.per_group_small_batch, default=None)
 
-    Attributes:
-        threshold: of a parameter group's settings and the state of one of its parameters, the threshold and its
-            formula; None and the reason where there is none.
-        dynamics: settings in which groups must agree to have a common threshold.
-        preconditioner: of the same, what the step divides the gradient by, of the parameter's shape; None for
-            methods that divide by nothing.
-    """
+    def at(self, gradient_norm: float) -> Threshold:
+        """The threshold where the gradient has this norm; itself, except for SAM.
 
-    threshold: Callable[[Settings, State], tuple[float | None, str]]
-    dynamics: tuple[str, ...] = ()
-    preconditioner: Callable[[Settings, State], Tensor] | None = None
+        Raises:
+            SettingError: if the norm is negative.
+        """
+        if gradient_norm < 0:
+            raise SettingError(f"gradient_norm must be at least 0, got {gradient_norm!r}")
+        if not self.perturbed:
+            return self
+        if not 0 < gradient_norm < math.inf:
+            return replace(self, reason=f"SAM has no linearised step where the gradient's norm is {gradient_norm:g}")
+        values = tuple(perturbed_threshold(base, rho, gradient_norm) for base, rho in self.perturbed)
+        return replace(self, per_group=values, reason="")
 
 
-def stability_threshold(optimizer: Optimizer) -> Threshold:
+def stability_threshold(optimizer: Optimizer, *, gradient_norm: float | None = None) -> Threshold:
     r"""The curvature above which the optimizer's linearised step is unstable.
 
     With rate :math:`\eta`, momentum :math:`b` (Adam's :math:`\beta_1`), dampening :math:`d`, weight decay :math:`w` and
@@ -87,14 +102,24 @@ def stability_threshold(optimizer: Optimizer) -> Threshold:
     Adam, AMSGrad          :math:`(2+2b)(1-b^t)/((1-b)\eta)`                 of :math:`P^{-1}(H+w)`
     AdamW                  :math:`(2-\eta w)(1+b)(1-b^t)/((1-b)\eta)`        of :math:`P^{-1}H`
     NAdam                  tends to :math:`(2+2b)/((1-b)(1+2b)\eta)`         of :math:`P^{-1}(H+w)`
+    SAM about SGD          less than SGD's, by the gradient's norm: `sam`    of :math:`H`
     =====================  ================================================  =====================
 
+    Under noise that outweighs the mean, as at small batches, momentum helps no more: ``small_batch`` is
+    :math:`2(1-b)/(\eta(1-d)) - w` for SGD of all kinds, :math:`2(1-b)/\eta` for RMSprop,
+    :math:`2(1-b^t)/\eta` for Adam and :math:`2/\eta` for NAdam; see `optimizer_rules`.
+
     Args:
-        optimizer: a torch optimizer, in whatever state.
+        optimizer: a torch optimizer, in whatever state; or a SAM wrapper, with the base optimizer as
+            ``base_optimizer`` and ``rho`` in its parameter groups.
+        gradient_norm: of the full gradient at the weights themselves, over all that the optimizer moves; for SAM.
 
     Returns:
         The threshold; without a value, and with a reason, where no rule is known or it has not made a step that its
         rule needs. `register_rule` adds rules.
+
+    Raises:
+        SettingError: if the gradient's norm is negative.
 
     Example:
         >>> import torch
@@ -102,36 +127,75 @@ def stability_threshold(optimizer: Optimizer) -> Threshold:
         >>> weights = [torch.nn.Parameter(torch.zeros(2))]
         >>> stability_threshold(torch.optim.SGD(weights, lr=0.1)).value
         20.0
-        >>> stability_threshold(torch.optim.SGD(weights, lr=0.1, momentum=0.9)).value
-        38.0
+        >>> found = stability_threshold(torch.optim.SGD(weights, lr=0.1, momentum=0.5))
+        >>> found.value, found.small_batch
+        (30.0, 10.0)
     """
+    base = wrapped(optimizer) if rule_for(optimizer) is None else None
+    found = _of_steps(optimizer) if base is None else _of_sam(optimizer, base)
+    return found if gradient_norm is None else found.at(gradient_norm)
+
+
+def _of_steps(optimizer: Optimizer) -> Threshold:
+    """Of an optimizer that steps with the gradient at the weights."""
     rule = rule_for(optimizer)
     if rule is None:
-        known = ", ".join(cls.__name__ for cls in _RULES)
         return Threshold(
-            (), "", f"no stability rule for {type(optimizer).__name__}: there is one for {known}, and register_rule of "
-            "losscope.landscape.stability adds others",
+            (), "", f"no stability rule for {type(optimizer).__name__}: there is one for "
+            f"{', '.join(known_optimizers())} and SAM, and register_rule of losscope.landscape.stability adds others",
         )  # fmt: skip
-    values, formulas, preconditioned = [], [], rule.preconditioner is not None
-    # A group at rate zero does not move (as all do at the start of a warm-up: then there is no threshold).
-    groups = [g for g in optimizer.param_groups if g["params"]]
-    groups = [g for g in groups if float(g["lr"]) != 0] or groups
-    for group in groups:
-        refusal = _refusal(group)
-        value, formula = (None, refusal) if refusal else rule.threshold(group, _state(optimizer, group))
-        if value is None:
-            return Threshold((), "", formula, preconditioned=preconditioned)
-        values.append(value)
-        formulas.append(formula)
-    if not values:
+    preconditioned = rule.preconditioner is not None
+    groups = _moving(optimizer)
+    if not groups:
         return Threshold((), "", "the optimizer has no parameters", preconditioned)
+    found = []
+    for group in groups:
+        refused = _refusal(group)
+        found.append((None, refused) if refused else rule.threshold(group, _state(optimizer, group)))
+    if refusals := [words for value, words in found if value is None]:
+        return Threshold((), "", refusals[0], preconditioned)
     if len({repr([group.get(name) for name in rule.dynamics]) for group in groups}) > 1:
         settings = ", ".join(rule.dynamics).replace("_", " ")
         why = f"parameter groups differ in their dynamics ({settings}): no common threshold"
         return Threshold((), "", why, preconditioned)
     coupled = preconditioned and not groups[0].get("decoupled_weight_decay")
     decay = float(groups[0].get("weight_decay", 0.0)) if coupled else 0.0
-    return Threshold(tuple(values), formulas[0], "", preconditioned, decay)
+    values = tuple(value for value, _ in found if value is not None)
+    return Threshold(values, found[0][1], "", preconditioned, decay, *_small_batch(optimizer, rule, groups))
+
+
+def _small_batch(optimizer: Optimizer, rule: Rule, groups: list[Settings]) -> tuple[tuple[float, ...], str]:
+    """The thresholds of all groups under noise, and their formula; empty where one has none."""
+    if rule.small_batch is None:
+        return (), ""
+    found = [rule.small_batch(group, _state(optimizer, group)) for group in groups]
+    values = tuple(value for value, _ in found if value is not None)
+    return (values, found[0][1]) if len(values) == len(found) else ((), "")
+
+
+def _of_sam(wrapper: Optimizer, base: Optimizer) -> Threshold:
+    """Of a wrapper that takes the gradient elsewhere; its value waits for the gradient's norm."""
+    inner, name = _of_steps(base), type(wrapper).__name__
+    by_parameter = radii(wrapper)
+    radius = [{by_parameter[id(p)] for p in group["params"] if id(p) in by_parameter} for group in _moving(base)]
+    if all(r == {0.0} for r in radius):
+        return inner
+    if refused := refusal(wrapper, base):
+        return Threshold((), "", refused)
+    if inner.preconditioned:
+        return Threshold(
+            (), "", f"{name} wraps {type(base).__name__}, whose preconditioner divides H + rho H^2/|g|: no threshold "
+            "of P^-1 H is known",
+        )  # fmt: skip
+    if inner.value is None:
+        return inner
+    if not all(len(r) == 1 and 0 <= min(r) < math.inf for r in radius) or inner.value <= 0:
+        shown = sorted(set().union(*radius))
+        return Threshold((), "", f"{name} has no rule for rho {shown} and thresholds {inner.per_group} of its base")
+    formula = f"|g|(sqrt(1+4rho T/|g|)-1)/(2rho), T={inner.formula}"
+    perturbed = tuple(zip(inner.per_group, (min(r) for r in radius), strict=True))
+    why = f"the threshold of {name} depends on the gradient: pass gradient_norm=, its norm at the weights themselves"
+    return Threshold((), formula, why, perturbed=perturbed)
 
 
 def step_preconditioner(optimizer: Optimizer, objective: Objective) -> dict[str, Tensor]:
@@ -179,40 +243,10 @@ def step_preconditioner(optimizer: Optimizer, objective: Objective) -> dict[str,
     return {name: found[id(p)] for name, p in objective.parameters.items()}
 
 
-# --------------------------------------------------------------------------- rules
-
-
-def register_rule(cls: type[Optimizer], rule: Rule) -> None:
-    """Add the rule of an optimizer, for its subclasses too unless they step otherwise.
-
-    Args:
-        cls: the optimizer's class.
-        rule: what decides its stability.
-
-    Raises:
-        SettingError: if they are of other types.
-
-    Example:
-        A sign-momentum method of one's own that has the threshold of plain gradient descent.
-
-        >>> import torch
-        >>> from losscope.landscape.stability import Rule, register_rule
-        >>> class Plain(torch.optim.SGD):
-        ...     def step(self, closure=None): ...
-        >>> register_rule(Plain, Rule(lambda group, state: (2 / group["lr"], "2/lr")))
-    """
-    if not (isinstance(cls, type) and issubclass(cls, Optimizer) and isinstance(rule, Rule)):
-        raise SettingError(f"expected a class of optimizers and a Rule, got {cls!r} and {type(rule).__name__}")
-    _RULES[cls] = rule
-
-
-def rule_for(optimizer: Optimizer) -> Rule | None:
-    """The rule of the class whose ``step`` the optimizer runs: a subclass that overrides it has none."""
-    step = inspect.unwrap(type(optimizer).step)
-    for cls in type(optimizer).__mro__:
-        if cls in _RULES:
-            return _RULES[cls] if step is inspect.unwrap(cls.step) else None
-    return None
+def _moving(optimizer: Optimizer) -> list[Settings]:
+    """The groups that have parameters and a rate; all at rate zero, as at the start of a warm-up, stay."""
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    return [group for group in groups if float(group["lr"]) != 0] or groups
 
 
 def _refusal(group: Settings) -> str:
@@ -220,8 +254,10 @@ def _refusal(group: Settings) -> str:
     rate = float(group["lr"])
     if group.get("maximize"):
         return "the optimizer maximises: its stability concerns -H"
-    if not rate > 0 or not math.isfinite(rate):
-        return f"the learning rate is {rate:g}: nothing moves"
+    if rate == 0:
+        return "the learning rate is 0: nothing moves"
+    if not 0 < rate < math.inf:
+        return f"the learning rate is {rate:g}, which is not a positive number: there is no stable step"
     return ""
 
 
@@ -229,91 +265,3 @@ def _state(optimizer: Optimizer, group: Settings) -> State:
     """The state of the parameter of a group that has made most steps; empty before the first."""
     states = [state for p in group["params"] if (state := optimizer.state.get(p))]
     return max(states, key=lambda state: float(state.get("step", 0)), default={})
-
-
-def _sgd(group: Settings, state: State) -> tuple[float | None, str]:
-    rate, b, d = float(group["lr"]), float(group["momentum"]), float(group["dampening"])
-    decay = float(group["weight_decay"])
-    if b == 0:
-        value, formula = 2 / rate, "2/lr"
-    elif group["nesterov"]:
-        value, formula = (2 + 2 * b) / (rate * (1 + 2 * b)), "(2+2b)/(lr(1+2b))"
-    elif d == 0:
-        value, formula = (2 + 2 * b) / rate, "(2+2b)/lr"
-    elif d < 1:
-        value, formula = (2 + 2 * b) / (rate * (1 - d)), "(2+2b)/(lr(1-d))"
-    else:
-        return None, f"dampening {d:g} leaves no gradient in the step"
-    return value - decay, formula + (" - weight_decay" if decay else "")
-
-
-_FIRST = "the optimizer has not made a step yet, and its threshold depends on how many it has made"
-
-
-def _adam(group: Settings, state: State) -> tuple[float | None, str]:
-    if not state:
-        return None, _FIRST
-    rate, b = float(group["lr"]), float(group["betas"][0])
-    kept, words = _kept(group)
-    begun = 1 - b ** float(state["step"])  # the first moment's bias correction: a larger rate in the first steps
-    value = (1 + kept) * (1 + b) * begun / ((1 - b) * rate)
-    return value, f"{words}/((1-b)lr)"
-
-
-def _nadam(group: Settings, state: State) -> tuple[float | None, str]:
-    """``w' = a w - alpha g/P - beta m'/P``, ``m' = b m + (1-b) g``: so (alpha (1+b) + beta (1-b)) s = (1+a)(1+b)."""
-    if not state:
-        return None, _FIRST
-    rate, b, t = float(group["lr"]), float(group["betas"][0]), float(state["step"])
-    mu, after = (b * (1 - 0.5 * 0.96 ** (i * float(group["momentum_decay"]))) for i in (t, t + 1))
-    product = float(state["mu_product"])
-    alpha, beta = rate * (1 - mu) / (1 - product), rate * after / (1 - product * after)
-    kept, words = _kept(group)
-    return (1 + kept) * (1 + b) / (alpha * (1 + b) + beta * (1 - b)), f"{words}/((1-b)(1+2b)lr)"
-
-
-def _kept(group: Settings) -> tuple[float, str]:
-    """What a decoupled weight decay leaves of the weights in a step, and the numerator in words."""
-    decay = float(group["weight_decay"])
-    if decay and group.get("decoupled_weight_decay"):
-        return 1 - float(group["lr"]) * decay, "(2-lr weight_decay)(1+b)"
-    return 1.0, "(2+2b)"
-
-
-def _rmsprop(group: Settings, state: State) -> tuple[float | None, str]:
-    b = float(group["momentum"])
-    return (2 + 2 * b) / float(group["lr"]), "(2+2b)/lr" if b else "2/lr"
-
-
-def _adagrad(group: Settings, state: State) -> tuple[float | None, str]:
-    made, decay = float(state.get("step", 0)), float(group["lr_decay"])
-    if made == 0:
-        return None, _FIRST
-    return 2 * (1 + (made - 1) * decay) / float(group["lr"]), "2(1+(t-1)lr_decay)/lr" if decay else "2/lr"
-
-
-def _adam_divisor(group: Settings, state: State) -> Tensor:
-    second = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
-    return (second / (1 - group["betas"][1] ** float(state["step"]))).sqrt() + group["eps"]
-
-
-def _rmsprop_divisor(group: Settings, state: State) -> Tensor:
-    second = state["square_avg"]
-    if group["centered"]:
-        second = second - state["grad_avg"].square()
-    return second.clamp(min=0).sqrt() + group["eps"]
-
-
-def _adagrad_divisor(group: Settings, state: State) -> Tensor:
-    return state["sum"].sqrt() + group["eps"]
-
-
-_ADAM = Rule(_adam, ("betas", "weight_decay", "decoupled_weight_decay"), _adam_divisor)
-_RULES: dict[type[Optimizer], Rule] = {
-    SGD: Rule(_sgd, ("momentum", "dampening", "nesterov")),
-    Adam: _ADAM,
-    AdamW: _ADAM,
-    NAdam: Rule(_nadam, ("betas", "momentum_decay", "weight_decay", "decoupled_weight_decay"), _adam_divisor),
-    RMSprop: Rule(_rmsprop, ("momentum", "weight_decay"), _rmsprop_divisor),
-    Adagrad: Rule(_adagrad, ("weight_decay",), _adagrad_divisor),
-}
