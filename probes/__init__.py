@@ -11,6 +11,7 @@ from .snapshot import Snapshot
 from .spectrum import Spectrum
 from .stability import Stability
 from .trace import Trace
+from .verdicts import Verdict
 from .watch import Watch, watch
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Spectrum",
     "Stability",
     "Trace",
+    "Verdict",
     "Watch",
     "logarithmic",
     "watch",

@@ -80,9 +80,9 @@ class Follower:
 
     def opened(self, closure: bool = False) -> None:
         """An update is about to happen: keep what it will overwrite, if a measurement is due."""
-        with self._guarded("oscillation"):
+        with self.guarded("oscillation"):
             self._follow_oscillations()
-        with self._guarded("schedule"):
+        with self.guarded("schedule"):
             if self._may_measure():
                 with self._budget.spending(), torch.no_grad():
                     self._settings = (self.player.rate(), self.player.threshold())
@@ -107,9 +107,9 @@ class Follower:
 
     def measure_due(self) -> None:
         """Without hooks: the weights are those before the next update; measure at them what is due."""
-        with self._guarded("oscillation"):
+        with self.guarded("oscillation"):
             self._follow_oscillations()
-        with self._guarded("schedule"):
+        with self.guarded("schedule"):
             if self._may_measure():
                 due, self._pending = self._pending, []
                 self.measure_live(due)
@@ -121,7 +121,7 @@ class Follower:
 
     def flush(self) -> None:
         """Report oscillations that were not followed to the end."""
-        with self._guarded("oscillation"):
+        with self.guarded("oscillation"):
             self._report(self._oscillations)
             self._oscillations = []
 
@@ -320,7 +320,7 @@ class Follower:
     # ------------------------------------------------------------------ failing without harm
 
     @contextlib.contextmanager
-    def _guarded(self, name: str) -> Iterator[None]:
+    def guarded(self, name: str) -> Iterator[None]:
         """Whatever goes wrong in here is warned about once and does not reach the training loop."""
         try:
             yield

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +31,7 @@ from .sharpness import Sharpness
 from .stability import Stability
 from .steps import UpdateHooks
 from .trace import Trace
+from .verdicts import Verdict, Verdicts
 
 __all__ = ["Watch", "watch"]
 
@@ -47,6 +49,7 @@ def watch(
     batch_size: int | None = None,
     drive: str = "hooks",
     on_error: str = "warn",
+    on_verdict: Callable[[Verdict], object] | None = None,
     budget: float | None = None,
     kernel: str = "auto",
     resume: bool = False,
@@ -73,6 +76,10 @@ def watch(
         drive: ``"hooks"``; ``"manual"`` for loops that hooks cannot follow: call ``run.step()`` after
             every update.
         on_error: ``"warn"``, or ``"raise"`` to let exceptions of probes out.
+        on_verdict: called with a `Verdict` when a measurement of `Stability` changes the verdict of a criterion
+            over the last five measurements, once the update is complete: it may log, lower
+            ``param_groups[i]["lr"]``, or raise to stop. Its exceptions come out of ``optimizer.step()`` unchanged,
+            whatever ``on_error`` says; the run is then recorded as failed, unless they are caught within the context.
         budget: at most this share of wall-clock time for measuring; due measurements are postponed.
         kernel: how curvature products are computed: ``"auto"``, ``"retained"``, ``"batched"``, ``"compiled"`` or
             ``"finite_difference"``; see `losscope.landscape.Hessian`. Only ``"auto"`` checks that double
@@ -130,6 +137,8 @@ def watch(
         raise SettingError(f"drive must be one of {_DRIVES}, got {drive!r}")
     if on_error not in _ON_ERROR:
         raise SettingError(f"on_error must be one of {_ON_ERROR}, got {on_error!r}")
+    if on_verdict is not None and not callable(on_verdict):
+        raise SettingError(f"on_verdict takes a function of a Verdict, got {type(on_verdict).__name__}")
     if first_step is not None and (isinstance(first_step, bool) or not isinstance(first_step, int) or first_step < 0):
         raise SettingError(f"first_step must be an integer >= 0, got {first_step!r}")
     if resume and out is None:
@@ -138,6 +147,7 @@ def watch(
     return Watch(
         players, chosen, every, out=None if out is None else Path(out), manual=drive == "manual",
         raise_errors=on_error == "raise", budget=Budget(budget), resume=resume, first_step=first_step, seed=seed,
+        on_verdict=on_verdict,
     )  # fmt: skip
 
 
@@ -159,6 +169,7 @@ class Watch:
     def __init__(
         self, players: list[Player], probes: list[Probe], every: Any, *, out: Path | None, manual: bool,
         raise_errors: bool, budget: Budget, resume: bool, first_step: int | None, seed: int,
+        on_verdict: Callable[[Verdict], object] | None,
     ) -> None:  # fmt: skip
         schedule = as_schedule(every)
         objectives = {p.name: p.checked_objective(seed) for p in players}
@@ -171,6 +182,7 @@ class Watch:
         self._kept: list[Record] = []
         self._kept_arrays: dict[str, np.ndarray] = {}
         self._state, self._write_failed = "new", False
+        self._verdicts = None if on_verdict is None else Verdicts(on_verdict, lambda: self._meta)
         self._followers = {
             p.name: Follower(
                 p, objectives[p.name], probes, schedule, emit=self._emit, tell=self._tell, budget=budget,
@@ -180,7 +192,8 @@ class Watch:
         }  # fmt: skip
         followers = self._followers.values()
         self._hooks = {
-            p.name: UpdateHooks(p.optimizers, f.opened, f.closed) for p, f in zip(players, followers, strict=True)
+            p.name: UpdateHooks(p.optimizers, f.opened, partial(self._closed, f))
+            for p, f in zip(players, followers, strict=True)
         }
         if not manual:
             _check_hookable(players)
@@ -203,6 +216,8 @@ class Watch:
         """Open the run folder and attach to the optimizers."""
         if self._state != "new":
             raise SettingError("a watch can be entered once; call watch(...) again")
+        if self._resume and self._verdicts is not None and self._out is not None:
+            self._verdicts.recall(r for r in Run(self._out).records if r.step < self._meta["first_step"])
         if self._out is not None:
             self._folder = RunFolder(self._out, self._meta["identity"], resume=self._resume)
         self._state = "open"
@@ -219,6 +234,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Detach and close the run, as failed if the loop raised; its exception comes out unchanged."""
+        self._state = "closing"
         for hooks, follower in zip(self._hooks.values(), self._followers.values(), strict=True):
             if error is not None:
                 follower.discard()
@@ -233,6 +249,8 @@ class Watch:
         self._write_meta()
         if self._folder is not None:
             self._folder.close()
+        if error is None:  # what was measured as the last round was closed
+            self._judge(*self._followers.values())
 
     # ------------------------------------------------------------------ for the loop
 
@@ -266,6 +284,7 @@ class Watch:
         follower = self._follower(player)
         follower.step += 1
         follower.measure_due()
+        self._judge(follower)
 
     def measure_now(self, player: str | None = None) -> list[Record]:
         """Measure with all probes at the present weights, whatever the schedule.
@@ -278,7 +297,9 @@ class Watch:
         self._check_open("measure_now")
         follower = self._follower(player)
         self._hooks[follower.player.name].close()
-        return follower.measure_live(follower.probes)
+        records = follower.measure_live(follower.probes)
+        self._judge(follower)
+        return records
 
     @property
     def steps(self) -> int:
@@ -297,9 +318,29 @@ class Watch:
             written = Run(self._out).records
         return Run.from_records(self._meta, [*written, *self._kept], dict(self._kept_arrays))
 
+    # ------------------------------------------------------------------ verdicts
+
+    def _closed(self, follower: Follower) -> None:
+        """An update is complete: only now may a callback change settings, or raise."""
+        follower.closed()
+        if self._state == "open":
+            self._judge(follower)
+
+    def _judge(self, *followers: Follower) -> None:
+        """Tell verdicts that changed; a failing audit is warned about, the callback's exceptions come out."""
+        if self._verdicts is None:
+            return
+        for follower in followers:
+            changed: list[Verdict] = []
+            with follower.guarded("verdicts"), self._budget.spending():
+                changed = self._verdicts.changes(follower.player.name)
+            self._verdicts.tell(changed)
+
     # ------------------------------------------------------------------ writing
 
     def _emit(self, record: Record, arrays: Mapping[str, np.ndarray]) -> None:
+        if self._verdicts is not None:
+            self._verdicts.note(record)
         names = {name: _file_name(f"{record.player}-{record.probe}-{record.step}-{name}") for name in arrays}
         record.arrays.update({name: array_path(file) for name, file in names.items()})
         try:

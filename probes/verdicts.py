@@ -1,0 +1,131 @@
+"""Verdicts while training goes on: a callback for each criterion whose verdict changes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .audit import Audit, audit
+from .records import Record
+from .run import Run
+
+__all__ = ["LiveAudit", "Verdict", "Verdicts"]
+
+MEASUREMENTS = 16
+"""Records of each probe that the live audit remembers: their last quarter, and at least five, are judged."""
+
+LOGGED = 2000
+"""Logged values it remembers, for the share of steps in which the loss rose."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What ``watch(..., on_verdict=)`` is told.
+
+    Attributes:
+        player: whose.
+        step: of the measurement.
+        criterion: name of the line, e.g. ``"sharpness"``.
+        verdict: e.g. ``"AT_EDGE"``; see `Criterion`.
+        previous: what it was before; None the first time.
+        ratio: measured over threshold, median over the live audit's window; None where nothing is known.
+        ratio_low: its lower end.
+        ratio_high: its upper end.
+        audit: the live audit, with every line and its reason.
+    """
+
+    player: str
+    step: int
+    criterion: str
+    verdict: str
+    previous: str | None
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    audit: Audit
+
+
+class LiveAudit:
+    """The audit of one player over its latest measurements, from memory that stays bounded.
+
+    It is `Run.audit` of a run that holds the last `MEASUREMENTS` records of each probe: where measurements are
+    evenly spaced it rests on the last five, so that a change shows soon and its cost does not grow with the run.
+    """
+
+    def __init__(self, player: str) -> None:
+        self.player = player
+        self._kept: dict[str, deque[Record]] = {}
+        self._bounded: dict[str, Record] = {}
+
+    def note(self, record: Record) -> None:
+        """Remember a record, of whatever probe."""
+        most = LOGGED if record.probe == "log" else MEASUREMENTS
+        self._kept.setdefault(record.probe, deque(maxlen=most)).append(record)
+        if record.high is not None:  # upper bounds are renewed more seldom than values
+            self._bounded[record.probe] = record
+
+    def look(self, meta: Mapping[str, Any]) -> Audit:
+        """The audit now, with the run's facts as they stand."""
+        kept = [record for records in self._kept.values() for record in records]
+        older = [record for record in self._bounded.values() if all(record is not each for each in kept)]
+        return audit(Run.from_records(dict(meta), [*older, *kept]), self.player)
+
+
+class Verdicts:
+    """Calls back after measurements of `Stability` that change a verdict.
+
+    Args:
+        callback: takes a `Verdict`.
+        meta: the run's facts, which change while it goes on.
+
+    A line that does not apply is no verdict: of one that never applies nothing is told.
+    """
+
+    def __init__(self, callback: Callable[[Verdict], object], meta: Callable[[], Mapping[str, Any]]) -> None:
+        self._callback, self._meta = callback, meta
+        self._live: dict[str, LiveAudit] = {}
+        self._measured: dict[str, int] = {}
+        self._told: dict[tuple[str, str], str] = {}
+        self._telling = False
+
+    def recall(self, records: Iterable[Record]) -> None:
+        """Take a resumed run up where it was left: what it had come to is not told again."""
+        for record in records:
+            self.note(record)
+        for player in self._measured:
+            for line in self._live[player].look(self._meta()).criteria:
+                self._told[player, line.name] = line.verdict
+        self._measured.clear()
+
+    def note(self, record: Record) -> None:
+        """Remember a record; a measurement of stability is judged at the next `tell`."""
+        self._live.setdefault(record.player, LiveAudit(record.player)).note(record)
+        if record.probe == "stability":
+            self._measured[record.player] = record.step
+
+    def changes(self, player: str) -> list[Verdict]:
+        """Verdicts that are not what was told last, if stability was measured since."""
+        if self._telling or player not in self._measured:  # a callback that measures is told at the next measurement
+            return []
+        step, seen = self._measured.pop(player), self._live[player].look(self._meta())
+        found = []
+        for line in seen.criteria:
+            previous = self._told.get((player, line.name))
+            if line.verdict != (previous or "NOT_APPLICABLE"):
+                ratios = line.ratio, line.ratio_low, line.ratio_high
+                found.append(Verdict(player, step, line.name, line.verdict, previous, *ratios, seen))
+        return found
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Call back, one verdict after the other; exceptions of the callback come out unchanged."""
+        if not verdicts:
+            return
+        self._telling = True
+        try:
+            for each in verdicts:
+                self._told[each.player, each.criterion] = each.verdict
+                self._callback(each)
+        finally:
+            self._telling = False
