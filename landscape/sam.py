@@ -46,7 +46,7 @@ def refusal(wrapper: Optimizer, base: Optimizer) -> str:
     }
     if further := sorted(settings - _KNOWN):
         return f"{name} has the shape of SAM and settings that plain SAM has not: {', '.join(further)}"
-    if any(group.get("adaptive") for group in wrapper.param_groups):
+    if getattr(wrapper, "adaptive", False) or any(group.get("adaptive") for group in wrapper.param_groups):
         return f"{name} is adaptive: it steps off by each weight's own size, and no threshold of H alone is known"
     return ""
 
