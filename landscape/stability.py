@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .batches import batch_length, concatenated, take
 from .critical_sharpness import critical_sharpness
 from .errors import SettingError
+from .linearised import linearised_rows
 from .mean_square import mean_square_threshold
 from .minibatch_sharpness import MinibatchSharpness, minibatch_sharpness
 from .objective import Objective
@@ -26,6 +27,7 @@ __all__ = [
     "Threshold",
     "critical_sharpness",
     "judge",
+    "linearised_rows",
     "loss_family",
     "mean_square_threshold",
     "minibatch_index",
