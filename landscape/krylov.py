@@ -287,4 +287,5 @@ def _begin(basis: LanczosBasis, start: Tensor | None, risk: float) -> float:
     # |Q1' u| >= |S' u| / |S|, and S' u = (fixed) + (MIX / sqrt n) N(0, I), whose norm is smallest
     # in distribution when the fixed part is zero (Anderson's inequality).
     quantile = math.sqrt(chdtri(b, 1.0 - risk))
-    return MIX / math.sqrt(n) * quantile / float(np.linalg.norm(R, 2))
+    largest = abs(float(R[0, 0])) if b == 1 else float(np.linalg.norm(R, 2))
+    return MIX / math.sqrt(n) * quantile / largest
