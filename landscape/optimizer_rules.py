@@ -78,11 +78,15 @@ def register_rule(cls: type[Optimizer], rule: Rule) -> None:
 
 def rule_for(optimizer: Optimizer) -> Rule | None:
     """The rule of the class whose ``step`` the optimizer runs: a subclass that overrides it has none."""
-    step = inspect.unwrap(type(optimizer).step)
+    step = inspect.unwrap(getattr(type(optimizer), "step", _nothing))
     for cls in type(optimizer).__mro__:
         if cls in _RULES:
             return _RULES[cls] if step is inspect.unwrap(cls.step) else None
     return None
+
+
+def _nothing() -> None:
+    """The step of what has none."""
 
 
 def known_optimizers() -> list[str]:

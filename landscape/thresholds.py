@@ -192,7 +192,7 @@ def _of_sam(wrapper: Optimizer, base: Optimizer) -> Threshold:
     if not all(len(r) == 1 and 0 <= min(r) < math.inf for r in radius) or inner.value <= 0:
         shown = sorted(set().union(*radius))
         return Threshold((), "", f"{name} has no rule for rho {shown} and thresholds {inner.per_group} of its base")
-    formula = f"|g|(sqrt(1+4rho T/|g|)-1)/(2rho), T={inner.formula}"
+    formula = f"s where s(1+rho s/|g|) = {inner.formula}"
     perturbed = tuple(zip(inner.per_group, (min(r) for r in radius), strict=True))
     why = f"the threshold of {name} depends on the gradient: pass gradient_norm=, its norm at the weights themselves"
     return Threshold((), formula, why, perturbed=perturbed)

@@ -88,7 +88,7 @@ class Follower:
                     self._settings = (self.player.rate(), self.player.threshold())
                     self._notice_changes()
                     self._copy = {p: p.detach().clone() for p in self.player.moved}
-                    self._gradient = None if closure else self._training_gradient()
+                    self._gradient = None if closure or self.player.steps_off else self._training_gradient()
 
     def closed(self) -> None:
         """The update is done: measure at the weights before it, and count it."""

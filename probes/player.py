@@ -15,7 +15,7 @@ from losscope.landscape.batches import is_one_shot
 from losscope.landscape.stability import Threshold, stability_threshold
 
 from .seen import SeenCurvature, seen_by
-from .steps import unwrapped
+from .steps import deciding, steps_off, unwrapped
 
 __all__ = ["Player"]
 
@@ -59,8 +59,16 @@ class Player:
     @property
     def optimizers(self) -> list[Optimizer]:
         """Its optimizers, unwrapped."""
-        given = self.optimizer if isinstance(self.optimizer, list | tuple) else [self.optimizer]
-        return [unwrapped(o) for o in given]
+        return [unwrapped(o) for o in self._given]
+
+    @property
+    def steps_off(self) -> bool:
+        """Whether an optimizer takes its gradient elsewhere than at the weights, as SAM does."""
+        return any(steps_off(o) for o in self._given)
+
+    @property
+    def _given(self) -> Sequence[Any]:
+        return self.optimizer if isinstance(self.optimizer, list | tuple) else [self.optimizer]
 
     @property
     def moved(self) -> list[nn.Parameter]:
@@ -121,23 +129,34 @@ class Player:
         return lambda _, p: id(p) in moved if own else True
 
     def rate(self) -> float | None:
-        """The learning rate, None where parameter groups or optimizers differ."""
-        rates = {float(group["lr"]) for o in self.optimizers for group in o.param_groups if "lr" in group}
+        """The learning rate, None where parameter groups or optimizers differ, or say nothing of one."""
+        groups = (group for o in self.optimizers for group in o.param_groups)
+        rates = {float(rate) for group in groups if (rate := group.get("lr")) is not None}
         return rates.pop() if len(rates) == 1 else None
 
     def threshold(self) -> Threshold:
         """The stability threshold of the Hessian's eigenvalues at the present settings."""
-        if len(self.optimizers) > 1:
-            return Threshold((), "", "several optimizers move this objective")
-        found = stability_threshold(self.optimizers[0])
+        found, name = self._limits(), type(deciding(self._given[0])).__name__
         if found.preconditioned:
-            name = type(self.optimizers[0]).__name__
             return Threshold((), "", f"that of {name} is one of P^-1 H: see the audit")
+        if found.perturbed and not self._is_whole():
+            return Threshold((), "", f"that of {name} takes the gradient of all that it moves: leave out params=")
         return found
 
     def seen(self, objective: Objective) -> SeenCurvature | None:
         """What the only optimizer's last step saw of the curvature, where it divides by something."""
-        return seen_by(self.optimizers[0], objective) if len(self.optimizers) == 1 else None
+        return seen_by(deciding(self._given[0]), objective) if len(self.optimizers) == 1 else None
+
+    def _limits(self) -> Threshold:
+        """Of whatever the only optimizer's step sees."""
+        if len(self.optimizers) > 1:
+            return Threshold((), "", "several optimizers move this objective")
+        return stability_threshold(deciding(self._given[0]))
+
+    def _is_whole(self) -> bool:
+        """Whether all that the optimizer moves is measured."""
+        own = {id(p) for p in self.model.parameters()}
+        return self.params is None and all(id(p) in own for p in self.moved if p.requires_grad)
 
     def identity(self, objective: Objective) -> dict[str, Any]:
         """What must agree for a run to be the same run when it is resumed."""
@@ -154,13 +173,14 @@ class Player:
         return {
             "model": type(self.model).__name__,
             "parameters": objective.space.size,
-            "optimizer": ", ".join(type(o).__name__ for o in self.optimizers),
+            "optimizer": ", ".join(_name(deciding(o)) for o in self._given),
             "optimizers": len(self.optimizers),
             "lr": self.rate(),
             "momentum": max((float(g.get("momentum") or 0) for g in groups), default=0.0),
             "threshold_formula": threshold.formula,
-            "threshold_reason": threshold.reason,
-            "preconditioned": len(self.optimizers) == 1 and stability_threshold(self.optimizers[0]).preconditioned,
+            "threshold_reason": "" if threshold.perturbed else threshold.reason,
+            "preconditioned": self._limits().preconditioned,
+            "perturbed": bool(threshold.perturbed),
             "batch_size": self.batch_size,
             "mode": self.mode,
             "kernel": self.kernel,
@@ -169,3 +189,9 @@ class Player:
             "dtype": str(objective.space.dtype).removeprefix("torch."),
             "device": str(objective.space.device),
         }
+
+
+def _name(optimizer: Any) -> str:
+    """Of its class, and of what it wraps."""
+    name, base = type(optimizer).__name__, unwrapped(optimizer)
+    return name if base is optimizer else f"{name}({_name(base)})"

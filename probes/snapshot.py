@@ -7,7 +7,7 @@ import functools
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class Snapshot:
         step: t; the weights are those before update t.
         objective: the loss as a function of the chosen parameters, its batches fixed for this snapshot.
         lr: the rate update t used, None where parameter groups differ.
-        threshold: the optimizer's stability threshold at that rate.
+        threshold: the optimizer's stability threshold at that rate; SAM's is resolved here, at the gradient.
         batch_size: training's batch size, if it was given.
         needs: the merged needs of the probes that are due.
         memory: what earlier snapshots left.
@@ -90,7 +90,7 @@ class Snapshot:
         self.training_gradient = training_gradient
         self.objective = objective
         self.lr = lr
-        self.threshold = threshold or Threshold((), "", "no optimizer")
+        self._threshold = threshold or Threshold((), "", "no optimizer")
         self.batch_size = batch_size
         self.needs = needs or Needs()
         self.memory = memory or Memory()
@@ -133,6 +133,13 @@ class Snapshot:
     def gradient_norm(self) -> float:
         """Euclidean norm of the gradient."""
         return math.sqrt(float(torch.sum(self.gradient * self.gradient, dtype=torch.float64)))
+
+    @functools.cached_property
+    def threshold(self) -> Threshold:
+        """The optimizer's stability threshold; SAM's depends on the gradient, and is one of full-batch steps."""
+        if self._threshold.perturbed and self.batch_size is not None and self.batch_size < self.objective.samples:
+            return replace(self._threshold, reason="SAM's threshold takes the gradient of each mini-batch")
+        return self._threshold.at(self.gradient_norm) if self._threshold.perturbed else self._threshold
 
     def gradient_match(self) -> tuple[float, float] | None:
         """Cosine of the gradient that was stepped with and the objective's, and ratio of their norms.

@@ -15,14 +15,49 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["UpdateHooks", "unwrapped"]
+__all__ = ["UpdateHooks", "deciding", "steps_off", "unwrapped"]
+
+_DELEGATING = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
+"""Packages whose optimizers hold one and step as it does."""
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """The torch optimizer inside a wrapper that delegates to one (as accelerate's does)."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
+    """The torch optimizer inside wrappers (accelerate's, SAM's), whose step is the one that moves the weights."""
+    return _layers(optimizer)[-1]
+
+
+def deciding(optimizer: Any) -> Any:
+    """The optimizer whose rule tells what is stable: wrappers that make something else of a step stay on."""
+    layers = _layers(optimizer)
+    return next((layer for layer in layers if not _passes_on(layer)), layers[-1])
+
+
+def steps_off(optimizer: Any) -> bool:
+    """Whether the gradient that the weights are moved with is one of elsewhere, as SAM's is."""
+    return any(_held(layer, "base_optimizer") is not None for layer in _layers(optimizer))
+
+
+def _layers(optimizer: Any) -> list[Any]:
+    """A wrapper, what it holds, and so on inwards."""
+    layers = [optimizer]
+    while (inner := _held(layers[-1], "optimizer") or _held(layers[-1], "base_optimizer")) is not None:
+        if any(inner is layer for layer in layers):
+            break
+        layers.append(inner)
+    return layers
+
+
+def _held(wrapper: Any, name: str) -> Optimizer | None:
+    inner = getattr(wrapper, name, None)
+    return inner if isinstance(inner, Optimizer) else None
+
+
+def _passes_on(wrapper: Any) -> bool:
+    """Whether a wrapper hands its steps on as they are; optimizers that hold another (Lookahead) mostly do not."""
+    if _held(wrapper, "optimizer") is None:
+        return False
+    package = type(wrapper).__module__.partition(".")[0]
+    return not isinstance(wrapper, Optimizer) or package in _DELEGATING
 
 
 class UpdateHooks:

@@ -101,7 +101,7 @@ def test_without_the_gradients_norm_it_says_what_to_pass() -> None:
     threshold = stability_threshold(SAM([problem()[0]], SGD, lr=LR, momentum=0.9))
     assert threshold.value is None and threshold.small_batch is None
     assert threshold.reason.endswith("pass gradient_norm=, its norm at the weights themselves")
-    assert threshold.formula == "|g|(sqrt(1+4rho T/|g|)-1)/(2rho), T=(2+2b)/lr"
+    assert threshold.formula == "s where s(1+rho s/|g|) = (2+2b)/lr"
     found = threshold.at(1.0)
     assert found.reason == "" and found.value == pytest.approx(perturbed_threshold(38.0, 0.05, 1.0))
 
