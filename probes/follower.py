@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import math
 import time
 import traceback
@@ -20,13 +21,16 @@ from losscope.landscape.isolation import LIVE
 from losscope.landscape.stability import Threshold, loss_family, outputs_per_sample
 
 from .budget import Budget
+from .midpoint import Midpoint, MidpointWatch
 from .oscillation import OscillationWatch
 from .player import Player
 from .probe import Measurement, Needs, Probe
 from .records import Record
 from .schedule import Schedule
 from .seen import SeenCurvature
+from .skipped import SkippedUpdates
 from .snapshot import Memory, Snapshot
+from .update import Update
 
 __all__ = ["Follower"]
 
@@ -70,6 +74,9 @@ class Follower:
         self._copy: dict[nn.Parameter, Tensor] | None = None
         self._settings: tuple[float | None, Threshold] = (None, Threshold((), ""))
         self._oscillations: list[OscillationWatch] = []
+        self._midpoint: MidpointWatch | None = None
+        self._first_step, self._made = first_step, False
+        self._skips, self._skips_told = SkippedUpdates(player.scaler), -1
         self._warned: set[str] = set()
         self._facts_told = False
         self._gradient: Tensor | None = None
@@ -80,8 +87,8 @@ class Follower:
 
     def opened(self, closure: bool = False) -> None:
         """An update is about to happen: keep what it will overwrite, if a measurement is due."""
-        with self.guarded("oscillation"):
-            self._follow_oscillations()
+        self._follow(self._made)
+        self._made = False
         with self.guarded("schedule"):
             if self._may_measure():
                 with self._budget.spending(), torch.no_grad():
@@ -99,16 +106,20 @@ class Follower:
                 self.measure(due, at=at)
         finally:
             self._gradient = None
+            self._made = True
             self.step += 1
+
+    def skipped(self) -> None:
+        """The optimizer was called for an update, and did nothing because of infinite gradients."""
+        self._skips.told()
 
     def discard(self) -> None:
         """The update did not come about (an exception in the loop)."""
-        self._copy = None
+        self._copy = self._midpoint = None
 
     def measure_due(self) -> None:
         """Without hooks: the weights are those before the next update; measure at them what is due."""
-        with self.guarded("oscillation"):
-            self._follow_oscillations()
+        self._follow(made=False)  # whether one was made, only its loop knows
         with self.guarded("schedule"):
             if self._may_measure():
                 due, self._pending = self._pending, []
@@ -120,10 +131,14 @@ class Follower:
         return self.measure(probes, at=None) if probes else []
 
     def flush(self) -> None:
-        """Report oscillations that were not followed to the end."""
+        """Report oscillations that were not followed to the end, and the count of skipped updates."""
         with self.guarded("oscillation"):
             self._report(self._oscillations)
             self._oscillations = []
+        with self.guarded("scaler"):
+            self._skips.look(self._made)
+            self._count_skips(last=True)
+        self._midpoint = None
 
     def _may_measure(self) -> bool:
         """Whether a measurement is due, or was postponed, and the budget allows it."""
@@ -140,10 +155,13 @@ class Follower:
         records: list[Record] = []
         with self._budget.spending(), self._progress() as on_product:
             remaining = list(probes)
+            made: Update | None = None
             try:
                 if at is None:
                     self._notice_changes()
-                snapshot = self._snapshot(probes, on_product)
+                else:
+                    made = Update(self.objective, at)
+                snapshot = self._snapshot(probes, on_product, made)
                 with snapshot.objective.isolated(at):
                     if not self._facts_told:
                         self._observe_facts(snapshot.objective)
@@ -152,6 +170,7 @@ class Follower:
                         remaining.remove(probe)
                 self._compare_modes(snapshot.objective, at)
                 self._watch_oscillation(snapshot, at)
+                self._watch_midpoint(snapshot, at)
             except Exception as error:
                 if self._raise_errors:
                     raise
@@ -159,10 +178,12 @@ class Follower:
                 if not remaining:
                     self._warn("snapshot", error)
             finally:
+                if made is not None:
+                    made.forget()
                 _release_memory()
         return records
 
-    def _snapshot(self, probes: Sequence[Probe], on_product: Callable[[int], object]) -> Snapshot:
+    def _snapshot(self, probes: Sequence[Probe], on_product: Callable[[int], object], made: Update | None) -> Snapshot:
         needs = Needs()
         for probe in probes:
             needs |= probe.needs()
@@ -170,7 +191,8 @@ class Follower:
         return Snapshot(
             self.step, self.objective.snapshot(self.step), lr=rate, threshold=threshold,
             batch_size=self.player.batch_size, needs=needs, memory=self._memory, seen=self._seen(probes),
-            training_gradient=self._gradient, kernel=self.player.kernel, seed=self._seed, on_product=on_product,
+            training_gradient=self._gradient, made=made, skipped_updates=self._count_skips(),
+            kernel=self.player.kernel, seed=self._seed, on_product=on_product,
         )  # fmt: skip
 
     def _seen(self, probes: Sequence[Probe]) -> SeenCurvature | None:
@@ -195,33 +217,34 @@ class Follower:
             measured = probe.measure(snapshot)
         except NonFiniteError as error:
             values = {"loss": snapshot.loss}
-            record = self._record(probe, status="nonfinite", reason=str(error), values=values, **cost())
+            record = self._record(probe, snapshot, status="nonfinite", reason=str(error), values=values, **cost())
             self._emit(record, {})
             return record
         except Exception as error:
-            record = self._failed(probe, error, **cost())
+            record = self._failed(probe, error, snapshot, **cost())
             if self._raise_errors:
                 raise
             return record
-        record = self._record(probe, measured, **cost())
+        record = self._record(probe, snapshot, measured, **cost())
         self._emit(record, measured.arrays)
         return record
 
-    def _failed(self, probe: Probe, error: Exception, **cost: Any) -> Record:
+    def _failed(self, probe: Probe, error: Exception, snapshot: Snapshot | None = None, **cost: Any) -> Record:
         self._warn(probe.name, error)
-        record = self._record(probe, status="error", reason=f"{type(error).__name__}: {error}", **cost)
+        record = self._record(probe, snapshot, status="error", reason=f"{type(error).__name__}: {error}", **cost)
         self._emit(record, {})
         return record
 
-    def _record(self, probe: Probe, measured: Measurement | None = None, **fields: Any) -> Record:
+    def _record(
+        self, probe: Probe, snapshot: Snapshot | None, measured: Measurement | None = None, **fields: Any
+    ) -> Record:
         if measured is not None:
             fields |= {
                 "value": measured.value, "low": measured.low, "high": measured.high, "unit": measured.unit,
                 "kernel": measured.kernel, "reason": measured.reason, "values": dict(measured.values),
             }  # fmt: skip
-        return Record(
-            step=self.step, player=self.player.name, probe=probe.name, lr=self._settings[0], time=time.time(), **fields
-        )
+        step, rate = (self.step, self._settings[0]) if snapshot is None else (snapshot.step, snapshot.lr)
+        return Record(step=step, player=self.player.name, probe=probe.name, lr=rate, time=time.time(), **fields)
 
     # ------------------------------------------------------------------ facts and evidence
 
@@ -241,7 +264,7 @@ class Follower:
         if (selection := self.player.signature()) != self._selection:
             self._selection = selection
             self.objective = self.player.objective(self._seed)
-            self._memory = Memory()
+            self._memory, self._midpoint = Memory(), None
             self._outside = self._outside_versions()
             facts = self.player.facts(self.objective)
             self._tell(self.player.name, {name: facts[name] for name in ("parameters", "covers_optimizer")})
@@ -291,6 +314,55 @@ class Follower:
                 f"losscope: {self.player.name!r} is measured in mode={objective.mode!r}, in which the model computes "
                 'something else than in training; stability verdicts need mode="train"'
             )
+
+    def _count_skips(self, last: bool = False) -> int | None:
+        """Updates skipped so far; told when there are more, and beside the number of those made at the end."""
+        count = self._skips.read()
+        if count is not None and (last or count != self._skips_told):
+            self._skips_told = count
+            self._tell(self.player.name, {"skipped_updates": count, "updates": self.step - self._first_step})
+        return count
+
+    # ------------------------------------------------------------------ what the next updates show
+
+    def _follow(self, made: bool) -> None:
+        """The weights are those before the next update: what was begun at a measurement goes on."""
+        with self.guarded("scaler"):
+            self._skips.look(made)
+        with self.guarded("oscillation"):
+            self._follow_oscillations()
+        with self.guarded("midpoint"):
+            self._follow_midpoint()
+
+    def _watch_midpoint(self, snapshot: Snapshot, at: Mapping[nn.Parameter, Tensor] | None) -> None:
+        if not snapshot.needs.midpoint or self._midpoint is not None or not math.isfinite(snapshot.loss):
+            return
+        origin = {p: p.detach().clone() for p in self.player.moved} if at is None else at
+        self._midpoint = MidpointWatch(self.step, origin, snapshot.loss, snapshot.needs)
+
+    def _follow_midpoint(self) -> None:
+        watch, self._midpoint = self._midpoint, None  # what fails is not tried again
+        if watch is None or self.player.signature() != self._selection:
+            return
+        with self._budget.spending():
+            if watch.follow(self.step) and not watch.done:
+                watch.settings = self.player.rate(), self.player.threshold()
+            if watch.done:
+                self._measure_midpoint(watch)
+            else:
+                self._midpoint = watch
+
+    def _measure_midpoint(self, watch: MidpointWatch) -> None:
+        probe = Midpoint(watch)
+        needs, (rate, threshold) = probe.needs(), watch.settings
+        with self._progress() as on_product:
+            snapshot = Snapshot(
+                watch.step + 1, self.objective.snapshot(watch.step), lr=rate, threshold=threshold, needs=needs,
+                memory=dataclasses.replace(self._memory), seen=self.player.seen(self.objective) if needs.seen else None,
+                kernel=self.player.kernel, seed=self._seed, on_product=on_product,
+            )  # fmt: skip
+            with snapshot.objective.isolated(watch.values):
+                self._one(probe, snapshot)
 
     def _watch_oscillation(self, snapshot: Snapshot, at: Mapping[nn.Parameter, Tensor] | None) -> None:
         if not any(p.name == "stability" for p in self.probes) or (direction := snapshot.direction()) is None:

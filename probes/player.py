@@ -15,6 +15,7 @@ from losscope.landscape.batches import is_one_shot
 from losscope.landscape.stability import Threshold, stability_threshold
 
 from .seen import SeenCurvature, seen_by
+from .skipped import checked_scaler
 from .steps import deciding, steps_off, unwrapped
 
 __all__ = ["Player"]
@@ -39,6 +40,9 @@ class Player:
         mode: see `Objective`.
         also: further modules the loss uses, e.g. the other player's.
         kernel: how curvature products are computed; see `losscope.landscape.Hessian`.
+        scaler: the `torch.amp.GradScaler` of the loop, so that the updates it skips are counted. Where it finds
+            infinite gradients it does not call the optimizer, and its scale alone shows that; without it only the
+            skips of optimizers that unscale by themselves (``fused=True``) are seen.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Player:
     mode: str = "eval"
     also: Iterable[nn.Module] = ()
     kernel: str = "auto"
+    scaler: Any = None
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -98,6 +103,7 @@ class Player:
         if not self.optimizers or not all(hasattr(o, "param_groups") for o in self.optimizers):
             kind = type(self.optimizer).__name__
             raise SettingError(f"optimizer must be a torch.optim.Optimizer or a list of them, got {kind}")
+        checked_scaler(self.scaler)
         objective = self.objective(seed)
         Hessian(objective, self.kernel)
         objective.check()
@@ -177,6 +183,8 @@ class Player:
             "optimizers": len(self.optimizers),
             "lr": self.rate(),
             "momentum": max((float(g.get("momentum") or 0) for g in groups), default=0.0),
+            "weight_decay": max((float(g.get("weight_decay") or 0) for g in groups), default=0.0),
+            "scaled": checked_scaler(self.scaler) is not None,
             "threshold_formula": threshold.formula,
             "threshold_reason": "" if threshold.perturbed else threshold.reason,
             "preconditioned": self._limits().preconditioned,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FunctionProbe", "Measurement", "Needs", "Probe", "as_probe"]
 
+_TAKEN = ("log", "midpoint", "oscillation")
+"""Names of records that no probe in the list leaves."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -35,6 +38,9 @@ class Needs:
         density_vectors: random starts of the spectral density; 0 where it is not needed.
         density_steps: Lanczos steps from each.
         seen: whether the curvature is wanted as the optimizer's preconditioner shows it.
+        midpoint: whether to measure the loss, the gradient and the sharpness at the midpoint of the next updates
+            too, as a record of probe ``midpoint``. That costs a gradient, one to three products, and a copy of the
+            parameters until the second update after the measurement.
     """
 
     eigenpairs: int = 0
@@ -47,6 +53,7 @@ class Needs:
     density_vectors: int = 0
     density_steps: int = 0
     seen: bool = False
+    midpoint: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """The needs of both: the most pairs, the tightest tolerances."""
@@ -63,6 +70,7 @@ class Needs:
             max(self.density_vectors, other.density_vectors),
             max(self.density_steps, other.density_steps),
             self.seen or other.seen,
+            self.midpoint or other.midpoint,
         )
 
 
@@ -174,6 +182,7 @@ def as_probes(probes: Iterable[Any]) -> list[Probe]:
     made = [as_probe(p) for p in probes]
     names = [p.name for p in made]
     for name in names:
-        if names.count(name) > 1 or name in ("log", "oscillation"):
-            raise SettingError(f"probe names must be distinct and not 'log' or 'oscillation', got {', '.join(names)}")
+        if names.count(name) > 1 or name in _TAKEN:
+            taken = ", ".join(map(repr, _TAKEN[:-1])) + f" or {_TAKEN[-1]!r}"
+            raise SettingError(f"probe names must be distinct and not {taken}, got {', '.join(names)}")
     return made

@@ -28,6 +28,7 @@ from losscope.landscape.stability import Threshold
 
 from .probe import Needs
 from .seen import SeenCurvature
+from .update import Update, sharpness_along
 
 __all__ = ["Memory", "Snapshot"]
 
@@ -65,6 +66,8 @@ class Snapshot:
         memory: what earlier snapshots left.
         seen: the curvature as the optimizer's preconditioner shows it; None where it has none, or nobody asks.
         training_gradient: (n,) gradient that update t stepped with, where it was kept.
+        made: update t, where it has been made already.
+        skipped_updates: updates that a GradScaler has skipped so far; None where that is not known.
         kernel: how curvature products are computed; see `losscope.landscape.Hessian`.
         seed: seeds every estimator of this snapshot.
         on_product: called with the number of vectors after each block of curvature products.
@@ -82,12 +85,16 @@ class Snapshot:
         memory: Memory | None = None,
         seen: SeenCurvature | None = None,
         training_gradient: Tensor | None = None,
+        made: Update | None = None,
+        skipped_updates: int | None = None,
         kernel: str = "auto",
         seed: int = 0,
         on_product: Callable[[int], object] | None = None,
     ) -> None:
         self.step = step
         self.training_gradient = training_gradient
+        self.skipped_updates = skipped_updates
+        self._made = made
         self.objective = objective
         self.lr = lr
         self._threshold = threshold or Threshold((), "", "no optimizer")
@@ -140,6 +147,33 @@ class Snapshot:
         if self._threshold.perturbed and self.batch_size is not None and self.batch_size < self.objective.samples:
             return replace(self._threshold, reason="SAM's threshold takes the gradient of each mini-batch")
         return self._threshold.at(self.gradient_norm) if self._threshold.perturbed else self._threshold
+
+    @functools.cached_property
+    def training_gradient_norm(self) -> float | None:
+        """Euclidean norm of the gradient that was stepped with, in the objective's parameters."""
+        used = self.training_gradient
+        return None if used is None else math.sqrt(float(torch.sum(used * used, dtype=torch.float64)))
+
+    @functools.cached_property
+    def training_gradient_largest(self) -> float | None:
+        """Its largest entry, in absolute value."""
+        return None if self.training_gradient is None else float(self.training_gradient.abs().max())
+
+    @functools.cached_property
+    def update(self) -> Tensor | None:
+        """The update that was made, ``w_{t+1} - w_t``, (n,); None where hooks do not drive, and after the probes."""
+        return None if self._made is None else self._made.vector()
+
+    @functools.cached_property
+    def _critical_sharpness(self) -> Estimate | None:
+        return sharpness_along(self.objective, self.update, self.lr)
+
+    def critical_sharpness(self) -> Estimate | None:
+        """The curvature that forward passes see along the update from w_t; None without one update at one rate.
+
+        Above 2/lr the update raises the loss. See `losscope.landscape.stability.critical_sharpness`.
+        """
+        return self._critical_sharpness
 
     def gradient_match(self) -> tuple[float, float] | None:
         """Cosine of the gradient that was stepped with and the objective's, and ratio of their norms.

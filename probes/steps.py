@@ -67,12 +67,17 @@ class UpdateHooks:
         optimizers: the optimizers of one player.
         opened: called just before the first of them moves anything, with whether it was given a closure.
         closed: called when the round is over; not called for an update in which every step was skipped.
+        skipped: called when an optimizer did nothing, because a GradScaler had told it of infinite gradients.
     """
 
     def __init__(
-        self, optimizers: Sequence[Optimizer], opened: Callable[[bool], None], closed: Callable[[], None]
+        self,
+        optimizers: Sequence[Optimizer],
+        opened: Callable[[bool], None],
+        closed: Callable[[], None],
+        skipped: Callable[[], None] = lambda: None,
     ) -> None:
-        self.optimizers, self._opened, self._closed = optimizers, opened, closed
+        self.optimizers, self._opened, self._closed, self._skipped = optimizers, opened, closed, skipped
         self._stepped: set[int] = set()
         self._handles: list[RemovableHandle] = []
 
@@ -110,6 +115,7 @@ class UpdateHooks:
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if _was_skipped(optimizer):
+            self._skipped()
             return
         self._stepped.add(id(optimizer))
         if len(self._stepped) == len(self.optimizers):

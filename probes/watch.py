@@ -89,7 +89,8 @@ def watch(
             resuming one past the last recorded step.
         seed: seeds every estimator; the global random streams are never touched.
         **objective: ``criterion``, ``forward``, ``targets``, ``loss_fn``, ``weight``, ``params``, ``mode``,
-            ``also``: see `losscope.landscape.Objective`. ``params`` defaults to what the optimizer moves.
+            ``also``: see `losscope.landscape.Objective`. ``params`` defaults to what the optimizer moves. And
+            ``scaler``, the loop's GradScaler: without it the updates that it skips are not counted; see `Player`.
 
     Returns:
         The live object: ``run.log(...)``, ``run.measure_now()``, ``run.run``.
@@ -192,7 +193,7 @@ class Watch:
         }  # fmt: skip
         followers = self._followers.values()
         self._hooks = {
-            p.name: UpdateHooks(p.optimizers, f.opened, partial(self._closed, f))
+            p.name: UpdateHooks(p.optimizers, f.opened, partial(self._closed, f), f.skipped)
             for p, f in zip(players, followers, strict=True)
         }
         if not manual:

@@ -144,13 +144,13 @@ def test_probes_that_are_no_list_are_refused():
 def test_names_are_distinct_and_not_taken():
     with pytest.raises(SettingError, match=r"distinct.*sharpness, trace, sharpness"):
         as_probes([Sharpness(), Trace(), Sharpness(2)])
-    for name in ("log", "oscillation"):
+    for name in ("log", "midpoint", "oscillation"):
 
         def function(snapshot):
             return {}
 
         function.__name__ = name
-        with pytest.raises(SettingError, match="not 'log' or 'oscillation'"):
+        with pytest.raises(SettingError, match="not 'log', 'midpoint' or 'oscillation'"):
             as_probes([function])
 
 
