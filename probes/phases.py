@@ -19,10 +19,13 @@ __all__ = ["CATAPULT", "EDGE", "SHARPENING", "Phase", "phases"]
 SHARPENING, EDGE, CATAPULT = "progressive sharpening", "edge of stability", "catapult"
 
 BELOW, ABOVE = 0.9, 1.15
-"""Ratios between which training hovers at the edge: up to 1.13 for gradient descent, 1.09 for RMSprop."""
+"""Ratios between which training hovers at the edge."""
 
-LEFT = 0.8
-"""Ratio below which a stretch that was at the edge has left it: adaptive optimizers hover with dips to 0.86."""
+LEAST, MOST = 0.8, 1.25
+"""Ratios that do not end hovering: adaptive optimizers dip to 0.86, and gradient descent overshoots at first."""
+
+OVER = 1.1
+"""Ratio from which the audit says above the edge; a catapult is above it."""
 
 RISE, SPIKE = 1.25, 1.4
 """Factors by which the sharpness must rise to sharpen, and the loss to be a catapult's."""
@@ -57,8 +60,8 @@ class _Point:
 def phases(run: Run, player: str | None = None) -> tuple[Phase, ...]:
     """Name the parts of a run by its sharpness over the optimizer's threshold, and by its loss.
 
-    Progressive sharpening: below 0.9 of the threshold while the sharpness itself rises, by a quarter at least and
-    beyond what its noise explains. Edge of stability: hovering between 0.9 and 1.15 (Cohen et al. 2021, arXiv
+    Progressive sharpening: below the edge, or on the way through it, while the sharpness itself rises by a quarter at
+    least, and beyond what its noise explains. Edge of stability: hovering between 0.9 and 1.15 (Cohen et al. 2021, arXiv
     2103.00065). Catapult: above 1.15 and coming down while the loss rises and falls again (Lewkowycz et al. 2020,
     arXiv 2003.02218). What is none of these has no name: below the edge and flat or falling, or growing without end.
     Each ratio is formed with the rate of its own update, so that schedules of rates do not matter.
@@ -142,12 +145,12 @@ def _of(points: list[_Point], logged: Sequence[tuple[int, float]]) -> list[Phase
     """The phases of one piece: catapults first, then the edge, then what rises in between."""
     ratios = _medians([p.ratio for p in points])
     names: list[str | None] = [None] * len(points)
-    for first, end in _stretches(ratios, lambda r: r > 1.1):
+    for first, end in _stretches(ratios, lambda r: r > OVER):
         if max(ratios[first:end]) > ABOVE and _comes_down(points, ratios, first, end, logged):
             names[first:end] = [CATAPULT] * (end - first)
     for first, end in _at_the_edge(ratios, names):
         names[first:end] = [EDGE] * (end - first)
-    rising = [name is None and ratio < BELOW for name, ratio in zip(names, ratios, strict=True)]
+    rising = [name is None and ratio <= OVER for name, ratio in zip(names, ratios, strict=True)]
     for first, end in _stretches(rising, bool):
         for low, high in _rises(points[first : end + 1], led_on=end < len(points)):
             names[first + low : min(first + high, end)] = [SHARPENING] * (min(first + high, end) - first - low)
@@ -173,11 +176,11 @@ def _comes_down(
 
 
 def _at_the_edge(ratios: list[float], names: list[str | None]) -> list[tuple[int, int]]:
-    """Stretches that come to the edge and hover there; dips below 0.9 do not end them, a fall below 0.8 does."""
+    """Stretches that come to the edge and hover there; dips and overshoots do not end them while they are small."""
     found = []
     free = [r if name is None else math.nan for r, name in zip(ratios, names, strict=True)]
-    for first, end in _stretches(free, lambda r: LEFT <= r <= ABOVE):
-        inside = [i for i in range(first, end) if free[i] >= BELOW]
+    for first, end in _stretches(free, lambda r: LEAST <= r <= MOST):
+        inside = [i for i in range(first, end) if BELOW <= free[i] <= ABOVE]
         if len(inside) >= HOVERS and not (end < len(free) and _passes(free[first:end])):
             found.append((inside[0], inside[-1] + 1))
     return found
