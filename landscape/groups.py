@@ -13,7 +13,7 @@ from .batches import batch_length, concatenated, take
 from .errors import LossError, SettingError
 from .objective import Objective
 
-__all__ = ["Group", "deal", "lengths_of", "part"]
+__all__ = ["Group", "cut", "deal", "lengths_of", "part"]
 
 _ADDS_UP = 1e-3  # relative; to this the losses of the groups must make the objective's
 
@@ -81,13 +81,22 @@ def deal(objective: Objective, groups: int, generator: torch.Generator) -> list[
 
 def part(objective: Objective, chosen: Tensor, lengths: list[int], kept: dict[Any, Any]) -> Objective:
     """The objective on the samples ``chosen`` of all batches laid end to end."""
-    contents, first = [], 0
-    for batch, length in zip(objective.batches, lengths, strict=True):
+    contents = [content for _, content in cut(objective, chosen, lengths)]
+    joined = concatenated(contents)
+    some = objective.snapshot(0)
+    some._weights = None  # those of the samples are in the contents
+    some.data, some.kept = contents if joined is None else [joined], kept
+    return some
+
+
+def cut(objective: Objective, chosen: Tensor, lengths: list[int]) -> list[tuple[int, Any]]:
+    """The samples ``chosen`` of all batches laid end to end: index and content of the part of each batch."""
+    if len(lengths) == 1:
+        return [(0, take(objective.batches[0].content, chosen))]
+    found, first = [], 0
+    for index, length in enumerate(lengths):
         inside = chosen[(chosen >= first) & (chosen < first + length)] - first
         first += length
         if len(inside):
-            contents.append(take(batch.content, inside))
-    joined = concatenated(contents)
-    some = objective.snapshot(0)
-    some.data, some.kept = contents if joined is None else [joined], kept
-    return some
+            found.append((index, take(objective.batches[index].content, inside)))
+    return found

@@ -1,6 +1,7 @@
 r"""The curvature that mini-batch gradients see, in its several definitions, which are not equivalent.
 
-With the gradient :math:`g_B` and the Hessian :math:`H_B` of a mini-batch's mean loss, and g and H of all samples':
+With the gradient :math:`g_B`, the Hessian :math:`H_B` and the mean loss of a mini-batch, and g, H and L those of all n
+samples:
 
 * batch sharpness, the mean of ratios :math:`E[g_B^T H_B g_B / |g_B|^2]` (A. Andreyev and P. Beneventano, "Edge of
   stochastic stability", arXiv 2412.20553, Def. 3), which SGD's is said to hover about 2/lr;
@@ -9,68 +10,102 @@ With the gradient :math:`g_B` and the Hessian :math:`H_B` of a mini-batch's mean
 * interaction-aware sharpness :math:`E[g_B^T H g_B] / E|g_B|^2` (S. Lee and C. Jang, ICLR 2023), never above the
   largest eigenvalue of H;
 * gradient-noise interaction :math:`E[g_B^T H g_B] / |g|^2`, which is about 2/lr wherever the loss is stationary:
-  it tells that there is oscillation, not that there is an edge.
+  it tells that there is oscillation, not that there is an edge;
+* the mini-batch index :math:`S_\mu = E|g_B|^2 / (2L)` (`losscope.landscape.stability.minibatch_index`).
+
+The same numbers hold the covariance :math:`\Sigma` of single samples' gradients,
+
+.. math:: E[g_B^T A g_B] - g^T A g = \frac{n - B}{B (n - 1)} \operatorname{tr}(\Sigma A),
+
+and with it two bounds that are necessary for a linearly stable minimum, each in units of curvature, so that the norm
+of H cancels and no alignment is assumed: with the measured :math:`\mu_1 = \operatorname{tr}\Sigma / (2L
+\operatorname{tr}H)`, :math:`\operatorname{tr}H \le 2B/(\mu_1\,\mathrm{lr})` (L. Wu and W. J. Su, arXiv 2305.17490) is
+:math:`\operatorname{tr}\Sigma/(2LB) \le 2/\mathrm{lr}`; with :math:`\mu = \operatorname{tr}(\Sigma H)/(2L\|H\|_F^2)`,
+:math:`\|H\|_F \le \sqrt{B/\mu}/\mathrm{lr}` (L. Wu, M. Wang and W. J. Su, arXiv 2207.02628) is
+:math:`\sqrt{\operatorname{tr}(\Sigma H)/(2LB)} \le 1/\mathrm{lr}`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .compositions import Preconditioned
 from .errors import SettingError
-from .groups import lengths_of, part
+from .groups import lengths_of
 from .hessian import Hessian
-from .intervals import student_quantile
+from .influence import Accuracy, Expansion
+from .minibatch_draws import MinibatchDraws
 from .objective import Objective
-from .operators import Observed, refuse_nonfinite
+from .operators import Observed
 from .results import Estimate
 from .space import generator_for
 
 __all__ = ["MinibatchSharpness", "minibatch_sharpness"]
 
+_GROWTH = 4.0  # most draws after a look, relative to those before it
+
 
 @dataclass(frozen=True, eq=False)
 class MinibatchSharpness:
-    """The curvature along mini-batch gradients.
+    """The curvature along mini-batch gradients, and what the same draws tell of the gradients' noise.
+
+    With a preconditioner there are only the first two, of ``u = P^-1 g_B``: ``u'H_B u / g_B'u``.
 
     Attributes:
         mean_of_ratios: batch sharpness as its paper defines it, to be compared with 2/lr.
         ratio_of_means: of the same forms and squares.
-        interaction_aware: with the Hessian of all samples.
-        noise_interaction: that, in units of the full gradient's square; infinite where there is none.
         batch_size: B.
-        samples: N.
+        samples: n.
         draws: mini-batches.
         matvecs: products with mini-batch Hessians, and with that of all samples.
-        kernel: name of the engine that computed the latter.
+        engine: ``"together"`` or ``"one by one"``: how the mini-batches were evaluated.
+        kernel: name of the engine that computed the products with the Hessian of all samples.
         note: what is to be known of them; mostly empty.
+        index: S_mu, to be compared with 2/lr; NaN where the loss is zero.
+        interaction_aware: with the Hessian of all samples.
+        noise_interaction: that, in units of the full gradient's square; infinite where there is none.
+        covariance_trace: tr(Sigma), the variance of single samples' gradients; None where B = n shows none.
+        covariance_curvature: tr(Sigma H); may be negative where H is not positive semi-definite.
+        aligned_trace: tr(Sigma) / 2LB, to be compared with 2/lr; the trace bound with measured alignment.
+        frobenius: (tr(Sigma H) / 2LB)^1/2, to be compared with 1/lr; the bound of the Frobenius norm with measured
+            alignment. Zero where tr(Sigma H) is estimated below.
     """
 
     mean_of_ratios: Estimate
     ratio_of_means: Estimate
-    interaction_aware: Estimate
-    noise_interaction: Estimate
     batch_size: int
     samples: int
     draws: int
     matvecs: int
+    engine: str
     kernel: str = ""
     note: str = ""
+    index: Estimate | None = None
+    interaction_aware: Estimate | None = None
+    noise_interaction: Estimate | None = None
+    covariance_trace: Estimate | None = None
+    covariance_curvature: Estimate | None = None
+    aligned_trace: Estimate | None = None
+    frobenius: Estimate | None = None
 
     def __repr__(self) -> str:
-        """All four, with their standard errors."""
-        names = ("mean_of_ratios", "ratio_of_means", "interaction_aware", "noise_interaction")
+        """All that there are, with their standard errors."""
+        names = (
+            "mean_of_ratios", "ratio_of_means", "index", "interaction_aware", "noise_interaction",
+            "covariance_trace", "covariance_curvature", "aligned_trace", "frobenius",
+        )  # fmt: skip
         found = ((name, getattr(self, name)) for name in names)
-        shown = ", ".join(f"{name.replace('_', ' ')} {e.value:.5g} +- {e.stderr:.1g}" for name, e in found)
+        shown = ", ".join(f"{name.replace('_', ' ')} {e.value:.5g} +- {e.stderr:.1g}" for name, e in found if e)
         flag = "" if self.mean_of_ratios.converged else ", NOT converged"
         note = f"; {self.note}" if self.note else ""
         return (
-            f"MinibatchSharpness(batches of {self.batch_size} of {self.samples}: {shown}; {self.draws} draws, "
-            f"{self.matvecs} products{flag}{note})"
+            f"MinibatchSharpness(batches of {self.batch_size} of {self.samples}: {shown}; {self.draws} draws "
+            f"{self.engine}, {self.matvecs} products{flag}{note})"
         )
 
 
@@ -79,24 +114,38 @@ def minibatch_sharpness(
     batch_size: int,
     *,
     rtol: float = 0.1,
-    min_draws: int = 20,
+    stderr_rtol: float | None = None,
+    min_draws: int = 50,
     max_draws: int = 500,
     full_draws: int = 10,
+    preconditioner: Tensor | Mapping[str, Tensor] | Sequence[Tensor] | None = None,
+    hessian: Hessian | None = None,
     confidence: float = 0.95,
+    memory: int | None = None,
     seed: int | torch.Generator | None = None,
 ) -> MinibatchSharpness:
     """The curvature along the gradients of random mini-batches, drawn without replacement.
 
-    Each draw takes a gradient and a product of a mini-batch, and some of them a product of all samples as well.
+    Each draw takes a gradient and a product of a mini-batch, many draws at a time where that is faster; some take a
+    product of all samples as well. Dropout masks are drawn anew for each mini-batch, as in training.
 
     Args:
         objective: the loss on all samples; each batch of its data must show its samples in its first dimension.
-        batch_size: the size B of training's mini-batches, up to N.
+        batch_size: the size B of training's mini-batches, up to n.
         rtol: stop when the half-width of the interval of the mean of ratios is below ``rtol * |value|``.
+        stderr_rtol: and when the standard errors of batch sharpness, in both definitions, are below
+            ``stderr_rtol * |value|``. For that alone, pass ``rtol=math.inf``.
         min_draws: mini-batches before the first look.
         max_draws: most mini-batches.
-        full_draws: how many of the first gradients are multiplied by the Hessian of all samples.
-        confidence: nominal coverage of the intervals; Student's, of ratios by the delta method.
+        full_draws: how many of the first gradients are multiplied by the Hessian of all samples; 0 for none, and
+            without what needs it.
+        preconditioner: diagonal of the P that the optimizer divides its gradient by, as `Preconditioned` takes it
+            (`step_preconditioner`).
+        hessian: that of the objective, where there is one already, whose kept graph then serves.
+        confidence: nominal coverage of the intervals: Student's, corrected for skewness by Hall's transformation,
+            of ratios by the delta method.
+        memory: bytes that mini-batches evaluated together may take; None for a quarter of a GPU's free memory,
+            256 MiB on a CPU.
         seed: int, generator, or None for fresh entropy; the global stream is never used.
 
     Raises:
@@ -113,101 +162,86 @@ def minibatch_sharpness(
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> data = (torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), torch.ones(3, 1))
         >>> objective = Objective(model, data, criterion=lambda o, t: (o - t).square().mean() / 2)
-        >>> minibatch_sharpness(objective, batch_size=1, seed=0).mean_of_ratios.value
+        >>> round(minibatch_sharpness(objective, batch_size=1, seed=0).mean_of_ratios.value, 4)
         4.0
     """
-    lengths = lengths_of(objective)
-    _check(batch_size, sum(lengths), rtol, confidence, (min_draws, max_draws, full_draws))
-    run = _Run(objective, batch_size, lengths, generator_for(seed, torch.device("cpu")))
+    samples = sum(lengths_of(objective))
+    _check(batch_size, samples, (min_draws, max_draws, full_draws))
+    accuracy = Accuracy(rtol, confidence, stderr_rtol)
+    whole = Observed(Hessian(objective) if hessian is None else hessian)
+    inverse = None if preconditioner is None else Preconditioned(whole, preconditioner).diagonal.reciprocal()
+    if inverse is not None:
+        full_draws = 0
+    draws = MinibatchDraws(
+        objective, batch_size, generator_for(seed, torch.device("cpu")), inverse=inverse, keep=full_draws,
+        memory=memory,
+    )  # fmt: skip
+    with objective.isolated():
+        ratios, of_means = _draw_enough(draws, min_draws, max_draws, accuracy)
+        rest = _rest(draws, whole, accuracy) if inverse is None else {}
+    return MinibatchSharpness(
+        ratios, of_means, batch_size, samples, draws.count, draws.count + whole.matvecs, draws.engine,
+        kernel=whole.kernel if whole.matvecs else "", note=whole.note, **rest,
+    )  # fmt: skip
+
+
+def _draw_enough(
+    draws: MinibatchDraws, min_draws: int, max_draws: int, accuracy: Accuracy
+) -> tuple[Estimate, Estimate]:
+    """Batch sharpness in both definitions, accurate as was asked for or as the draws allow."""
     wanted = min(min_draws, max_draws)
-    run.draw(wanted, full_draws)
     while True:
-        found = run.mean_of_ratios(rtol, confidence)
-        if found.converged or wanted >= max_draws:
-            return run.result(found, rtol, confidence)
-        wanted = min(max_draws, wanted + max(10, wanted // 2))
-        run.draw(wanted, full_draws)
+        draws.draw(wanted)
+        found = draws.forms
+        has_gradient = found.along > 0
+        ratios = Expansion.mean((found.form / found.along)[has_gradient])
+        both = ratios, Expansion.ratio(found.form, found.along)
+        first, second = (accuracy.of(each) for each in both)
+        short = max(accuracy.shortage(both[0]), accuracy.shortage(both[1], width=False))
+        if short <= 1 or wanted >= max_draws:
+            return first, second
+        growth = min(1.2 * short**2, _GROWTH)
+        wanted = min(max_draws, max(wanted + 10, math.ceil(wanted * growth)))
 
 
-class _Run:
-    """Forms ``g_B' H_B g_B``, squares ``|g_B|^2`` and full forms ``g_B' H g_B`` of the draws so far."""
-
-    def __init__(self, objective: Objective, batch_size: int, lengths: list[int], generator: torch.Generator) -> None:
-        self.objective, self.batch_size, self.lengths, self.generator = objective, batch_size, lengths, generator
-        self.forms: list[float] = []
-        self.squares: list[float] = []
-        self.full: list[float] = []
-        self.whole = Observed(Hessian(objective))
-        self._kept: dict[Any, Any] = {}  # what is found out about kernels, for all mini-batches
-
-    def draw(self, wanted: int, full: int) -> None:
-        """Mini-batches until there are as many as wanted, and full forms of the first of them."""
-        gradients: list[Tensor] = []
-        while len(self.forms) < wanted:
-            g, form, square = self._one()
-            self.forms.append(form)
-            self.squares.append(square)
-            if len(self.full) + len(gradients) < full:
-                gradients.append(g)
-        if gradients:
-            V = torch.stack(gradients, dim=1)
-            with self.whole.held():
-                self.whole.plan(full, V.shape[1])
-                self.full += (V * (self.whole @ V)).sum(dim=0, dtype=torch.float64).tolist()
-
-    def _one(self) -> tuple[Tensor, float, float]:
-        samples = sum(self.lengths)
-        chosen = torch.randperm(samples, generator=self.generator)[: self.batch_size].sort().values
-        operator = Hessian(part(self.objective, chosen, self.lengths, self._kept))
-        with operator.held():
-            operator.plan(1, 1)
-            _, g = operator.value_and_gradient()
-            Hg = operator @ g
-        both = torch.stack(((g * Hg).sum(dtype=torch.float64), (g * g).sum(dtype=torch.float64)))
-        form, square = both.tolist()
-        refuse_nonfinite(form + square)
-        # The mean loss of a mini-batch is an estimate of that of all samples; a sum is one when scaled up to it.
-        scale = samples / self.batch_size if self.objective.loss.summed else 1.0
-        return scale * g, scale**3 * form, scale**2 * square
-
-    def mean_of_ratios(self, rtol: float, confidence: float) -> Estimate:
-        """Over the mini-batches that have a gradient."""
-        ratios = [form / square for form, square in zip(self.forms, self.squares, strict=True) if square > 0]
-        return _ratio(ratios, [1.0] * len(ratios), confidence, rtol)
-
-    def result(self, mean_of_ratios: Estimate, rtol: float, confidence: float) -> MinibatchSharpness:
-        """All of them, from the draws so far."""
-        m, forms, squares = len(self.full), self.forms, self.squares
-        whole = self.objective.gradient()
-        square = float((whole * whole).sum(dtype=torch.float64))
-        return MinibatchSharpness(
-            mean_of_ratios, _ratio(forms, squares, confidence, rtol), _ratio(self.full, squares[:m], confidence, rtol),
-            _ratio(self.full, [square] * m, confidence, rtol), self.batch_size, sum(self.lengths), len(forms),
-            len(forms) + self.whole.matvecs, self.whole.kernel, self.whole.note,
-        )  # fmt: skip
+def _rest(draws: MinibatchDraws, whole: Observed, accuracy: Accuracy) -> dict[str, Estimate | None]:
+    """What needs the loss, the gradient or the Hessian of all samples, by name."""
+    n, B = draws.samples, draws.batch_size
+    spread = B * (n - 1) / (n - B) if n > B else math.nan
+    loss, g = whole.operator.value_and_gradient()  # type: ignore[attr-defined]
+    per_loss = 1 / (2 * loss) if loss > 0 else math.nan
+    square = float((g * g).sum(dtype=torch.float64))
+    squares = Expansion.mean(draws.forms.square)
+    trace = (squares - square) * spread
+    found = {"index": squares * per_loss, "covariance_trace": trace, "aligned_trace": trace * (per_loss / B)}
+    roots = {}
+    if draws.keep:
+        form, full = _full_forms(draws, whole, g)
+        forms = Expansion.two_phase(full, draws.forms.square)
+        curvature = (forms - form) * spread
+        found["interaction_aware"] = Expansion.ratio(full, draws.forms.square[: len(full)])
+        found["noise_interaction"] = forms * (1 / square if square > 0 else math.inf)
+        found["covariance_curvature"] = curvature
+        roots["frobenius"] = curvature * (per_loss / B)
+    shown = {name: accuracy.of(each) for name, each in found.items()}
+    shown |= {name: accuracy.of_root(each) for name, each in roots.items()}
+    spreads = ("covariance_trace", "covariance_curvature", "aligned_trace", "frobenius")
+    return {name: None if n == B and name in spreads else each for name, each in shown.items()}
 
 
-def _ratio(above: list[float], below: list[float], confidence: float, rtol: float) -> Estimate:
-    """The ratio of two means, with its standard error by the delta method."""
-    m, top, bottom = len(above), math.fsum(above), math.fsum(below)
-    if m < 2 or bottom == 0:
-        return Estimate(
-            math.nan if top == 0 else math.inf, math.inf, -math.inf, math.inf, confidence, m, "draws", False
-        )
-    value = top / bottom
-    residuals = math.fsum((x - value * y) ** 2 for x, y in zip(above, below, strict=True))
-    stderr = math.sqrt(residuals / (m - 1) * m) / abs(bottom)
-    half = stderr * student_quantile(m - 1, confidence)
-    return Estimate(
-        value, stderr, value - half, value + half, confidence, m, "draws", half <= rtol * abs(value), "minibatch"
-    )
+def _full_forms(draws: MinibatchDraws, whole: Observed, g: Tensor) -> tuple[float, Tensor]:
+    """``g'Hg`` of the full gradient, and of the first mini-batches' (j,), with the Hessian of all samples."""
+    V = torch.cat([g[None], draws.forms.gradients]).T
+    whole.plan(V.shape[1], V.shape[1])
+    forms = (V * (whole @ V)).sum(dim=0, dtype=torch.float64).cpu()
+    return float(forms[0]), forms[1:]
 
 
-def _check(batch_size: int, samples: int, rtol: float, confidence: float, counts: tuple[int, int, int]) -> None:
+def _check(batch_size: int, samples: int, counts: tuple[int, int, int]) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= samples:
         raise SettingError(f"batch_size must be an integer from 1 to the {samples} samples, got {batch_size!r}")
-    if not rtol > 0 or not 0 < confidence < 1:
-        raise SettingError(f"rtol must be > 0 and confidence in (0, 1), got {rtol!r} and {confidence!r}")
     for name, count in zip(("min_draws", "max_draws", "full_draws"), counts, strict=True):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-            raise SettingError(f"{name} must be an integer of at least 2, got {count!r}")
+        none = name == "full_draws" and count == 0 and not isinstance(count, bool)
+        if isinstance(count, bool) or not isinstance(count, int) or (count < 2 and not none):
+            allowed = "0, or an integer of at least 2" if name == "full_draws" else "an integer of at least 2"
+            raise SettingError(f"{name} must be {allowed}, got {count!r}")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
-from .batches import batch_length, concatenated, take
 from .critical_sharpness import critical_sharpness
 from .errors import SettingError
+from .influence import Accuracy, Expansion
 from .linearised import linearised_rows
 from .mean_square import mean_square_threshold
+from .minibatch_draws import MinibatchDraws
 from .minibatch_sharpness import MinibatchSharpness, minibatch_sharpness
 from .objective import Objective
 from .optimizer_rules import Rule, register_rule
@@ -77,57 +78,21 @@ def minibatch_index(
         SettingError: if ``batch_size`` is not below the number of samples.
         DataError: if the batches cannot be cut into samples.
     """
-    lengths = [batch_length(b.content) for b in objective.batches]
-    samples = sum(lengths)
-    if not 1 <= batch_size < samples:
-        raise SettingError(f"S_mu needs mini-batches smaller than the data ({samples} samples), got {batch_size!r}")
-    generator = generator_for(seed, torch.device("cpu"))
+    draws = MinibatchDraws(objective, batch_size, generator_for(seed, torch.device("cpu")), products=False)
+    if not 1 <= batch_size < draws.samples:
+        raise SettingError(
+            f"S_mu needs mini-batches smaller than the data ({draws.samples} samples), got {batch_size!r}"
+        )
     loss = objective.value() if loss is None else loss
-    norms: list[float] = []
-    with objective.isolated():
-        while True:
-            block = min_draws if not norms else min(max(10, len(norms) // 2), max_draws - len(norms))
-            for _ in range(block):
-                chosen = torch.randperm(samples, generator=generator)[:batch_size].sort().values
-                norms.append(_squared_gradient_norm(objective, chosen, lengths, len(norms)))
-            estimate = _mean_over_loss(norms, loss, confidence, rtol)
-            if estimate.converged or len(norms) >= max_draws:
-                return estimate
-
-
-def _squared_gradient_norm(objective: Objective, chosen: Tensor, lengths: list[int], draw: int) -> float:
-    """||g_B||^2 of the mini-batch made of the samples ``chosen`` of all batches laid end to end."""
-    parts, first = [], 0
-    for index, length in enumerate(lengths):
-        inside = chosen[(chosen >= first) & (chosen < first + length)] - first
-        first += length
-        if len(inside):
-            content = take(objective.batches[index].content, inside)
-            parts.append((index, content, objective.loss.weight_of(content)))
-    total = 1.0 if objective.loss.summed else sum(weight for _, _, weight in parts)
-    if total <= 0:  # e.g. a language-model mini-batch in which every token is ignored
-        return 0.0
-    joined = concatenated([content for _, content, _ in parts])
-    if joined is not None and len(parts) > 1:  # one mini-batch, as training sees it (batch statistics!)
-        parts = [(parts[0][0], joined, total)]
-    gradient = torch.zeros(objective.space.size, dtype=objective.space.dtype, device=objective.space.device)
-    for index, content, weight in parts:
-        share = 1.0 if objective.loss.summed else weight / total
-        loss = objective.batch_loss(index, content, mask=draw) * share
-        gradient += objective.space.flatten(objective.gradients(loss))
-    return float(torch.sum(gradient * gradient, dtype=torch.float64))
-
-
-def _mean_over_loss(norms: list[float], loss: float, confidence: float, rtol: float) -> Estimate:
-    m = len(norms)
-    mean = math.fsum(norms) / m
-    stderr = math.sqrt(math.fsum((x - mean) ** 2 for x in norms) / (m - 1) / m)
-    half = stderr * float(stdtrit(m - 1, (1 + confidence) / 2))
-    scale = 1 / (2 * loss) if loss > 0 else math.nan
-    return Estimate(
-        mean * scale, stderr * scale, (mean - half) * scale, (mean + half) * scale, confidence, m,
-        "minibatch gradients", half <= rtol * mean, "gradient",
-    )  # fmt: skip
+    accuracy, wanted = Accuracy(rtol, confidence), min_draws
+    while True:
+        draws.draw(wanted)
+        squares = Expansion.mean(draws.forms.square)
+        if accuracy.shortage(squares) <= 1 or wanted >= max_draws:
+            found = accuracy.of(squares * (1 / (2 * loss) if loss > 0 else math.nan))
+            converged = accuracy.shortage(squares) <= 1
+            return dataclasses.replace(found, method="minibatch gradients", converged=converged, kernel="gradient")
+        wanted = min(max_draws, wanted + max(10, wanted // 2))
 
 
 # --------------------------------------------------------------------------- what the theory assumes

@@ -61,7 +61,7 @@ def test_intervals_cover_the_mean_over_all_minibatches(batch: int) -> None:
     seeds, held = 60, dict.fromkeys(NAMES, 0)
     for seed in range(seeds):
         found = minibatch_sharpness(objective, batch, rtol=1e-9, max_draws=30, full_draws=30, seed=seed)
-        assert found.draws == 30 and found.matvecs == 60
+        assert found.draws == 30 and found.matvecs == 61  # of 30 mini-batches, and of all samples with 30 and g
         for name in NAMES:
             estimate = getattr(found, name)
             held[name] += estimate.low <= right[name] <= estimate.high
@@ -98,9 +98,9 @@ def test_interaction_aware_sharpness_is_below_the_largest_eigenvalue() -> None:
 
 
 def test_it_stops_at_the_requested_accuracy() -> None:
-    loose, tight = (minibatch_sharpness(problem(), 2, rtol=rtol, seed=0) for rtol in (0.5, 0.08))
+    loose, tight = (minibatch_sharpness(problem(), 2, rtol=rtol, seed=0) for rtol in (0.5, 0.03))
     assert loose.draws < tight.draws and tight.mean_of_ratios.converged
-    assert tight.mean_of_ratios.high - tight.mean_of_ratios.value <= 0.08 * tight.mean_of_ratios.value
+    assert tight.mean_of_ratios.high - tight.mean_of_ratios.value <= 0.03 * tight.mean_of_ratios.value
 
 
 def test_minibatches_without_a_gradient_do_not_count() -> None:
@@ -136,7 +136,8 @@ def test_the_same_seed_gives_the_same_and_the_global_stream_is_left_alone() -> N
         (2, {"rtol": 0.0}, "rtol must be > 0"),
         (2, {"confidence": 1.0}, "confidence in"),
         (2, {"max_draws": 1}, "max_draws must be an integer of at least 2, got 1"),
-        (2, {"full_draws": 0}, "full_draws"),
+        (2, {"full_draws": 1}, "full_draws must be 0, or an integer of at least 2, got 1"),
+        (2, {"stderr_rtol": 0.0}, "stderr_rtol must be > 0 or None"),
     ],
 )
 def test_what_means_nothing_is_refused(batch: object, options: dict, message: str) -> None:

@@ -1,0 +1,195 @@
+"""Random mini-batches, each evaluated once for everything that is made of them."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from .batches import batch_length
+from .errors import first_line
+from .groups import cut, part
+from .kernels.graphs import default_memory
+from .kernels.retained import Retained, allowed_distance
+from .minibatch_forms import Forms, OneByOne, Together, Wanted, joined
+from .objective import Objective
+from .operators import refuse_nonfinite
+
+__all__ = ["MinibatchDraws"]
+
+_TRIAL = 16  # mini-batches in the first vectorised pass
+_MOST = 128  # in any: beyond it the time per mini-batch stays, and memory grows
+_COMPARED = 2  # with one by one: with one alone, numbers drawn outside of torch could be the same
+_VECTORS = 6  # of the parameters' size that a mini-batch takes besides the graph of its gradient
+
+
+class MinibatchDraws:
+    """Mini-batches drawn without replacement, independently of one another.
+
+    They are evaluated many at a time where that agrees with one by one, to rounding, and is faster; else one by one.
+    Which it is, is tried on the first of them and kept with the objective.
+
+    Args:
+        objective: the loss on all samples; each batch of its data must show its samples in its first dimension.
+        batch_size: B.
+        generator: of the draws, on the CPU.
+        inverse: (n,) 1 / P of a diagonal preconditioner; None for the identity.
+        products: whether the curvature along the gradients is wanted.
+        keep: how many of the first gradients are kept.
+        memory: bytes that mini-batches evaluated together may take; None for `default_memory`.
+
+    Attributes:
+        engine: ``"together"`` or ``"one by one"``, as the last were evaluated.
+        reason: why they were not evaluated together; empty where they were.
+
+    Raises:
+        DataError: if batches cannot be cut into samples.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        inverse: Tensor | None = None,
+        products: bool = True,
+        keep: int = 0,
+        memory: int | None = None,
+    ) -> None:
+        lengths = [batch_length(batch.content) for batch in objective.batches]
+        self.objective, self.batch_size, self.samples = objective, batch_size, sum(lengths)
+        self.keep, self.memory = keep, memory
+        self.engine, self.reason = OneByOne.name, ""
+        self._generator = generator
+        self._wanted = Wanted(objective, lengths, inverse, products)
+        self._alone, self._together = OneByOne(self._wanted), Together(self._wanted)
+        self._parts: list[Forms] = []
+
+    @property
+    def count(self) -> int:
+        """Mini-batches so far."""
+        return sum(len(part.loss) for part in self._parts)
+
+    @property
+    def forms(self) -> Forms:
+        """What was found of them; on the CPU but for the gradients.
+
+        The mean loss of a mini-batch is an estimate of that of all samples; a sum is one when scaled up to it.
+        """
+        found = joined(self._parts)
+        c = self.samples / self.batch_size if self.objective.loss.summed else 1.0
+        powers = (c, c**2, c**2, c**3, c**3, c)
+        return Forms._make(column * power for column, power in zip(found, powers, strict=True))
+
+    def draw(self, wanted: int) -> None:
+        """Draw until there are as many as wanted.
+
+        Raises:
+            NonFiniteError: if a gradient or a product is NaN or infinite.
+        """
+        count = wanted - self.count
+        if count <= 0:
+            return
+        chosen = torch.stack([self._one() for _ in range(count)])
+        with self.objective.isolated():
+            while len(chosen):
+                done = self._some(chosen)
+                self._parts.append(self._checked(done, chosen))
+                chosen = chosen[len(done.loss) :]
+
+    def _one(self) -> Tensor:
+        return torch.randperm(self.samples, generator=self._generator)[: self.batch_size].sort().values
+
+    def _checked(self, found: Forms, chosen: Tensor) -> Forms:
+        """On the CPU; zero where nothing counts, as in mini-batches in which every token is ignored."""
+        loss, *others = torch.stack(found[:5]).cpu()
+        for i in (~torch.stack([loss, *others]).isfinite().all(dim=0)).nonzero().flatten().tolist():
+            weights = [
+                self.objective.loss.weight_of(content)
+                for _, content in cut(self.objective, chosen[i], self._wanted.lengths)
+            ]
+            if sum(weights) > 0:
+                refuse_nonfinite(math.nan)
+            for column in (loss, *others):
+                column[i] = 0.0
+        return Forms._make([loss, *others, found.gradients.nan_to_num(0.0)])
+
+    # ------------------------------------------------------------------ how many at a time
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        preconditioned = self._wanted.inverse is not None
+        return ("minibatches", id(self.objective.loss), self.batch_size, self._wanted.products, preconditioned)
+
+    def _some(self, chosen: Tensor) -> Forms:
+        """The first of ``chosen``, as many as one pass takes."""
+        first, known = self.count, self.objective.kept.get(self._key)
+        keep = max(0, self.keep - first)
+        if known is None:
+            return self._trial(chosen, first, keep)
+        width, self.reason = known
+        self.engine = Together.name if width > 1 else OneByOne.name
+        if width == 1:
+            return self._alone(chosen, first, keep)
+        passes = math.ceil(len(chosen) / width)
+        try:
+            return self._together(chosen[: math.ceil(len(chosen) / passes)], keep)
+        except torch.OutOfMemoryError:
+            self._keep(width // 2, "out of memory")
+        except Exception as error:  # what could be vectorised at first can be no longer
+            self._keep(1, first_line(error))
+        return self._some(chosen)
+
+    def _keep(self, width: int, reason: str) -> None:
+        self.objective.kept[self._key] = (max(1, width), "" if width > 1 else reason)
+
+    def _trial(self, chosen: Tensor, first: int, keep: int) -> Forms:
+        """A few one by one and then together, compared and timed; what was found of those that may be trusted."""
+        few = chosen[:_COMPARED]
+        started = time.perf_counter()
+        alone = self._alone(few, first, keep)
+        _ = alone.loss.cpu()
+        slow = (time.perf_counter() - started) / len(few)
+        try:
+            width = self._fitting(few[0])
+            if width < 2 * _COMPARED:
+                self._keep(1, f"{width} of them fit into memory together")
+                return alone
+            some = chosen[: min(width, _TRIAL)]
+            started = time.perf_counter()
+            together = self._together(some, keep)
+            _ = together.loss.cpu()
+        except Exception as error:  # batch statistics, dropout, control flow that depends on data, custom functions
+            self._keep(1, first_line(error))
+            return alone
+        fast = (time.perf_counter() - started) / len(some)
+        if not self._agree(alone, together):
+            self._keep(1, "evaluated together they are not what they are one by one")
+            return alone
+        self._keep(width if fast < slow else 1, f"{1e3 * fast:.3g} ms each together, {1e3 * slow:.3g} ms one by one")
+        self.engine = Together.name
+        return together
+
+    def _agree(self, alone: Forms, together: Forms) -> bool:
+        """To rounding, each number in units of what it is at most."""
+        k, allowed = len(alone.loss), allowed_distance(self.objective)
+        scales = (alone.loss.abs(), alone.square, alone.along.abs(), alone.size, alone.size)
+        return all(
+            bool(((x - y[:k]).abs() <= allowed * scale).all())
+            for x, y, scale in zip(alone[:5], together[:5], scales, strict=True)
+        )
+
+    def _fitting(self, samples: Tensor) -> int:
+        """How many at a time the memory allows: each is taken to need twice the graph of its gradient.
+
+        Raises:
+            DoubleBackwardError: if it has no graph.
+        """
+        space = self.objective.space
+        graph = Retained(part(self.objective, samples, self._wanted.lengths, {})).graphs.bytes_of_one()
+        each = 2 * graph + _VECTORS * space.size * space.dtype.itemsize
+        allowed = default_memory(space.device) if self.memory is None else self.memory
+        return max(1, min(_MOST, allowed // each))
