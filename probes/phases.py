@@ -181,15 +181,17 @@ def _at_the_edge(ratios: list[float], names: list[str | None]) -> list[tuple[int
     free = [r if name is None else math.nan for r, name in zip(ratios, names, strict=True)]
     for first, end in _stretches(free, lambda r: LEAST <= r <= MOST):
         inside = [i for i in range(first, end) if BELOW <= free[i] <= ABOVE]
-        if len(inside) >= HOVERS and not (end < len(free) and _passes(free[first:end])):
+        if len(inside) >= HOVERS and not _passes(ratios[first : end + 1]):
             found.append((inside[0], inside[-1] + 1))
     return found
 
 
 def _passes(values: Sequence[float]) -> bool:
-    """Whether they go one way, as through the edge and on."""
-    moves = [b - a for a, b in itertools.pairwise(values)]
-    return abs(sum(moves)) > 0.8 * sum(map(abs, moves))
+    """Whether they go one way, through the edge and out on its other side; the last one is what came after."""
+    moves = [b - a for a, b in itertools.pairwise(values[:-1])]
+    way = sum(moves)
+    out = values[-1] > MOST if way > 0 else values[-1] < LEAST
+    return out and abs(way) > 0.8 * sum(map(abs, moves))
 
 
 def _rises(points: Sequence[_Point], *, led_on: bool) -> list[tuple[int, int]]:
