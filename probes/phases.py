@@ -61,9 +61,9 @@ def phases(run: Run, player: str | None = None) -> tuple[Phase, ...]:
     """Name the parts of a run by its sharpness over the optimizer's threshold, and by its loss.
 
     Progressive sharpening: below the edge, or on the way through it, while the sharpness itself rises by a quarter at
-    least, and beyond what its noise explains. Edge of stability: hovering between 0.9 and 1.15 (Cohen et al. 2021, arXiv
-    2103.00065). Catapult: above 1.15 and coming down while the loss rises and falls again (Lewkowycz et al. 2020,
-    arXiv 2003.02218). What is none of these has no name: below the edge and flat or falling, or growing without end.
+    least, and beyond what its noise explains. Edge of stability: hovering between 0.9 and 1.15 (Cohen et al. 2021,
+    arXiv 2103.00065). Catapult: above 1.15 and coming down while the loss rises and falls again (Lewkowycz et al.
+    2020, arXiv 2003.02218). What is none of these has no name: below and flat or falling, or growing without end.
     Each ratio is formed with the rate of its own update, so that schedules of rates do not matter.
 
     Args:
