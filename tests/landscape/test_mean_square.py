@@ -99,6 +99,165 @@ def test_sgd_itself(batch: int, factor: float, grows: bool) -> None:
     assert (sizes[-1] > sizes[3]) == grows
 
 
+# --------------------------------------------------------------------------- momentum
+
+MOMENTA: dict[str, dict] = {
+    "heavy ball 0.3": {"momentum": 0.3},
+    "heavy ball 0.9": {"momentum": 0.9},
+    "heavy ball 0.99": {"momentum": 0.99},
+    "dampened": {"momentum": 0.9, "dampening": 0.4},
+    "nesterov 0.3": {"momentum": 0.3, "nesterov": True},
+    "nesterov 0.9": {"momentum": 0.9, "nesterov": True},
+}
+
+
+def sgd_step(G: Tensor, eta: float, options: dict) -> Tensor:
+    """What torch's own optimizer makes of (weights, buffer) under the gradient G w, as a matrix."""
+    r = len(G)
+    state = torch.eye(2 * r, dtype=F64)  # columns are starts; each is a row of the optimizer's parameter
+    p = torch.nn.Parameter(state[:, :r].clone())
+    optimizer = torch.optim.SGD([p], lr=eta, **options)
+    optimizer.state[p]["momentum_buffer"] = state[:, r:].clone()
+    p.grad = p.detach() @ G
+    optimizer.step()
+    return torch.cat([p.detach(), optimizer.state[p]["momentum_buffer"]], dim=1).T
+
+
+def reduced(J: Tensor) -> Tensor:
+    """The same rows over their range."""
+    U, sizes, _ = torch.linalg.svd(J.flatten(0, 1), full_matrices=False)
+    kept = sizes > 1e-10 * sizes.max()
+    return (U[:, kept] * sizes[kept]).reshape(*J.shape[:2], -1)
+
+
+def second_moments(J: Tensor, eta: float, share: float, options: dict) -> Tensor:
+    """E[A (x) A] of torch's own step over mini-batches, which it depends on linearly."""
+    G = torch.einsum("ica,icb->iab", J, J)
+    mean = sgd_step(G.mean(dim=0), eta, options)
+    apart = [sgd_step(g, eta, options) - mean for g in G]
+    return torch.kron(mean, mean) + share / len(J) * sum(torch.kron(a, a) for a in apart)
+
+
+def momentum_radius(J: Tensor, eta: float, share: float, options: dict) -> float:
+    return float(torch.linalg.eigvals(second_moments(J, eta, share, options)).abs().max())
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8, 64])
+@pytest.mark.parametrize(
+    ("n", "d", "outputs", "heavy"), [(8, 3, 1, False), (8, 3, 1, True), (3, 5, 1, False), (4, 3, 2, True)]
+)
+@pytest.mark.parametrize("name", MOMENTA)
+def test_with_momentum_it_is_where_mean_squares_of_torchs_own_steps_neither_grow_nor_decay(
+    name: str, n: int, d: int, outputs: int, heavy: bool, batch: int
+) -> None:
+    J = drawn(3, n, d, outputs, heavy)
+    found = mean_square_threshold(J, batch, seed=0, **MOMENTA[name])
+    over_range = reduced(J)
+    assert found.converged and found.low <= found.value <= found.high
+    assert momentum_radius(over_range, found.value, 1 / batch, MOMENTA[name]) == pytest.approx(1, abs=1e-6)
+    for factor, stable in ((0.25, True), (0.75, True), (0.97, True), (1.03, False), (1.3, False)):
+        assert (momentum_radius(over_range, factor * found.value, 1 / batch, MOMENTA[name]) < 1) == stable
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", MOMENTA)
+def test_it_goes_from_the_noise_dominated_to_the_deterministic_edge(name: str, seed: int) -> None:
+    """From (1-b)/(1-d) of plain SGD's, at single samples of many directions, to the optimizer's own threshold."""
+    options = MOMENTA[name]
+    b, d = options["momentum"], options.get("dampening", 0.0)
+    rows = drawn(seed, 40, 30)[:, 0]
+    top = float(torch.linalg.eigvalsh(rows.T @ rows / len(rows)).max())
+    single, without = (
+        mean_square_threshold(rows, 1, seed=0, **options).value,
+        mean_square_threshold(rows, 1, seed=0).value,
+    )
+    assert (1 - b) / (1 - d) * without <= single * (1 + 1e-9)
+    assert single <= 1.4 * (1 - b) / (1 - d) * without
+    largest = (2 + 2 * b) / top / (1 + 2 * b if options.get("nesterov") else 1 - d)
+    assert mean_square_threshold(rows, 10**9, seed=0, **options).value == pytest.approx(largest, rel=1e-4)
+    full = mean_square_threshold(rows, 40, replacement=False, seed=0, **options)
+    assert full.value == pytest.approx(largest, rel=1e-6)
+    sizes = [mean_square_threshold(rows, B, seed=0, tol=1e-4, **options).value for B in (1, 2, 8, 40, 1000)]
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize(("mean", "variance"), [(1.0, 0.0), (0.3, 5.0), (2.0, 1.0)])
+def test_a_scalar_has_the_closed_form(mean: float, variance: float) -> None:
+    b, spread = 0.9, variance**0.5
+    h = torch.tensor([mean - spread, mean + spread], dtype=F64)
+    if h.min() < 0:  # curvatures of squared loss are not negative: two unequal shares instead
+        h = torch.tensor([0.0] * 99 + [100 * mean], dtype=F64)
+        variance = float(h.var(correction=0))
+    found = mean_square_threshold(h.sqrt()[:, None], 1, momentum=b, seed=0).value
+    assert found == pytest.approx(2 * (1 - b**2) * mean / ((1 + b) * variance + (1 - b) * mean**2), rel=1e-9)
+
+
+def test_rows_that_are_all_the_same_have_no_noise() -> None:
+    rows = torch.ones(5, 1, dtype=F64)
+    assert mean_square_threshold(rows, 1, momentum=0.9, nesterov=True, seed=0).value == pytest.approx(3.8 / 2.8)
+    assert mean_square_threshold(rows, 1, momentum=0.9, seed=0).value == pytest.approx(3.8)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8, 16])
+@pytest.mark.parametrize("name", ["heavy ball 0.9", "nesterov 0.9"])
+def test_torchs_sgd_on_drawn_batches_grows_in_mean_square_just_above_and_decays_just_below(
+    name: str, batch: int
+) -> None:
+    """Many replicas in one parameter, started from the second moment that keeps its form."""
+    options, n, d = MOMENTA[name], 16, 3
+    J = drawn(5, n, d)
+    generator = torch.Generator().manual_seed(batch)
+    for factor in (0.97, 1.03):
+        eta = factor * mean_square_threshold(J, batch, seed=0, **options).value
+        squares = second_moments(J, eta, 1 / batch, options)
+        values, vectors = torch.linalg.eig(squares)
+        top = int(values.abs().argmax())
+        growth, start = float(values[top].real), vectors[:, top].real.reshape(2 * d, 2 * d)
+        assert (growth > 1) == (factor > 1)
+        low, basis = torch.linalg.eigh(start * start.trace().sign() / start.norm())
+        state = torch.randn(40_000, 2 * d, generator=generator, dtype=F64) * low.clamp(min=0).sqrt() @ basis.T
+        p = torch.nn.Parameter(state[:, :d].clone())
+        optimizer = torch.optim.SGD([p], lr=eta, **options)
+        optimizer.state[p]["momentum_buffer"] = state[:, d:].clone()
+        before, steps = state.square().sum(dim=1), 20
+        for _ in range(steps):
+            rows = J[torch.randint(n, (len(state), batch), generator=generator), 0]
+            p.grad = (rows * (rows @ p.detach()[:, :, None])).mean(dim=1)
+            optimizer.step()
+        after = torch.cat([p.detach(), optimizer.state[p]["momentum_buffer"]], dim=1).square().sum(dim=1)
+        change = after - growth**steps * before  # nothing in the mean
+        error = float(change.std() / len(change) ** 0.5)
+        assert abs(float(change.mean())) < 4 * error
+        print(
+            name,
+            batch,
+            factor,
+            growth,
+            float((after - before).mean() / before.mean()),
+            growth**steps - 1,
+            error / float(before.mean()),
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1\.0"),
+        ({"momentum": -0.1}, "momentum must be"),
+        ({"momentum": math.nan}, "momentum must be"),
+        ({"momentum": 0.9, "dampening": 1.0}, "dampening must be below 1"),
+        ({"nesterov": True}, "nesterov needs a momentum and no dampening"),
+        ({"momentum": 0.9, "dampening": 0.1, "nesterov": True}, "nesterov needs a momentum"),
+    ],
+)
+def test_momentum_that_means_nothing_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        mean_square_threshold(torch.ones(3, 2), 1, **options)
+
+
+# --------------------------------------------------------------------------- scale and bad input
+
+
 def test_scaling_the_rows_scales_it() -> None:
     J = drawn(1)
     plain, scaled = (mean_square_threshold(c * J, 3, seed=0).value for c in (1.0, 1e-3))
