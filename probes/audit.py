@@ -29,6 +29,8 @@ class Audit:
         criteria: the lines.
         evidence: observed oscillation in words.
         note: what the measurements say of themselves, e.g. that the Hessian is ambiguous; mostly empty.
+        preconditions: what the criteria presume of the run as a whole, and whether it meets that.
+        observations: what else was seen, in a sentence each.
     """
 
     player: str
@@ -37,6 +39,8 @@ class Audit:
     criteria: tuple[Criterion, ...]
     evidence: str
     note: str = ""
+    preconditions: tuple[Assumption, ...] = ()
+    observations: tuple[str, ...] = ()
 
     @property
     def above_edge(self) -> bool:
