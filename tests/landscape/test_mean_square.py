@@ -155,17 +155,16 @@ def test_with_momentum_it_is_where_mean_squares_of_torchs_own_steps_neither_grow
     over_range = reduced(J)
     assert found.converged and found.low <= found.value <= found.high
     assert momentum_radius(over_range, found.value, 1 / batch, MOMENTA[name]) == pytest.approx(1, abs=1e-6)
-    for factor, stable in ((0.25, True), (0.75, True), (0.97, True), (1.03, False), (1.3, False)):
+    for factor, stable in ((0.5, True), (0.97, True), (1.03, False)):
         assert (momentum_radius(over_range, factor * found.value, 1 / batch, MOMENTA[name]) < 1) == stable
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", MOMENTA)
-def test_it_goes_from_the_noise_dominated_to_the_deterministic_edge(name: str, seed: int) -> None:
+def test_it_goes_from_the_noise_dominated_to_the_deterministic_edge(name: str) -> None:
     """From (1-b)/(1-d) of plain SGD's, at single samples of many directions, to the optimizer's own threshold."""
     options = MOMENTA[name]
     b, d = options["momentum"], options.get("dampening", 0.0)
-    rows = drawn(seed, 40, 30)[:, 0]
+    rows = drawn(0, 30, 20)[:, 0]
     top = float(torch.linalg.eigvalsh(rows.T @ rows / len(rows)).max())
     single, without = (
         mean_square_threshold(rows, 1, seed=0, **options).value,
@@ -174,10 +173,10 @@ def test_it_goes_from_the_noise_dominated_to_the_deterministic_edge(name: str, s
     assert (1 - b) / (1 - d) * without <= single * (1 + 1e-9)
     assert single <= 1.4 * (1 - b) / (1 - d) * without
     largest = (2 + 2 * b) / top / (1 + 2 * b if options.get("nesterov") else 1 - d)
-    assert mean_square_threshold(rows, 10**9, seed=0, **options).value == pytest.approx(largest, rel=1e-4)
-    full = mean_square_threshold(rows, 40, replacement=False, seed=0, **options)
+    assert mean_square_threshold(rows, 10**9, tol=1e-4, seed=0, **options).value == pytest.approx(largest, rel=1e-4)
+    full = mean_square_threshold(rows, 30, replacement=False, seed=0, **options)
     assert full.value == pytest.approx(largest, rel=1e-6)
-    sizes = [mean_square_threshold(rows, B, seed=0, tol=1e-4, **options).value for B in (1, 2, 8, 40, 1000)]
+    sizes = [mean_square_threshold(rows, B, seed=0, tol=1e-4, **options).value for B in (1, 4, 20, 1000)]
     assert sizes == sorted(sizes)
 
 
@@ -219,7 +218,10 @@ def test_torchs_sgd_on_drawn_batches_grows_in_mean_square_just_above_and_decays_
         p = torch.nn.Parameter(state[:, :d].clone())
         optimizer = torch.optim.SGD([p], lr=eta, **options)
         optimizer.state[p]["momentum_buffer"] = state[:, d:].clone()
-        before, steps = state.square().sum(dim=1), 20
+        before, steps = (
+            state.square().sum(dim=1),
+            min(30, math.ceil(0.2 / abs(math.log(growth)))),
+        )  # before tails are heavy
         for _ in range(steps):
             rows = J[torch.randint(n, (len(state), batch), generator=generator), 0]
             p.grad = (rows * (rows @ p.detach()[:, :, None])).mean(dim=1)
@@ -228,15 +230,8 @@ def test_torchs_sgd_on_drawn_batches_grows_in_mean_square_just_above_and_decays_
         change = after - growth**steps * before  # nothing in the mean
         error = float(change.std() / len(change) ** 0.5)
         assert abs(float(change.mean())) < 4 * error
-        print(
-            name,
-            batch,
-            factor,
-            growth,
-            float((after - before).mean() / before.mean()),
-            growth**steps - 1,
-            error / float(before.mean()),
-        )
+        moved, error = (after - before).mean(), (after - before).std() / len(after) ** 0.5
+        assert float(moved if factor > 1 else -moved) > 2 * float(error)
 
 
 @pytest.mark.parametrize(
