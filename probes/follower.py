@@ -317,7 +317,9 @@ class Follower:
 
     def _count_skips(self, last: bool = False) -> int | None:
         """Updates skipped so far; told when there are more, and beside the number of those made at the end."""
-        count = self._skips.read()
+        count = None
+        with self.guarded("scaler"):
+            count = self._skips.read()
         if count is not None and (last or count != self._skips_told):
             self._skips_told = count
             self._tell(self.player.name, {"skipped_updates": count, "updates": self.step - self._first_step})

@@ -84,7 +84,13 @@ def median(values: list[float]) -> float | None:
 
 
 class Oscillation:
-    """Evidence of oscillation in the window: sign flips along the top eigenvector, a rising loss."""
+    """Evidence of oscillation in the window: sign flips along the top eigenvector, a rising loss.
+
+    Attributes:
+        seen: whether there is oscillation; None where nobody could look.
+        said: what was seen of it, in sentences.
+        words: the same in one.
+    """
 
     def __init__(self, run: Run, player: str, window: Sequence[Record], facts: dict[str, Any]) -> None:
         self.seen: bool | None = None
@@ -101,6 +107,7 @@ class Oscillation:
                 self.seen = share >= 0.75
             if facts.get("full_batch"):
                 self._add_loss(run, player, first, last, said)
+        self.said = tuple(said)
         self.words = "; ".join(said) or "oscillation was not observed: too few steps followed"
 
     def _add_loss(self, run: Run, player: str, first: int, last: int, said: list[str]) -> None:
