@@ -28,6 +28,8 @@ def not_applicable(facts: dict[str, Any], window: Sequence[Record]) -> str | Non
     if not window:
         failure = facts.get("failure")
         return f"every measurement failed: {failure}" if failure else "no measurement: the Stability() probe is needed"
+    if facts.get("perturbed") and facts["full_batch"] is False:
+        return "SAM's threshold is one of full batches: mini-batches perturb along gradients of their own norm"
     if window[-1].values.get("threshold") is None:
         return str(facts.get("threshold_reason") or "the optimizer has no known threshold")
     return None
@@ -42,6 +44,8 @@ def not_what_is_trained(facts: dict[str, Any]) -> str | None:
         )
     if facts.get("summed") and not facts["full_batch"]:
         return "with a summed loss the curvature that is trained on depends on the batch size; use a mean"
+    if facts.get("perturbed") and facts["full_batch"] is None:
+        return "SAM's threshold is one of full batches, and whether steps are is not known: pass batch_size= to watch"
     scale = facts.get("gradient_scale")
     if facts["full_batch"] and scale is not None and abs(scale - 1) > 0.02:
         return (

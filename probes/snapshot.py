@@ -145,7 +145,8 @@ class Snapshot:
     def threshold(self) -> Threshold:
         """The optimizer's stability threshold; SAM's depends on the gradient, and is one of full-batch steps."""
         if self._threshold.perturbed and self.batch_size is not None and self.batch_size < self.objective.samples:
-            return replace(self._threshold, reason="SAM's threshold takes the gradient of each mini-batch")
+            why = "SAM's threshold is one of full batches: mini-batches perturb along gradients of their own norm"
+            return replace(self._threshold, perturbed=(), reason=why)
         return self._threshold.at(self.gradient_norm) if self._threshold.perturbed else self._threshold
 
     @functools.cached_property

@@ -218,10 +218,8 @@ def test_torchs_sgd_on_drawn_batches_grows_in_mean_square_just_above_and_decays_
         p = torch.nn.Parameter(state[:, :d].clone())
         optimizer = torch.optim.SGD([p], lr=eta, **options)
         optimizer.state[p]["momentum_buffer"] = state[:, d:].clone()
-        before, steps = (
-            state.square().sum(dim=1),
-            min(30, math.ceil(0.2 / abs(math.log(growth)))),
-        )  # before tails are heavy
+        before = state.square().sum(dim=1)
+        steps = min(30, math.ceil(0.2 / abs(math.log(growth))))  # few, before tails are heavy
         for _ in range(steps):
             rows = J[torch.randint(n, (len(state), batch), generator=generator), 0]
             p.grad = (rows * (rows @ p.detach()[:, :, None])).mean(dim=1)
