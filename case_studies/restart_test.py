@@ -4,7 +4,8 @@ Training is stopped at checkpoints, and the audit of the run so far says where i
 for 200 steps, at the rate it had and at 1.2 times that rate (the edge test of Andreyev and Beneventano, arXiv
 2412.20553). Where the audit said AT_EDGE the largest loss must be at least 1.4 times that of the restart at the old
 rate; where it said BELOW_EDGE, at a ratio under 0.7, less than 1.05 times within 50 steps, after which sharpening may
-have brought the edge near. Nine in ten of each kind must come out as predicted.
+have brought the edge near. Nine in ten of each kind must come out as predicted. This is a test for optimizers without
+a preconditioner: Adam and RMSprop rescale their steps to the larger rate, and their loss may rise by a percent only.
 
     python case_studies/restart_test.py
     python case_studies/restart_test.py --seeds 1 --only GD
@@ -25,8 +26,7 @@ from stability_audit import CASES, Case, gradient_descent
 
 FASTER, STEPS, SOON = 1.2, 200, 50
 SPIKE, CALM, LOW = 1.4, 1.05, 0.7
-ALSO = ("Nesterov", "RMSprop", "Adam (0, 0.99)", "Adam (0.9, 0.99)")
-RUNS = (gradient_descent(20), gradient_descent(40), *(case for case in CASES if case.name in ALSO))
+RUNS = (gradient_descent(20), gradient_descent(40), *(case for case in CASES if case.name == "Nesterov"))
 
 
 @dataclass(frozen=True, eq=False)
