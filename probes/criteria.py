@@ -85,9 +85,7 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
         assumptions.insert(0, _deterministic(facts))
     if facts.get("preconditioned"):
         assumptions.append(Assumption("the preconditioner changes slowly beside the oscillation", None))
-        dead = median(column(window, "dead_share"))
-        if dead is not None and dead > 0.1:
-            assumptions.append(Assumption(f"the top eigenvector is where gradients are ({dead:.0%} is not)", False))
+        assumptions += _where_gradients_are(window)
     line: dict[str, Any] = {"name": "sharpness", "symbol": symbol, "formula": formula, "kind": kind}
     if reason := not_applicable(facts, window):
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason, **numbers)
@@ -103,6 +101,20 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
         ratio_high = None  # the rest of what the optimizer moves may be sharper
     verdict = judge(ratio.ratio, ratio.ratio_low, ratio_high, necessary=stochastic, oscillates=oscillation.seen)
     return Criterion(**line, verdict=verdict, reason=_sharpness_reason(verdict, ratio_high, facts, oscillation))
+
+
+def _where_gradients_are(window: list[Record]) -> list[Assumption]:
+    """Whether the top eigenvector lives where the preconditioner is more than epsilon."""
+    found = []
+    dead = median(column(window, "dead_share"))
+    if dead is not None and dead > 0.1:
+        found.append(Assumption(f"the top eigenvector is where gradients are ({dead:.0%} is not)", False))
+    ratios = [median(column(window, f"sharpness_epsilon_{factor}", "threshold")) for factor in (10, 100)]
+    ratio = median(column(window, "sharpness", "threshold"))
+    if ratio and ratios[0] is not None and ratios[1] is not None:
+        said = f"the ratio does not hang on epsilon ({ratios[0]:.3g} and {ratios[1]:.3g} at 10 and 100 times it)"
+        found.append(Assumption(said, ratios[0] > 0.9 * ratio))
+    return found
 
 
 def _sharpness_reason(verdict: str, ratio_high: float | None, facts: dict[str, Any], oscillation: Oscillation) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,6 +33,11 @@ class SeenCurvature:
         """The operator, from the Hessian."""
         decay = self.threshold.decay
         return Preconditioned(hessian.shifted(decay) if decay else hessian, self.preconditioner)
+
+    def with_epsilon(self, factor: float) -> SeenCurvature:
+        """The same with epsilon that many times as large: what P has grown from is kept."""
+        more = {name: P + (factor - 1) * self.epsilon for name, P in self.preconditioner.items()}
+        return dataclasses.replace(self, preconditioner=more, epsilon=factor * self.epsilon)
 
     def dead_share(self, operator: Preconditioned, vector: Tensor) -> float:
         """Share of an eigenvector of the operator on coordinates whose P is nearly all epsilon.

@@ -1,22 +1,25 @@
-"""Stability: sharpness, trace and the mini-batch index against the optimizer's thresholds."""
+"""Stability: curvature, and the noise of mini-batches, beside the optimizer's thresholds."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from losscope.landscape import Estimate, SettingError
-from losscope.landscape.stability import minibatch_index
+from losscope.landscape import NonFiniteError, SettingError, top_eigenpairs
 
+from .noise import NAMES, minibatch_values
 from .probe import Measurement, Needs, Probe
 from .sharpness import upper_bound
 from .snapshot import Snapshot
 
 __all__ = ["Stability"]
 
+Values = dict[str, float | None]
+_LEVELS = ("sharpness", "full")
+
 
 class Stability(Probe):
-    """What the audit needs: sharpness, trace and S_mu, each with its interval, beside the thresholds.
+    """What the audit needs: each criterion's quantity with its interval, beside the thresholds.
 
     ``value`` is the ratio of sharpness to threshold, ``low`` and ``high`` its bounds. For optimizers that divide the
     gradient by something (Adam and its like) the sharpness is the largest eigenvalue of the preconditioned Hessian,
@@ -24,8 +27,11 @@ class Stability(Probe):
     eigenvector is followed for sign flips (probe ``oscillation``).
 
     Args:
+        level: ``"sharpness"`` measures that much and costs some 3 curvature products and a gradient; ``"full"`` adds
+            the trace, all that is taken from mini-batches where training has any, the sharpness at larger epsilon
+            where the optimizer has one, and the critical sharpness along the update.
         tol: relative residual of the top eigenpair.
-        rtol: relative half-width of the intervals of trace and S_mu.
+        rtol: relative half-width of the intervals of trace and batch sharpness.
         every: when; None follows `watch`.
         bound_every: renew the upper bound of the sharpness when it is this many steps old.
 
@@ -35,79 +41,96 @@ class Stability(Probe):
 
     name = "stability"
 
-    def __init__(self, *, tol: float = 1e-2, rtol: float = 0.1, every: Any = None, bound_every: int = 200) -> None:
+    def __init__(
+        self, *, level: str = "full", tol: float = 1e-2, rtol: float = 0.1, every: Any = None, bound_every: int = 200
+    ) -> None:
         super().__init__(every)
+        if level not in _LEVELS:
+            raise SettingError(f"level must be one of {_LEVELS}, got {level!r}")
         if not 0 < tol < 1 or not rtol > 0 or bound_every < 1:
             raise SettingError(
                 f"need 0 < tol < 1, rtol > 0 and bound_every >= 1; got {tol!r}, {rtol!r}, {bound_every!r}"
             )
-        self.tol, self.rtol, self.bound_every = tol, rtol, bound_every
+        self.level, self.tol, self.rtol, self.bound_every = level, tol, rtol, bound_every
 
     def needs(self) -> Needs:
-        """Top eigenpair and trace."""
-        return Needs(1, self.tol, self.bound_every, self.rtol, training_gradient=True, seen=True)
+        """Top eigenpair, and the trace at the full level."""
+        rtol = self.rtol if self.level == "full" else None
+        return Needs(1, self.tol, self.bound_every, rtol, training_gradient=True, seen=True)
 
     def measure(self, snapshot: Snapshot) -> Measurement:
-        """All criteria at this step."""
+        """All criteria of the level at this step."""
+        values, kernel = self._sharpness(snapshot)
+        reasons = [snapshot.hessian.note]
+        if self.level == "full":
+            trace = snapshot.trace(self.rtol)
+            values |= {"trace": trace.value, "trace_low": trace.low, "trace_high": trace.high}
+            for part, names in ((self._noise, NAMES), (self._larger_epsilon, ())):
+                try:
+                    values |= part(snapshot)
+                except NonFiniteError:
+                    raise
+                except Exception as error:  # e.g. batches of a kind that cannot be cut; the rest still stands
+                    reasons.append(f"{', '.join(names) or 'larger epsilon'}: {type(error).__name__}: {error}")
+                    values |= dict.fromkeys(names)
+        sharpness, low, high = (values[f"sharpness{end}"] for end in ("", "_low", "_high"))
+        threshold, largest = values["threshold"], values["threshold_largest"]
+        return Measurement(
+            _over(sharpness, threshold), _over(low, largest), _over(high, threshold), "threshold", kernel,
+            "; ".join(filter(None, reasons)) or None, values,
+        )  # fmt: skip
+
+    def _sharpness(self, snapshot: Snapshot) -> tuple[Values, str]:
+        """The largest eigenvalue of what the optimizer sees, the thresholds, and what the snapshot knows anyway."""
         seen = snapshot.seen_pair(self.tol)
         pairs = snapshot.eigenpairs(1, self.tol) if seen is None else seen[1]
-        sharpness, low, high = float(pairs.values[0]), float(pairs.low[0]), upper_bound(pairs.high)
-        limits = snapshot.threshold if snapshot.seen is None else snapshot.seen.threshold
-        threshold, largest = limits.value, limits.largest
-        trace = snapshot.trace(self.rtol)
-        values: dict[str, float | None] = {
-            "sharpness": sharpness,
-            "sharpness_low": low,
-            "sharpness_high": high,
-            "threshold": threshold,
-            "threshold_largest": largest,
-            "trace": trace.value,
-            "trace_low": trace.low,
-            "trace_high": trace.high,
+        limits = (snapshot.threshold if snapshot.seen is None else snapshot.seen.threshold).at(snapshot.gradient_norm)
+        values: Values = {
+            "sharpness": float(pairs.values[0]),
+            "sharpness_low": float(pairs.low[0]),
+            "sharpness_high": upper_bound(pairs.high),
+            "threshold": limits.value,
+            "threshold_largest": limits.largest,
+            "threshold_small_batch": limits.small_batch,
             "loss": snapshot.loss,
             "gradient_norm": snapshot.gradient_norm,
         }
+        if math.isfinite(lowest := pairs.rest[0]):
+            values["lowest"] = lowest
         if snapshot.seen is not None and seen is not None:
             values["dead_share"] = snapshot.seen.dead_share(seen[0], pairs.vectors[:, 0])
         if snapshot.lr is not None and snapshot.lr > 0:
-            values["two_over_lr"] = 2 / snapshot.lr
+            values |= {"one_over_lr": 1 / snapshot.lr, "two_over_lr": 2 / snapshot.lr}
         if (match := snapshot.gradient_match()) is not None:
             values["gradient_cosine"], values["gradient_scale"] = match
-        reasons, index = [snapshot.hessian.note], None
-        try:
-            index = self._minibatch_index(snapshot)
-        except Exception as error:  # e.g. batches of a kind that cannot be cut; the rest still stands
-            reasons.append(f"S_mu was not measured: {type(error).__name__}: {error}")
-        if index is not None:
-            values |= {"s_mu": index.value, "s_mu_low": index.low, "s_mu_high": index.high}
-            values["mu"] = _alignment(snapshot, index, trace.value)
-        ratio = sharpness / threshold if threshold else None
-        return Measurement(
-            ratio,
-            low / largest if largest else None,
-            high / threshold if threshold and high is not None else None,
-            "threshold",
-            pairs.kernel,
-            "; ".join(filter(None, reasons)) or None,
-            values,
-        )
+        return values, pairs.kernel
 
-    def _minibatch_index(self, snapshot: Snapshot) -> Estimate | None:
+    def _noise(self, snapshot: Snapshot) -> Values:
         batch = snapshot.batch_size
         if batch is None or batch >= snapshot.objective.samples:
-            return None
-        return minibatch_index(
-            snapshot.objective, batch, loss=snapshot.loss, rtol=self.rtol, seed=snapshot._seed_of("minibatches")
-        )
+            return {}
+        values = minibatch_values(snapshot, self.rtol)
+        trace, aligned = snapshot.trace(self.rtol).value, values.get("aligned_trace")
+        if trace > 0 and aligned is not None:
+            values["mu"] = aligned * batch / trace  # tr(Sigma) / (2L tr H)
+        return values
+
+    def _larger_epsilon(self, snapshot: Snapshot) -> Values:
+        """The sharpness with ten and a hundred times epsilon: coordinates that only epsilon moves are dead."""
+        if snapshot.seen is None or (pair := snapshot.seen_pair(self.tol)) is None:
+            return {}
+        values: Values = {}
+        direction = pair[0].to_parameters(pair[1].vectors)
+        for factor in (10, 100):
+            operator = snapshot.seen.with_epsilon(factor).of(snapshot.hessian)
+            found = top_eigenpairs(
+                operator, tol=max(self.tol, operator.space.rounding), start=operator.from_parameters(direction),
+                max_matvecs=20, seed=snapshot._seed_of(f"epsilon {factor}"),
+            )  # fmt: skip
+            values[f"sharpness_epsilon_{factor}"] = float(found.values[0])
+            direction = operator.to_parameters(found.vectors)
+        return values
 
 
-def _alignment(snapshot: Snapshot, index: Estimate, trace: float) -> float | None:
-    """mu = E|g_i|^2 / (2 L tr H), from the spread of mini-batch gradients about the full one.
-
-    E|g_B|^2 - |g|^2 falls as (n - B) / (B (n - 1)) when batches are drawn without replacement.
-    """
-    batch, n = snapshot.batch_size, snapshot.objective.samples
-    assert batch is not None
-    full = snapshot.gradient_norm**2 / (2 * snapshot.loss) if snapshot.loss > 0 else math.nan
-    single = full + (index.value - full) * batch * (n - 1) / (n - batch)
-    return single / trace if trace > 0 and math.isfinite(single) else None
+def _over(value: float | None, threshold: float | None) -> float | None:
+    return value / threshold if value is not None and threshold else None
