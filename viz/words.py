@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from losscope.probes import Audit, Criterion
@@ -11,12 +12,17 @@ __all__ = [
     "VERDICTS",
     "Headline",
     "Verdict",
+    "against",
     "compared",
+    "evidence",
     "headline",
     "interval",
     "number",
     "seconds",
+    "short_symbol",
+    "split",
     "times",
+    "together",
     "verdict",
 ]
 
@@ -127,7 +133,53 @@ def compared(criterion: Criterion) -> str:
     return f"{criterion.formula} = {number(criterion.threshold)}"
 
 
-NAMES = {"sharpness": "the sharpness", "trace": "the trace", "s_mu": "the mini-batch index S_mu"}
+def against(criterion: Criterion) -> str:
+    """What was measured, and what it is compared with, e.g. ``"19.8 against 2/lr = 20"``."""
+    return f"{number(criterion.measured)} against {compared(criterion)}"
+
+
+def short_symbol(criterion: Criterion) -> str:
+    """What is compared, without its name and without what its letters stand for.
+
+    Example:
+        >>> from losscope.probes import Criterion
+        >>> from losscope.viz.words import short_symbol
+        >>> short_symbol(Criterion("s_mu", "S_mu = E|g_B|^2/2L", "necessary", "NOT_EXCLUDED", "holds"))
+        'E|g_B|^2/2L'
+    """
+    return criterion.symbol.partition(", ")[0].rpartition(" = ")[2]
+
+
+def split(audit: Audit) -> tuple[list[Criterion], list[Criterion]]:
+    """The criteria that apply, and those that do not."""
+    applies = [c for c in audit.criteria if c.verdict != "NOT_APPLICABLE"]
+    return applies, [c for c in audit.criteria if c.verdict == "NOT_APPLICABLE"]
+
+
+def together(criteria: Sequence[Criterion]) -> list[str]:
+    """Their reasons, each once, after the names that share it: ``"trace, s_mu: full-batch training"``."""
+    found: dict[str, list[str]] = {}
+    for criterion in criteria:
+        found.setdefault(criterion.reason, []).append(criterion.name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
+
+
+def evidence(audit: Audit) -> list[str]:
+    """What was seen, a sentence each."""
+    return [_sentence(said) for said in dict.fromkeys([audit.evidence, *audit.observations]) if said]
+
+
+NAMES = {
+    "sharpness": "the sharpness", "trace": "the trace", "aligned_trace": "the aligned trace",
+    "frobenius": "the aligned Frobenius norm", "s_mu": "the mini-batch index S_mu",
+    "mean_square": "the mean-square criterion", "batch_sharpness": "batch sharpness",
+    "batch_sharpness_ratio": "batch sharpness (ratio of means)",
+    "interaction_aware": "interaction-aware sharpness", "noise_interaction": "the gradient-noise interaction",
+}  # fmt: skip
+"""In a sentence."""
+
+SPEAKS = ("mean_square", "s_mu")
+"""With mini-batches these carry the verdict: the exact criterion where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -140,29 +192,44 @@ class Headline:
 
 
 def headline(audit: Audit) -> Headline:
-    """What an audit says in one sentence.
+    """What an audit says in a sentence or two.
 
-    A criterion that is exceeded or at its edge speaks first; else the mini-batch index where it applies,
-    because with mini-batches it carries the verdict; else what remains.
+    A criterion that is exceeded or at its edge speaks first; else the one that carries the verdict with
+    mini-batches where it applies; else what remains. What is only seen in experiments comes second.
     """
-    order = list(VERDICTS)
-    applies = [c for c in audit.criteria if c.verdict != "NOT_APPLICABLE"]
+    applies, barred = split(audit)
     if not applies:
-        reason = next((c.reason for c in audit.criteria), "nothing was measured")
+        reason = barred[0].reason if barred else "nothing was measured"
         return Headline("No verdict", f"No criterion applies: {reason}.", verdict("NOT_APPLICABLE"))
-    speaks = min(applies, key=lambda c: order.index(c.verdict) if c.verdict in order else order.index("INCONCLUSIVE"))
+    derived = [c for c in applies if c.kind != "empirical"]
+    seen = [c for c in applies if c.kind == "empirical"]
+    speaks = min(derived or seen, key=_attention)
     if speaks.verdict in ("INCONCLUSIVE", "BELOW_EDGE", "NOT_EXCLUDED"):
-        speaks = next((c for c in applies if c.name == "s_mu" and c.verdict != "INCONCLUSIVE"), speaks)
+        carriers = [c for name in SPEAKS for c in derived if c.name == name and c.verdict != "INCONCLUSIVE"]
+        speaks = next(iter(carriers), speaks)
     shown = verdict(speaks.verdict)
     end = {
         "NOT_EXCLUDED": "A necessary condition of stability holds; that alone proves nothing",
         "BELOW_EDGE": "The whole interval lies below the edge",
     }.get(speaks.verdict, _sentence(speaks.reason))
-    measured = ""
-    if speaks.ratio is not None:
-        name = NAMES.get(speaks.name, speaks.name)
-        measured = f"{_sentence(name)} is {times(speaks.ratio)} times its threshold {compared(speaks)}. "
-    return Headline(_sentence(shown.words), f"{measured}{end}.", shown)
+    second = ""
+    loudest = min(seen, key=_attention, default=speaks)
+    if loudest is not speaks and loudest.verdict in ("ABOVE_EDGE", "AT_EDGE", "NEAR_EDGE_NO_OSCILLATION"):
+        second = f" {_ratio(loudest)}: {verdict(loudest.verdict).words}, as far as experiments tell."
+    return Headline(_sentence(shown.words), f"{_ratio(speaks, '. ')}{end}.{second}", shown)
+
+
+def _attention(criterion: Criterion) -> int:
+    order = list(VERDICTS)
+    return order.index(criterion.verdict if criterion.verdict in order else "INCONCLUSIVE")
+
+
+def _ratio(criterion: Criterion, end: str = "") -> str:
+    """A clause on a criterion's ratio; empty where there is none."""
+    if criterion.ratio is None:
+        return ""
+    name = _sentence(NAMES.get(criterion.name, criterion.name))
+    return f"{name} is {times(criterion.ratio)} times its threshold {compared(criterion)}{end}"
 
 
 def _sentence(text: str) -> str:

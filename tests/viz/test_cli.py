@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def test_audit_says_verdicts_and_exits_with_0(run: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "At the edge: The sharpness is 1.0" in result.stdout
     assert "sharpness: AT_EDGE (necessary and sufficient)" in result.stdout
-    assert "trace: NOT_APPLICABLE" in result.stdout
+    assert "Does not apply\n  trace: " in result.stdout
     assert "\x1b" not in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
 
@@ -40,6 +41,38 @@ def test_audit_exits_with_1_above_the_edge(tmp_path: Path) -> None:
     result = losscope("audit", tmp_path / "a")
     assert result.exit_code == 1
     assert "ABOVE_EDGE" in result.stdout
+
+
+def test_audit_as_json(tmp_path: Path) -> None:
+    records = [*hovering(), *minibatch(player="D"), Record(2980, "D", "stability", value=math.nan)]
+    run = write(tmp_path / "a", records, meta(model={}, D={"batch_size": 32}))
+    result = losscope("audit", tmp_path / "a", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"bare {name}"))
+    assert (found["v"], found["run"], found["status"], list(found["players"])) == (1, "a", "finished", ["model", "D"])
+    line = found["players"]["model"]["criteria"]["sharpness"]
+    assert line["ratio"] == run.audit("model")["sharpness"].ratio  # unrounded
+    one = json.loads(losscope("audit", tmp_path / "a", "--json", "--player", "D").stdout)
+    assert one["players"] == {"D": found["players"]["D"]}
+
+
+def test_audit_explained(run: Path) -> None:
+    result = losscope("audit", run, "--explain")
+    assert result.exit_code == 0 and "source: Wu and Su 2023, arXiv 2305.17490" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "code"),
+    [
+        ("above_edge", 0), ("at_edge", 1), ("AT-EDGE, inconclusive", 1), ("inconclusive", 0), ("never", 0),
+        ("not_applicable", 0), ("nonsense", 2), ("", 2), ("never,at_edge", 2), ("empirical", 2),
+    ],
+)  # fmt: skip
+def test_what_fails(fail_on: str, code: int, run: Path) -> None:
+    result = losscope("audit", run, "--fail-on", fail_on)
+    assert result.exit_code == code, result.output
+    assert (result.stderr.startswith("losscope: --fail-on")) == (code == 2)
+    assert losscope("audit", run, "--json", "--fail-on", fail_on).exit_code == code
 
 
 def test_audit_of_all_players_or_of_one(tmp_path: Path) -> None:
