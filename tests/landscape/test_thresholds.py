@@ -104,7 +104,7 @@ def test_the_rate_may_be_a_tensor_and_is_read_afresh():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lr": 0.0}, "learning rate is 0"),
+        ({"lr": 0.0}, "learning rate is 0: nothing moves"),
         ({"lr": 0.1, "maximize": True}, "maximises"),
         ({"lr": 0.1, "momentum": 0.9, "dampening": 1.0}, "dampening 1"),
     ],
@@ -345,3 +345,69 @@ def test_a_rule_of_ones_own() -> None:
         assert outcome(Doubled([parameter()], lr=0.1), hessian) == expected
     with pytest.raises(SettingError, match="expected a class of optimizers and a Rule"):
         register_rule(Doubled([parameter()], lr=0.1), Rule(lambda group, state: (1.0, "")))
+
+
+# --------------------------------------------------------------------------- bad input
+
+BUILT_IN = (SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RMSprop, torch.optim.Adagrad)
+
+
+def stepped(cls: type, groups: list, **options: object) -> torch.optim.Optimizer:
+    optimizer = cls(groups, **options)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("cls", BUILT_IN)
+@pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
+def test_a_rate_that_a_schedule_has_made_meaningless(cls: type, rate: float) -> None:
+    optimizer = stepped(cls, [parameter()], lr=0.1)
+    optimizer.param_groups[0]["lr"] = rate
+    threshold = stability_threshold(optimizer)
+    assert threshold.value is None and threshold.small_batch is None
+    assert f"learning rate is {rate:g}, which is not a positive number" in threshold.reason
+
+
+@pytest.mark.parametrize("cls", BUILT_IN)
+def test_groups_at_rate_zero_and_without_parameters_are_left_out(cls: type) -> None:
+    alone = stability_threshold(stepped(cls, [parameter()], lr=0.1))
+    groups = [{"params": []}, {"params": [parameter()], "lr": 0.0}, {"params": [parameter()]}]
+    among = stability_threshold(stepped(cls, groups, lr=0.1))
+    assert among == alone and len(among.per_group) == 1
+    still = stability_threshold(stepped(cls, [parameter()], lr=0.0))
+    assert still.value is None and still.reason == "the learning rate is 0: nothing moves"
+
+
+@pytest.mark.parametrize("cls", BUILT_IN)
+def test_groups_without_any_parameter(cls: type) -> None:
+    optimizer = cls([parameter()], lr=0.1)
+    optimizer.param_groups[0]["params"] = []
+    threshold = stability_threshold(optimizer)
+    assert threshold.value is None and threshold.reason == "the optimizer has no parameters"
+
+
+@pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RMSprop])
+def test_capturable_optimizers_keep_everything_in_tensors(cls: type) -> None:
+    """As for CUDA graphs: rate and counts are tensors, here put into the state that a step would leave on a GPU."""
+    first = {} if cls is torch.optim.RMSprop else {"betas": (torch.tensor(0.9), torch.tensor(0.999))}
+    numbers = {} if cls is torch.optim.RMSprop else {"betas": (0.9, 0.999)}
+    p = parameter()
+    plain = stepped(cls, [p], lr=0.1, **numbers)
+    captured = cls([p], lr=torch.tensor(0.1, dtype=torch.float64), capturable=True, **first)
+    assert (stability_threshold(captured).value is None) == (cls is not torch.optim.RMSprop)  # no step made yet
+    for name, value in plain.state[p].items():
+        captured.state[p][name] = torch.as_tensor(value)
+    expected, found = stability_threshold(plain), stability_threshold(captured)
+    assert found.value == pytest.approx(expected.value, rel=1e-6) and isinstance(found.value, float)
+    assert found.small_batch == pytest.approx(expected.small_batch, rel=1e-6)
+
+
+def test_what_is_no_optimizer_has_no_rule() -> None:
+    class Foreign:
+        param_groups = ()
+
+    threshold = stability_threshold(Foreign())
+    assert threshold.value is None and "no stability rule for Foreign" in threshold.reason
