@@ -24,7 +24,7 @@ def checked_scaler(scaler: Any) -> Any:
     if scaler is None:
         return None
     wanted = ("_get_scale_async", "_get_growth_tracker", "get_scale", "get_backoff_factor", "is_enabled")
-    if not all(callable(getattr(scaler, name, None)) for name in wanted):
+    if isinstance(scaler, type) or not all(callable(getattr(scaler, name, None)) for name in wanted):
         raise SettingError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
     return scaler if scaler.is_enabled() else None
 
