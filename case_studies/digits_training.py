@@ -17,14 +17,11 @@ __all__ = ["Criterion", "later_half", "ratios", "train"]
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
-ANY_TRACE = 10.0
-"""Asked of the trace, as the relative half-width of its interval, where nothing is said about the trace."""
-
 
 def train(
     model: nn.Module, optimizer: Optimizer, *, steps: int, seed: int = 0, samples: int = 1000,
     criterion: Criterion = half_squared_error, batch_size: int | None = None, every: int = 25,
-    trace_rtol: float = ANY_TRACE, out: Path | None = None, after: Callable[[int, Watch], None] | None = None,
+    level: str = "sharpness", out: Path | None = None, after: Callable[[int, Watch], None] | None = None,
 ) -> Run:  # fmt: skip
     """Train on digits under watch by the stability probe alone.
 
@@ -37,14 +34,14 @@ def train(
         criterion: the loss, of outputs and one-hot targets.
         batch_size: samples in a mini-batch, a divisor of their number; None takes all in every update.
         every: updates between two measurements.
-        trace_rtol: relative half-width of the intervals of trace and S_mu.
+        level: of the stability probe.
         out: the run folder; None keeps the run in memory.
         after: called after each update with the number of updates made and the live run.
     """
     x, y = digits(seed, samples)
     batches = full_batches(x, y) if batch_size is None else minibatches(x, y, batch_size, seed)
     with watch(
-        model, optimizer, data=(x, y), criterion=criterion, probes=[Stability(rtol=trace_rtol)], every=every,
+        model, optimizer, data=(x, y), criterion=criterion, probes=[Stability(level=level)], every=every,
         batch_size=batch_size or samples, seed=seed, out=out,
     ) as live:  # fmt: skip
         for made in range(1, steps + 1):

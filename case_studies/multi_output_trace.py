@@ -25,7 +25,7 @@ def trained(seed: int, steps: int = STEPS, every: int = 1000) -> Run:
     """SGD on single samples."""
     model = network(seed)
     optimizer = SGD(model.parameters(), lr=RATE)
-    return train(model, optimizer, steps=steps, seed=seed, samples=SAMPLES, batch_size=1, every=every, trace_rtol=0.1)
+    return train(model, optimizer, steps=steps, seed=seed, samples=SAMPLES, batch_size=1, every=every, level="full")
 
 
 def check(run: Run) -> None:
