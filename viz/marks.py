@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 
+from losscope.probes.phases import CATAPULT, EDGE, SHARPENING, Phase
+
 from . import style
 from .series import Series, Unmeasured
-from .style import INK, VERMILLION
+from .style import INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION
 from .words import number
 
-__all__ = ["Threshold", "mark_unmeasured", "spread"]
+__all__ = ["Threshold", "mark_unmeasured", "shade_phases", "spread"]
 
 MOST_PLATEAUS = 4
 
@@ -118,6 +122,31 @@ def mark_unmeasured(ax: Axes, missing: Unmeasured, what: str) -> None:
                 markersize=5, markeredgewidth=1.1, color=colour, clip_on=False, zorder=6,
                 label=f"{words} ({len(steps)})", gid="unmeasured",
             )  # fmt: skip
+
+
+SHADES = {SHARPENING: SKY, EDGE: ORANGE, CATAPULT: PURPLE}
+
+
+def shade_phases(ax: Axes, phases: Sequence[Phase]) -> None:
+    """Shade the parts of a run that have a name, with the name on them, or in the legend where it does not fit."""
+    left, right = ax.get_xlim()
+    letter = 0.075 * style.FONT / 9 / (0.8 * style.width_of(ax))  # of the axes' width, about
+    named: set[str] = set()
+    for phase in sorted(phases, key=lambda each: each.first - each.last):  # the longest carries the name
+        width = (phase.last - phase.first) / max(right - left, 1e-9)
+        fits = phase.name not in named and width > letter * len(phase.name)
+        known = fits or phase.name in named
+        ax.axvspan(
+            phase.first, phase.last, color=SHADES[phase.name], alpha=0.14, linewidth=0, zorder=0.2,
+            label=None if known else phase.name, gid=f"phase-{phase.name}",
+        )  # fmt: skip
+        named.add(phase.name)
+        if fits:
+            ax.text(
+                (phase.first + phase.last) / 2, 0.985, phase.name, transform=ax.get_xaxis_transform(), ha="center",
+                va="top", color=MUTED, fontsize=style.FONT - 1, path_effects=style.halo(ax), zorder=5, gid="phase",
+            )  # fmt: skip
+    ax.set_xlim(left, right)
 
 
 def spread(positions: list[float], gap: float) -> list[float]:

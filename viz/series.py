@@ -9,8 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from losscope.probes import Record, Run
+from losscope.probes.catalogue import CATALOGUE
 
-__all__ = ["Series", "Unmeasured", "decimate", "facts", "loss", "ratios", "runs_of", "sharpness", "unmeasured"]
+__all__ = [
+    "Series", "Unmeasured", "decimate", "facts", "loss", "ratios", "runs_of", "sharpness", "small_batch_edge",
+    "unmeasured",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +73,12 @@ def sharpness(run: Run, player: str | None = None) -> Series:
 
 
 def ratios(run: Run, criterion: str, player: str | None = None) -> Series:
-    """Measured over threshold of one criterion of the audit: ``sharpness``, ``trace`` or ``s_mu``.
+    """Measured over threshold of one criterion of the audit, by its name in the catalogue.
 
     The bounds divide by the largest and the smallest threshold of the parameter groups.
     """
-    least, largest = ("threshold", "threshold_largest") if criterion == "sharpness" else ("two_over_lr",) * 2
+    least = CATALOGUE[criterion].threshold
+    largest = "threshold_largest" if criterion == "sharpness" else least
     records = run.select("stability", player)
     numbers = []
     for record in records:
@@ -88,6 +93,16 @@ def ratios(run: Run, criterion: str, player: str | None = None) -> Series:
             )
         )
     return _series(records, numbers)
+
+
+def small_batch_edge(records: Sequence[Record]) -> Series:
+    """The edge of small batches in units of that of large ones, where momentum makes them differ; else empty."""
+    found = []
+    for record in records:
+        ratio = _divide(record.values.get("threshold_small_batch"), _positive(record.values.get("threshold")))
+        if ratio is not None and ratio < 0.999:
+            found.append((record, (ratio, None, None)))
+    return _series([record for record, _ in found], [numbers for _, numbers in found])
 
 
 def loss(run: Run, player: str | None = None) -> tuple[np.ndarray, np.ndarray, str]:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from losscope.probes import Audit, Run
+from losscope.probes import Audit, Criterion, Run
+from losscope.probes.catalogue import CATALOGUE
+from losscope.probes.phases import phases
 
 from . import series, style
-from .marks import mark_unmeasured, spread
+from .marks import mark_unmeasured, shade_phases, spread
 from .sharpness import _title
-from .style import BLUE, INK, MUTED, ORANGE, PURPLE, VERMILLION
+from .style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION
 from .words import verdict
 
 __all__ = ["plot_stability"]
 
-CRITERIA: dict[str, dict[str, Any]] = {
-    "sharpness": {"symbol": r"$\lambda_{\max}(H)$", "color": BLUE, "linestyle": "-", "marker": "o"},
-    "trace": {"symbol": r"$\mathrm{tr}(H)$", "color": ORANGE, "linestyle": "-.", "marker": "s"},
-    "s_mu": {"symbol": r"$S_\mu$", "color": PURPLE, "linestyle": (0, (6, 2)), "marker": "D"},
+LOOKS: dict[str, dict[str, Any]] = {
+    "sharpness": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "trace": {"color": ORANGE, "linestyle": "-.", "marker": "s"},
+    "aligned_trace": {"color": ORANGE, "linestyle": "-", "marker": "^"},
+    "frobenius": {"color": ORANGE, "linestyle": (0, (4, 2)), "marker": "v"},
+    "s_mu": {"color": PURPLE, "linestyle": (0, (6, 2)), "marker": "D"},
+    "mean_square": {"color": PURPLE, "linestyle": "-", "marker": "*"},
+    "batch_sharpness": {"color": GREEN, "linestyle": "-", "marker": "P"},
+    "batch_sharpness_ratio": {"color": GREEN, "linestyle": (0, (4, 2)), "marker": "X"},
+    "interaction_aware": {"color": SKY, "linestyle": "-", "marker": "h"},
+    "noise_interaction": {"color": INK, "linestyle": "-.", "marker": "d"},
 }
+"""Kin share a colour; line style, marker and the label at the end tell them apart."""
+
+TWO_EDGES = [entry.name for entry in CATALOGUE.values() if entry.kind == "empirical" and entry.threshold == "threshold"]
+"""Criteria whose edge under momentum depends on the batch size."""
+
 EDGE = (0.9, 1.1)
 
 
@@ -30,9 +46,10 @@ def plot_stability(
 ) -> Axes:
     """Draw measured over threshold for each criterion, with its interval and the audit's verdict in words.
 
-    A ratio of 1 is the threshold; between 0.9 and 1.1 the audit speaks of the edge. Sharpness is compared
-    with the optimizer's own threshold, trace and S_mu with 2/lr. A criterion that does not apply is drawn
-    grey and dotted, and says so.
+    A ratio of 1 is the threshold; between 0.9 and 1.1 the audit speaks of the edge. Sharpness and batch sharpness
+    are compared with the optimizer's own threshold; under momentum, where that is the edge of large batches, the edge
+    of small ones is dotted. Criteria that do not apply are grey and dotted, and may leave the frame. The phases
+    that the run went through are shaded.
 
     Args:
         run: a run with probe ``stability``.
@@ -59,25 +76,28 @@ def plot_stability(
         figure, axes = style.new_figure((1,), size)
         style.title(figure, _title(run, player))
         ax = axes[0]
-    facts = series.facts(run, player)
-    formula = style.plain(str(facts.get("seen_formula") or facts.get("threshold_formula") or "2/lr"), 40)
-    drawn = [(name, data) for name in CRITERIA if np.isfinite((data := series.ratios(run, name, player)).value).any()]
+    audit = run.audit(player)
+    curves = [curve for line in audit.criteria if (curve := _Curve.of(run, player, line)) is not None]
     ax.set_ylabel("measured / threshold")
-    if drawn:
-        audit = run.audit(player)
-        _edge(ax)
-        everything = np.concatenate([data.value for _, data in drawn] + [np.ones(1)])
-        style.log_if_wide(ax, everything, wide=8)
-        _limit(ax, everything, [data for _, data in drawn])
-        ends = [_draw(ax, name, data, audit, formula, bool(facts.get("preconditioned"))) for name, data in drawn]
+    if curves:
+        applying = [curve for curve in curves if curve.applies]
+        two = any(curve.line.name in TWO_EDGES for curve in applying)
+        small = series.small_batch_edge(run.select("stability", player) if two else [])
+        _scale(ax, applying or curves, small)
+        _edge(ax, small)
+        for curve in curves:
+            curve.draw(ax, many=len(applying) > 3)
+        _barred(ax, [c for c in curves if not c.applies])
         _window(ax, audit)
     else:
         style.say(ax, _nothing(run, player))
     mark_unmeasured(ax, series.unmeasured(run, "stability", player), "measurement")
-    style.step_axis(ax, drawn[0][1].steps if drawn else np.array([]))
-    style.legend(ax, outside=own, columns=1)
-    if drawn:
-        _label_ends(ax, ends)
+    style.step_axis(ax, curves[0].data.steps if curves else np.array([]))
+    if curves:
+        shade_phases(ax, phases(run, player))
+    style.legend(ax, outside=own, columns=2 if len(curves) > 3 else 1)
+    if curves:
+        _label_ends(ax, curves, settle=own)
     return ax
 
 
@@ -88,52 +108,91 @@ def _nothing(run: Run, player: str | None) -> str:
     return style.plain(f"no ratio to draw: {reason}", 80) if reason else "no ratio to draw: no threshold known"
 
 
-def _edge(ax: Axes) -> None:
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """One criterion over the steps."""
+
+    line: Criterion
+    data: series.Series
+    symbol: str
+
+    @classmethod
+    def of(cls, run: Run, player: str | None, line: Criterion) -> _Curve | None:
+        """None where there is nothing to draw."""
+        if line.name not in LOOKS or not np.isfinite((data := series.ratios(run, line.name, player)).value).any():
+            return None
+        own = line.name == "sharpness" and series.facts(run, player).get("preconditioned")
+        return cls(line, data, r"$\lambda_{\max}(P^{-1}H)$" if own else CATALOGUE[line.name].tex)
+
+    @property
+    def applies(self) -> bool:
+        return self.line.verdict != "NOT_APPLICABLE"
+
+    @property
+    def look(self) -> dict[str, Any]:
+        muted = {} if self.applies else {"color": MUTED, "linestyle": ":"}
+        return LOOKS[self.line.name] | muted
+
+    @property
+    def end(self) -> float:
+        return float(self.data.value[np.isfinite(self.data.value)][-1])
+
+    def draw(self, ax: Axes, *, many: bool) -> None:
+        """The curve; with its interval where it applies."""
+        data, look = self.data, self.look
+        against = "" if many and self.line.name != "sharpness" else f" / {self._divisor()}"
+        label = f"{self.symbol}{against}: {verdict(self.line.verdict).words}" if self.applies else None
+        ax.plot(
+            data.steps, data.value, linewidth=1.4 if self.applies else 1.0, markersize=3.5 if many else 3,
+            markevery=max(len(data) // 20, 1), markerfacecolor=None if self.applies else "none", label=label,
+            zorder=3 if self.applies else 2.8, gid=f"ratio-{self.line.name}", **look,
+        )  # fmt: skip
+        if self.applies:
+            low = np.where(np.isfinite(data.low), data.low, data.value)
+            _band(ax, data, low, look["color"], 0.1 if many else 0.2)
+
+    def _divisor(self) -> str:
+        formula = style.plain(self.line.formula, 40)
+        return f"({formula})" if any(sign in formula for sign in "/+ ") else formula
+
+
+def _barred(ax: Axes, curves: Sequence[_Curve]) -> None:
+    """One entry of the legend for all that does not apply."""
+    if curves:
+        symbols = ", ".join(curve.symbol for curve in curves) if len(curves) <= 2 else f"{len(curves)} criteria"
+        label = f"{symbols}: {'does' if len(curves) == 1 else 'do'} not apply"
+        ax.plot([], [], color=MUTED, linestyle=":", linewidth=1.0, label=label, gid="barred")
+
+
+def _edge(ax: Axes, small: series.Series) -> None:
     ax.axhspan(*EDGE, color=VERMILLION, alpha=0.12, linewidth=0, zorder=0.5, label="edge: 0.9 to 1.1", gid="edge")
     ax.axhline(1.0, color=VERMILLION, linewidth=1.1, linestyle=(0, (5, 2)), zorder=3.5, gid="one")
+    if len(small):
+        ax.plot(
+            small.steps, small.value, color=VERMILLION, linewidth=1.1, linestyle=":", drawstyle="steps-post",
+            zorder=3.4, label="edge of small batches", gid="small-batch-edge",
+        )  # fmt: skip
 
 
-def _limit(ax: Axes, values: np.ndarray, drawn: list[series.Series]) -> None:
-    finite = values[np.isfinite(values)]
-    highs = [float(d.high[d.bounded].max()) for d in drawn if d.bounded.any()]
-    top, least = float(finite.max()), float(finite.min())
+def _scale(ax: Axes, curves: Sequence[_Curve], small: series.Series) -> None:
+    """Scale and limits, which the curves that apply set."""
+    drawn = [curve.data for curve in curves]
+    values = np.concatenate([*[data.value for data in drawn], small.value, np.ones(1)])
+    values = values[np.isfinite(values)]
+    style.log_if_wide(ax, values, wide=8)
+    highs = max((float(d.high[d.bounded].max()) for d in drawn if d.bounded.any()), default=0.0)
+    top, least = max(float(values.max()), 1.1), float(values.min())
     if ax.get_yscale() == "log":
-        ax.set_ylim(min(least, 0.9) / 1.3, max(max(top, 1.1) * 1.3, min(max(highs, default=0), top * 2)))
+        ax.set_ylim(min(least, 0.9) / 1.3, max(top * 1.6, min(highs, top * 2)))
     else:
-        ax.set_ylim(min(0.0, least * 1.1), max(max(top, 1.1) * 1.08, min(max(highs, default=0), top * 1.4)))
+        ax.set_ylim(min(0.0, least * 1.1), max(top * 1.14, min(highs, top * 1.4)))
 
 
-def _draw(
-    ax: Axes, name: str, data: series.Series, audit: Audit, formula: str, preconditioned: bool
-) -> tuple[float, str, str]:
-    """One criterion; returns where its curve ends, its symbol and its colour."""
-    look = dict(CRITERIA[name])
-    symbol = look.pop("symbol")
-    code = audit[name].verdict if any(c.name == name for c in audit.criteria) else "NOT_APPLICABLE"
-    if preconditioned and name == "sharpness":
-        symbol = r"$\lambda_{\max}(P^{-1}H)$"
-    divisor = formula if name == "sharpness" else "2/lr"
-    divisor = f"({divisor})" if any(sign in divisor for sign in "/+ ") else divisor
-    muted = code == "NOT_APPLICABLE"
-    if muted:
-        look |= {"color": MUTED, "linestyle": ":"}
-    finite = np.flatnonzero(np.isfinite(data.value))
-    ax.plot(
-        data.steps, data.value, linewidth=1.0 if muted else 1.4, markersize=3, zorder=2.8 if muted else 3,
-        markevery=max(len(data) // 20, 1), markerfacecolor="none" if muted else None,
-        label=f"{symbol} / {divisor}: {verdict(code).words}", gid=f"ratio-{name}", **look,
-    )  # fmt: skip
-    if not muted:
-        low = np.where(np.isfinite(data.low), data.low, data.value)
-        _band(ax, data, low, look["color"])
-    return float(data.value[finite[-1]]), symbol, look["color"]
-
-
-def _band(ax: Axes, data: series.Series, low: np.ndarray, colour: str) -> None:
+def _band(ax: Axes, data: series.Series, low: np.ndarray, colour: str, alpha: float) -> None:
     for first, end in series.runs_of(data.bounded & np.isfinite(low)):
         part = slice(first, end)
         if end - first > 1:
-            ax.fill_between(data.steps[part], low[part], data.high[part], color=colour, alpha=0.2, linewidth=0)
+            ax.fill_between(data.steps[part], low[part], data.high[part], color=colour, alpha=alpha, linewidth=0)
         else:
             ax.errorbar(
                 data.steps[part], data.value[part], color=colour, linewidth=1, capsize=2.5, fmt="none",
@@ -152,13 +211,18 @@ def _window(ax: Axes, audit: Audit) -> None:
     )  # fmt: skip
 
 
-def _label_ends(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
+def _label_ends(ax: Axes, curves: Sequence[_Curve], *, settle: bool) -> None:
     """Each curve's symbol at its right end, moved apart where they would lie on each other."""
-    figure = ax.get_figure()
+    figure = ax.get_figure(root=True)
     assert figure is not None
-    points = [float(ax.transData.transform((0, max(y, ax.get_ylim()[0])))[1]) * 72 / figure.dpi for y, _, _ in ends]
-    for (y, symbol, colour), at, moved in zip(ends, points, spread(points, style.FONT * 1.35), strict=True):
+    low, high = ax.get_ylim()
+    shown = [curve for curve in curves if low <= curve.end <= high]
+    if settle:  # the legend takes room from the axes
+        figure.draw_without_rendering()
+    points = [float(ax.transData.transform((0, curve.end))[1]) * 72 / figure.dpi for curve in shown]
+    for curve, at, moved in zip(shown, points, spread(points, style.FONT * 1.35), strict=True):
         ax.annotate(
-            symbol, (1.0, y), xycoords=("axes fraction", "data"), xytext=(5, moved - at), textcoords="offset points",
-            ha="left", va="center", color=colour, fontsize=style.FONT, annotation_clip=False, gid="end-label",
+            curve.symbol, (1.0, curve.end), xycoords=("axes fraction", "data"), xytext=(5, moved - at),
+            textcoords="offset points", ha="left", va="center", color=curve.look["color"], fontsize=style.FONT,
+            annotation_clip=False, gid="end-label",
         )  # fmt: skip

@@ -16,7 +16,7 @@ __all__ = ["COLOURS", "inline_svg"]
 
 COLOURS = {
     name.lower(): getattr(style, name)
-    for name in ("INK", "MUTED", "GRID", "PAPER", "BLUE", "VERMILLION", "GREEN", "ORANGE", "PURPLE")
+    for name in ("INK", "MUTED", "GRID", "PAPER", "BLUE", "VERMILLION", "GREEN", "ORANGE", "PURPLE", "SKY")
 }
 """Colours of our figures by the name of the page's CSS variable."""
 

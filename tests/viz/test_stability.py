@@ -1,5 +1,6 @@
 """The stability figure: what is in its artists."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -12,8 +13,16 @@ from matplotlib.figure import Figure
 from artists import entries, inside, line, texts
 from drawn_runs import diverging, dropping, hovering, measured, minibatch, run_of
 from losscope.probes import Record, Run
+from losscope.probes.catalogue import CATALOGUE
+from losscope.probes.phases import phases
 from losscope.viz import plot_stability
+from losscope.viz.marks import SHADES
+from losscope.viz.stability import LOOKS
 from losscope.viz.style import MUTED
+
+
+def ends(ax: Axes) -> set[str]:
+    return {text.get_text() for text in ax.texts if text.get_gid() == "end-label"}
 
 
 def test_ratios_band_and_line_at_one() -> None:
@@ -21,12 +30,12 @@ def test_ratios_band_and_line_at_one() -> None:
     ax = plot_stability(run)
     records = run.select("stability")
     for name, divisor in (("sharpness", "threshold"), ("trace", "two_over_lr"), ("s_mu", "two_over_lr")):
+        assert CATALOGUE[name].threshold == divisor
         expected = [r.values[name] / r.values[divisor] for r in records]
         np.testing.assert_allclose(line(ax, f"ratio-{name}").get_ydata(), expected)
     assert set(line(ax, "one").get_ydata()) == {1.0}
     (edge,) = [p for p in ax.patches if p.get_gid() == "edge"]
     assert (edge.get_y(), edge.get_y() + edge.get_height()) == pytest.approx((0.9, 1.1))
-    assert ax.get_yscale() == "log"
     assert ax.get_ylabel() == "measured / threshold" and ax.get_xlabel() == "optimizer step"
 
 
@@ -37,9 +46,9 @@ def test_verdicts_are_the_audit_s_in_words() -> None:
     said = entries(ax)
     assert audit["s_mu"].verdict == "NOT_EXCLUDED"
     assert r"$S_\mu$ / (2/lr): not excluded" in said
-    assert r"$\mathrm{tr}(H)$ / (2/lr): does not apply" in said
+    assert r"$\mathrm{tr}(H)$: does not apply" in said
     assert f"steps the verdicts rest on: {audit.steps[0]:,} to {audit.steps[1]:,}" in said
-    assert {r"$S_\mu$", r"$\mathrm{tr}(H)$", r"$\lambda_{\max}(H)$"} == set(texts(ax))
+    assert {r"$S_\mu$", r"$\lambda_{\max}(H)$"} == ends(ax)  # the trace leaves the frame
 
 
 def test_what_does_not_apply_is_muted_and_has_no_band() -> None:
@@ -55,6 +64,78 @@ def test_never_colour_alone() -> None:
     lines = [line(ax, f"ratio-{name}") for name in ("sharpness", "trace", "s_mu")]
     assert len({each.get_marker() for each in lines}) == 3
     assert len({each.get_color() for each in lines}) == 3
+    assert set(LOOKS) == set(CATALOGUE)
+    assert len({look["marker"] for look in LOOKS.values()}) == len(LOOKS)
+    assert len({(look["color"], look["linestyle"]) for look in LOOKS.values()}) == len(LOOKS)
+
+
+def every_line(value: float = 10.0, **more: float) -> list[Record]:
+    """All criteria of mini-batches, close to each other."""
+    records = []
+    for t in range(20):
+        values = {"sharpness": value, "threshold": 20.0, "two_over_lr": 20.0, "one_over_lr": 10.0, "loss": 0.1}
+        for i, entry in enumerate(CATALOGUE.values()):
+            unit = value / 2 if entry.threshold == "one_over_lr" else value
+            number = unit * (1 + 0.002 * i)
+            values |= {entry.name: number, f"{entry.name}_low": number * 0.95, f"{entry.name}_high": number * 1.05}
+        records.append(Record(t, "model", "stability", value=value / 20, values=values | more))
+    return records
+
+
+SINGLE = {"batch_size": 1, "outputs": 1}
+
+
+@pytest.mark.parametrize("size", [(6.4, 4.2), (3.9, 4.8), (8.6, 4.4)])
+@pytest.mark.parametrize("formula", ["2/lr", "(2+2b)/(lr (1+2b))"])
+def test_ten_lines_are_legible(size: tuple[float, float], formula: str) -> None:
+    run = run_of(every_line(), model=SINGLE | {"threshold_formula": formula})
+    ax = plot_stability(run, size=size)
+    figure = ax.get_figure()
+    inside(figure)
+    assert ends(ax) == {entry.tex for entry in CATALOGUE.values()}
+    assert len([each for each in ax.lines if (each.get_gid() or "").startswith("ratio-")]) == 10
+    box = ax.get_window_extent()
+    assert box.height > 0.3 * figure.bbox.height and box.width > 0.4 * figure.bbox.width
+
+
+def test_momentum_has_two_edges() -> None:
+    run = run_of(every_line(threshold_small_batch=1.0), model={"batch_size": 8, "momentum": 0.9})
+    ax = plot_stability(run)
+    dotted = line(ax, "small-batch-edge")
+    np.testing.assert_allclose(dotted.get_ydata(), 0.05)
+    assert dotted.get_linestyle() == ":" and ax.get_ylim()[0] < 0.05 and ax.get_yscale() == "log"
+    np.testing.assert_allclose(line(ax, "ratio-batch_sharpness").get_ydata(), 0.5, rtol=0.02)  # to that of large ones
+    assert "edge of small batches" in entries(ax)
+    full = plot_stability(run_of(every_line(threshold_small_batch=1.0), model={"momentum": 0.9}))
+    assert not [each for each in full.lines if each.get_gid() == "small-batch-edge"]
+    assert "9 criteria: do not apply" in entries(full)
+    inside(full.get_figure())
+
+
+# --------------------------------------------------------------------------- phases
+
+
+def shades(ax: Axes) -> list[tuple[str, float, float]]:
+    found = [(p.get_gid()[6:], p.get_x(), p.get_x() + p.get_width()) for p in ax.patches if p.get_gid() != "edge"]
+    return sorted(found, key=lambda each: each[1])
+
+
+@pytest.mark.parametrize("size", [(6.4, 4.2), (3.9, 4.8)])
+def test_phases_are_shaded_and_named_once(size: tuple[float, float]) -> None:
+    run = run_of(hovering())
+    ax = plot_stability(run, size=size)
+    assert shades(ax) == [(p.name, p.first, p.last) for p in phases(run)]
+    names = [text.get_text() for text in ax.texts if text.get_gid() == "phase"] + entries(ax)
+    assert [names.count(name) for name in SHADES] == [1, 1, 0]
+    assert len({str(color) for color in SHADES.values()}) == 3
+    assert ax.get_xlim()[1] < 3200
+
+
+def test_a_phase_that_comes_again_is_named_once() -> None:
+    run = run_of([*hovering(1500), *(dataclasses.replace(r, step=r.step + 20_000) for r in hovering(1500))])
+    ax = plot_stability(run)
+    assert len(shades(ax)) == 4
+    assert sum(text.get_gid() == "phase" for text in ax.texts) + sum(name in SHADES for name in entries(ax)) == 2
 
 
 def test_labels_at_the_end_do_not_overlap() -> None:
@@ -73,6 +154,7 @@ def test_few_records(count: int) -> None:
     ax = plot_stability(run_of([r for t in range(count) for r in measured(10 * t, 5.0, 0.1)]))
     ax.get_figure().draw_without_rendering()
     assert (texts(ax) == ["no stability recorded"]) == (count == 0)
+    assert shades(ax) == []
 
 
 def test_no_threshold_says_why() -> None:
