@@ -21,7 +21,7 @@ from typing import Any
 
 from digits_training import train
 from losscope.probes import Watch
-from losscope.viz.demo import digits, network
+from losscope.viz.demo import digits
 from stability_audit import CASES, Case, gradient_descent
 
 FASTER, STEPS, SOON = 1.2, 200, 50
@@ -51,7 +51,7 @@ class Checkpoint:
     def losses(self, times: float) -> list[float]:
         """Restarted with this multiple of the rate: the loss before each update and after the last."""
         x, y = digits(self.seed)
-        model = network()
+        model = self.case.model()
         model.load_state_dict(self.model)
         optimizer = self.case.build(model.parameters())
         optimizer.load_state_dict(copy.deepcopy(self.optimizer))
@@ -79,7 +79,7 @@ class Checkpoint:
 
 def checkpoints(case: Case, seed: int, steps: int = 2000, every: int = 250) -> list[Checkpoint]:
     """Train, and audit the run so far every so many steps."""
-    model = network(seed)
+    model = case.model(seed)
     optimizer = case.build(model.parameters())
     found = []
 
