@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from losscope.landscape import RunError
-from losscope.probes import Audit, Run
+from losscope.probes import Criterion, Run
+from losscope.probes.audit_json import run_audit_as_dict, strict
+from losscope.probes.catalogue import CATALOGUE
 
 from . import series, words
 from .facts import player_facts, read_run, run_facts
@@ -27,11 +27,11 @@ __all__ = ["report"]
 MOST_LOGGED = 20_000
 MOST_ERRORS = 20
 WIDE = {
-    "sharpness": (8.6, 5.2), "stability": (8.6, 4.4), "spectrum": (8.6, 4.4), "spectrum_over_time": (8.6, 4.8),
+    "sharpness": (8.6, 5.2), "stability": (8.6, 5.0), "spectrum": (8.6, 4.4), "spectrum_over_time": (8.6, 4.8),
     "outliers": (8.6, 5.2),
 }  # fmt: skip
 NARROW = {
-    "sharpness": (3.9, 4.8), "stability": (3.9, 4.8), "spectrum": (3.9, 3.9), "spectrum_over_time": (3.9, 3.9),
+    "sharpness": (3.9, 4.8), "stability": (3.9, 5.4), "spectrum": (3.9, 3.9), "spectrum_over_time": (3.9, 3.9),
     "outliers": (3.9, 4.8),
 }  # fmt: skip
 CAPTIONS = {
@@ -41,7 +41,7 @@ CAPTIONS = {
     ),
     "stability": (
         "Each criterion as a ratio to its threshold. At 1 the threshold is met; from 0.9 to 1.1 the audit speaks of "
-        "the edge. Grey and dotted: does not apply to this run."
+        "the edge. Shaded: the phases the run went through. Grey and dotted: does not apply to this run."
     ),
     "spectrum": (
         "Spectral density of the Hessian at the last measurement: the share of its eigenvalues at each place, on a "
@@ -58,10 +58,18 @@ CAPTIONS = {
 }
 OF_SPECTRA = ("spectrum", "spectrum_over_time", "outliers")
 SYMBOLS = {
-    "sharpness": Markup("λ<sub>max</sub>(H)"),
-    "trace": Markup("tr(H)"),
-    "s_mu": Markup("S<sub>μ</sub> = E‖g<sub>B</sub>‖²/2L"),
+    "sharpness": "λ<sub>max</sub>(H)",
+    "trace": "tr(H)",
+    "aligned_trace": "μ tr(H)/B",
+    "frobenius": "√(μ/B) ‖H‖<sub>F</sub>",
+    "s_mu": "S<sub>μ</sub> = E‖g<sub>B</sub>‖²/2L",
+    "mean_square": "2/η*",
+    "batch_sharpness": "E[g<sub>B</sub>ᵀH<sub>B</sub>g<sub>B</sub>/‖g<sub>B</sub>‖²]",
+    "batch_sharpness_ratio": "E[g<sub>B</sub>ᵀH<sub>B</sub>g<sub>B</sub>]/E‖g<sub>B</sub>‖²",
+    "interaction_aware": "E[g<sub>B</sub>ᵀHg<sub>B</sub>]/E‖g<sub>B</sub>‖²",
+    "noise_interaction": "E[g<sub>B</sub>ᵀHg<sub>B</sub>]/‖g‖²",
 }
+"""As HTML, of criteria whose symbol is the catalogue's; others are written as the audit has them."""
 
 
 def report(run: Run | str | Path, out: str | Path | None = None) -> Path:
@@ -111,13 +119,14 @@ def render(run: Run) -> str:
     players = [_player(run, name, index) for index, name in enumerate(run.players)]
     return environment.get_template("report.html.j2").render(
         run=run, players=players, facts=run_facts(run), verdict=words.verdict, verdicts=words.VERDICTS,
-        symbols=SYMBOLS, colours=COLOURS, data=Markup(_data(run, [p["audit"] for p in players])),
+        symbol=_symbol, colours=COLOURS, data=Markup(_data(run)),
     )  # fmt: skip
 
 
 def _player(run: Run, name: str, index: int) -> dict[str, Any]:
     audit = run.audit(name)
     said = words.headline(audit)
+    applies, barred = words.split(audit)
     figures = []
     has_spectra = any(r.probe == "spectrum" and r.player == name for r in run.records)
     for kind, caption in CAPTIONS.items():
@@ -136,9 +145,16 @@ def _player(run: Run, name: str, index: int) -> dict[str, Any]:
         }
         figures.append({"kind": kind, "caption": caption} | drawn)
     return {
-        "name": name, "audit": audit, "headline": said, "figures": figures, "facts": player_facts(run, name),
+        "name": name, "audit": audit, "headline": said, "applies": applies, "barred": words.together(barred),
+        "preconditions": sorted(audit.preconditions, key=lambda each: (each.holds is not False, each.holds is True)),
+        "evidence": words.evidence(audit), "figures": figures, "facts": player_facts(run, name),
         "problems": _problems(run, name), "happened": happened(run, name),
     }  # fmt: skip
+
+
+def _symbol(line: Criterion) -> str:
+    entry = CATALOGUE.get(line.name)
+    return Markup(SYMBOLS[line.name]) if entry is not None and entry.symbol == line.symbol else line.symbol
 
 
 def _untitled(made: Figure) -> Figure:
@@ -174,7 +190,7 @@ def _problems(run: Run, name: str) -> dict[str, Any]:
     return {"rows": rows[:MOST_ERRORS], "more": max(len(rows) - MOST_ERRORS, 0)}
 
 
-def _data(run: Run, audits: list[Audit]) -> str:
+def _data(run: Run) -> str:
     """The run as strict JSON that no HTML parser can mistake for markup."""
     logged = {}
     for name in run.players:
@@ -182,25 +198,14 @@ def _data(run: Run, audits: list[Audit]) -> str:
         logged[name] = {key: _curve(*run.logged(key, name)) for key in keys}
     content = {
         "meta": run.meta,
-        "audits": [asdict(audit) for audit in audits],
+        "audit": run_audit_as_dict(run),
         "records": [json.loads(r.to_json()) for r in run.records if r.probe != "log"],
         "logged": logged,
     }
-    text = json.dumps(_strict(content), allow_nan=False, separators=(",", ":"), default=str)
+    text = json.dumps(strict(content), allow_nan=False, separators=(",", ":"), default=str)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _curve(steps: np.ndarray, values: np.ndarray) -> dict[str, Any]:
     kept_steps, kept = series.decimate(steps, values, MOST_LOGGED)
     return {"steps": kept_steps.tolist(), "values": kept.tolist(), "decimated": len(kept) < len(values)}
-
-
-def _strict(value: Any) -> Any:
-    """Non-finite numbers as null; records name theirs in ``nonfinite``."""
-    if isinstance(value, dict):
-        return {str(k): _strict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -140,7 +140,11 @@ class _Curve:
     def draw(self, ax: Axes, *, many: bool) -> None:
         """The curve; with its interval where it applies."""
         data, look = self.data, self.look
-        against = "" if many and self.line.name != "sharpness" else f" / {self._divisor()}"
+        against = (
+            ""
+            if many and self.line.name != "sharpness"
+            else f" / {self._divisor(40 if style.width_of(ax) > 5 else 24)}"
+        )
         label = f"{self.symbol}{against}: {verdict(self.line.verdict).words}" if self.applies else None
         ax.plot(
             data.steps, data.value, linewidth=1.4 if self.applies else 1.0, markersize=3.5 if many else 3,
@@ -151,8 +155,8 @@ class _Curve:
             low = np.where(np.isfinite(data.low), data.low, data.value)
             _band(ax, data, low, look["color"], 0.1 if many else 0.2)
 
-    def _divisor(self) -> str:
-        formula = style.plain(self.line.formula, 40)
+    def _divisor(self, most: int) -> str:
+        formula = style.plain(self.line.formula, most)
         return f"({formula})" if any(sign in formula for sign in "/+ ") else formula
 
 

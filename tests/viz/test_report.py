@@ -1,5 +1,6 @@
 """The page: self-contained, escaped, complete."""
 
+import dataclasses
 import json
 import math
 import re
@@ -13,8 +14,10 @@ import pytest
 from drawn_runs import AMBIGUOUS_NOTE, LONG_NOTE, diverging, hovering, meta, minibatch, noting, run_of, write
 from drawn_spectra import evolving
 from losscope.landscape import RunError
-from losscope.probes import Record, Run
+from losscope.probes import Assumption, Record, Run
+from losscope.probes.audit_json import audit_as_dict
 from losscope.viz import report
+from losscope.viz.words import together
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'& $x^{ $"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -103,7 +106,7 @@ def test_figures_have_names_and_take_the_page_s_colours(page: Page) -> None:
 def test_says_the_facts_and_the_verdict(page: Page) -> None:
     for words in (
         "Not excluded", "SGD", "6,310 parameters", "1,000 samples", "0 to 2,999", "7.5 s of 30 s (25%)", "torch 2.13.0",
-        "0123456789ab, with uncommitted changes", "✗ not met", "? not checked", "✓ met", "does not apply",
+        "0123456789ab, with uncommitted changes", "? not checked", "✓ met", "does not apply", "Evidence",
     ):  # fmt: skip
         assert words in page.words, words
     assert "safe" not in page.words.lower()
@@ -112,15 +115,31 @@ def test_says_the_facts_and_the_verdict(page: Page) -> None:
 def test_the_audit_table_is_the_audit(page: Page, tmp_path: Path) -> None:
     audit = run_of(minibatch(), model={"batch_size": 32}).audit()
     badges = [attrs["title"] for _, attrs in page.elements if "badge" in (attrs.get("class") or "")]
-    assert badges == [c.verdict for c in audit.criteria]
+    assert badges == [c.verdict for c in audit.criteria if c.verdict != "NOT_APPLICABLE"] and badges
     assert all(c.reason in page.words for c in audit.criteria)
+    below = [each.strip() for each in page.text["li"] if each.strip().endswith("does")]
+    assert below == [line for line in together(audit.criteria) if "not measured" in line]
 
 
 def test_the_data_is_the_run(page: Page) -> None:
     assert page.data["meta"]["players"]["model"]["batch_size"] == 32
-    assert [a["criteria"][0]["name"] for a in page.data["audits"]] == ["sharpness"]
+    run = run_of(minibatch(), model={"batch_size": 32})
+    assert page.data["audit"]["players"]["model"] == audit_as_dict(run.audit())
     assert sum(r["probe"] == "sharpness" for r in page.data["records"]) == 300
     assert len(page.data["logged"]["model"]["loss"]["steps"]) == 3000
+
+
+def test_preconditions_and_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not met first; and words of the run stay words."""
+    found = (Assumption("squared loss", True), Assumption(HOSTILE, False), Assumption("same data", None))
+    run = run_of(hovering(300))
+    audit = dataclasses.replace(run.audit(), preconditions=found, observations=(HOSTILE, "the midpoint is flatter"))
+    monkeypatch.setattr(Run, "audit", lambda *_: audit)
+    page = Page(report(run, tmp_path / "page.html"))
+    said = [" ".join(each.split()) for each in page.text["li"]]
+    order = [f"✗ not met: {HOSTILE}", "? not checked: same data", "✓ met: squared loss"]
+    assert [each for each in said if each in order] == order
+    assert "The midpoint is flatter." in said and "img" not in {tag for tag, _ in page.elements}
 
 
 def test_spectra_have_figures_of_their_own(tmp_path: Path) -> None:
