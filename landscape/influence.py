@@ -7,6 +7,7 @@ infinitesimal jackknife: B. Efron, "The jackknife, the bootstrap and other resam
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -77,17 +78,17 @@ class Expansion:
         """Times a number that is known."""
         return Expansion(self.value * factor, self.influences * factor, self.phases)
 
-    @property
+    @functools.cached_property
     def variances(self) -> list[float]:
         """Of the estimate, the part of each phase."""
-        parts = self.influences.split(self.phases)
-        return [float(x.square().sum()) * m / (m - 1) if (m := len(x)) > 1 else float(x.square().sum()) for x in parts]
+        parts = [(len(x), float(x.square().sum())) for x in self.influences.split(self.phases)]
+        return [squares * m / (m - 1) if m > 1 else squares for m, squares in parts]
 
     @property
     def stderr(self) -> float:
         """Standard error; infinite where a single sample shows none."""
-        found = math.sqrt(math.fsum(self.variances))
-        return found if len(self.influences) > 1 and not math.isnan(found) else math.inf
+        variance = math.fsum(self.variances)
+        return math.sqrt(variance) if len(self.influences) > 1 and not math.isnan(variance) else math.inf
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Student's interval, corrected for skewness by Hall's transformation."""
@@ -97,17 +98,20 @@ class Expansion:
         if stderr == 0:
             return self.value, self.value
         quantile = student_quantile(self._degrees, confidence)
-        squares = self.influences.square().sum()
-        skewness = self.influences.pow(3).sum() / squares**1.5
-        low, high = (self.value - stderr * float(without_skewness(q, skewness, 1)) for q in (quantile, -quantile))
+        ends = torch.tensor([quantile, -quantile], dtype=torch.float64)
+        low, high = (self.value - stderr * without_skewness(ends, self._skewness, 1)).tolist()
         return low, high
+
+    @property
+    def _skewness(self) -> Tensor:
+        """Of the estimate."""
+        return self.influences.pow(3).sum() / self.influences.square().sum() ** 1.5
 
     @property
     def _degrees(self) -> float:
         """Of freedom of the variance; of two phases by Satterthwaite."""
-        variances = self.variances
-        total = sum(v**2 / max(m - 1, 1) for v, m in zip(variances, self.phases, strict=True))
-        return sum(variances) ** 2 / total
+        total = sum(v**2 / max(m - 1, 1) for v, m in zip(self.variances, self.phases, strict=True))
+        return sum(self.variances) ** 2 / total
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ __all__ = ["MinibatchDraws"]
 _TRIAL = 16  # mini-batches in the first vectorised pass
 _MOST = 128  # in any: beyond it the time per mini-batch stays, and memory grows
 _COMPARED = 2  # with one by one: with one alone, numbers drawn outside of torch could be the same
-_VECTORS = 6  # of the parameters' size that a mini-batch takes besides the graph of its gradient
+_VECTORS = 8  # of the parameters' size that a mini-batch takes besides the graph of its gradient
 
 
 class MinibatchDraws:
@@ -37,7 +37,7 @@ class MinibatchDraws:
         generator: of the draws, on the CPU.
         inverse: (n,) 1 / P of a diagonal preconditioner; None for the identity.
         products: whether the curvature along the gradients is wanted.
-        keep: how many of the first gradients are kept.
+        crossed: whether the curvature along the gradients of others is; mini-batches then come in pairs.
         memory: bytes that mini-batches evaluated together may take; None for `default_memory`.
 
     Attributes:
@@ -56,15 +56,15 @@ class MinibatchDraws:
         *,
         inverse: Tensor | None = None,
         products: bool = True,
-        keep: int = 0,
+        crossed: bool = False,
         memory: int | None = None,
     ) -> None:
         lengths = [batch_length(batch.content) for batch in objective.batches]
         self.objective, self.batch_size, self.samples = objective, batch_size, sum(lengths)
-        self.keep, self.memory = keep, memory
+        self.memory = memory
         self.engine, self.reason = OneByOne.name, ""
         self._generator = generator
-        self._wanted = Wanted(objective, lengths, inverse, products)
+        self._wanted = Wanted(objective, lengths, inverse, products, crossed)
         self._alone, self._together = OneByOne(self._wanted), Together(self._wanted)
         self._parts: list[Forms] = []
 
@@ -74,69 +74,78 @@ class MinibatchDraws:
         return sum(len(part.loss) for part in self._parts)
 
     @property
+    def matvecs(self) -> int:
+        """Products with their Hessians."""
+        return self.count * (self._wanted.products + self._wanted.crossed)
+
+    @property
     def forms(self) -> Forms:
-        """What was found of them; on the CPU but for the gradients.
+        """What was found of them, on the CPU.
 
         The mean loss of a mini-batch is an estimate of that of all samples; a sum is one when scaled up to it.
         """
         found = joined(self._parts)
         c = self.samples / self.batch_size if self.objective.loss.summed else 1.0
-        powers = (c, c**2, c**2, c**3, c**3, c)
+        powers = (c, c**2, c**2, c**3, c**3, c**3)
         return Forms._make(column * power for column, power in zip(found, powers, strict=True))
 
     def draw(self, wanted: int) -> None:
-        """Draw until there are as many as wanted.
+        """Draw until there are as many as wanted; whole pairs of them.
 
         Raises:
             NonFiniteError: if a gradient or a product is NaN or infinite.
         """
         count = wanted - self.count
+        count += count % self._step
         if count <= 0:
             return
-        chosen = torch.stack([self._one() for _ in range(count)])
+        chosen = self._chosen(count)
         with self.objective.isolated():
             while len(chosen):
                 done = self._some(chosen)
                 self._parts.append(self._checked(done, chosen))
                 chosen = chosen[len(done.loss) :]
 
-    def _one(self) -> Tensor:
-        return torch.randperm(self.samples, generator=self._generator)[: self.batch_size].sort().values
+    def _chosen(self, count: int) -> Tensor:
+        """Positions of the samples of so many mini-batches, (count, B), ascending in each."""
+        orders = (torch.randperm(self.samples, generator=self._generator) for _ in range(count))
+        return torch.stack([order[: self.batch_size] for order in orders]).sort(dim=1).values
 
     def _checked(self, found: Forms, chosen: Tensor) -> Forms:
         """On the CPU; zero where nothing counts, as in mini-batches in which every token is ignored."""
-        loss, *others = torch.stack(found[:5]).cpu()
-        for i in (~torch.stack([loss, *others]).isfinite().all(dim=0)).nonzero().flatten().tolist():
-            weights = [
-                self.objective.loss.weight_of(content)
-                for _, content in cut(self.objective, chosen[i], self._wanted.lengths)
-            ]
-            if sum(weights) > 0:
+        rows = torch.stack(found, dim=1).cpu()
+        for i in (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist():
+            pieces = cut(self.objective, chosen[i], self._wanted.lengths)
+            if sum(self.objective.loss.weight_of(content) for _, content in pieces) > 0:
                 refuse_nonfinite(math.nan)
-            for column in (loss, *others):
-                column[i] = 0.0
-        return Forms._make([loss, *others, found.gradients.nan_to_num(0.0)])
+            rows[i] = 0.0
+        return Forms._make(rows.T)
+
+    @property
+    def _step(self) -> int:
+        return 2 if self._wanted.crossed else 1
 
     # ------------------------------------------------------------------ how many at a time
 
     @property
     def _key(self) -> tuple[object, ...]:
-        preconditioned = self._wanted.inverse is not None
-        return ("minibatches", id(self.objective.loss), self.batch_size, self._wanted.products, preconditioned)
+        wanted = self._wanted
+        form = (wanted.products, wanted.crossed, wanted.inverse is not None)
+        return ("minibatches", id(self.objective.loss), self.batch_size, *form)
 
     def _some(self, chosen: Tensor) -> Forms:
         """The first of ``chosen``, as many as one pass takes."""
-        first, known = self.count, self.objective.kept.get(self._key)
-        keep = max(0, self.keep - first)
+        known = self.objective.kept.get(self._key)
         if known is None:
-            return self._trial(chosen, first, keep)
+            return self._trial(chosen)
         width, self.reason = known
         self.engine = Together.name if width > 1 else OneByOne.name
         if width == 1:
-            return self._alone(chosen, first, keep)
+            return self._alone(chosen, self.count)
         passes = math.ceil(len(chosen) / width)
+        size = math.ceil(len(chosen) / passes / self._step) * self._step
         try:
-            return self._together(chosen[: math.ceil(len(chosen) / passes)], keep)
+            return self._together(chosen[:size])
         except torch.OutOfMemoryError:
             self._keep(width // 2, "out of memory")
         except Exception as error:  # what could be vectorised at first can be no longer
@@ -146,11 +155,11 @@ class MinibatchDraws:
     def _keep(self, width: int, reason: str) -> None:
         self.objective.kept[self._key] = (max(1, width), "" if width > 1 else reason)
 
-    def _trial(self, chosen: Tensor, first: int, keep: int) -> Forms:
+    def _trial(self, chosen: Tensor) -> Forms:
         """A few one by one and then together, compared and timed; what was found of those that may be trusted."""
         few = chosen[:_COMPARED]
         started = time.perf_counter()
-        alone = self._alone(few, first, keep)
+        alone = self._alone(few, self.count)
         _ = alone.loss.cpu()
         slow = (time.perf_counter() - started) / len(few)
         try:
@@ -160,7 +169,7 @@ class MinibatchDraws:
                 return alone
             some = chosen[: min(width, _TRIAL)]
             started = time.perf_counter()
-            together = self._together(some, keep)
+            together = self._together(some)
             _ = together.loss.cpu()
         except Exception as error:  # batch statistics, dropout, control flow that depends on data, custom functions
             self._keep(1, first_line(error))
@@ -176,11 +185,9 @@ class MinibatchDraws:
     def _agree(self, alone: Forms, together: Forms) -> bool:
         """To rounding, each number in units of what it is at most."""
         k, allowed = len(alone.loss), allowed_distance(self.objective)
-        scales = (alone.loss.abs(), alone.square, alone.along.abs(), alone.size, alone.size)
-        return all(
-            bool(((x - y[:k]).abs() <= allowed * scale).all())
-            for x, y, scale in zip(alone[:5], together[:5], scales, strict=True)
-        )
+        scales = (alone.loss.abs(), alone.square, alone.along.abs(), alone.size, alone.size, alone.size.max())
+        pairs = zip(alone, together, scales, strict=True)
+        return all(bool(((x - y[:k]).abs() <= allowed * scale).all()) for x, y, scale in pairs)
 
     def _fitting(self, samples: Tensor) -> int:
         """How many at a time the memory allows: each is taken to need twice the graph of its gradient.
@@ -192,4 +199,4 @@ class MinibatchDraws:
         graph = Retained(part(self.objective, samples, self._wanted.lengths, {})).graphs.bytes_of_one()
         each = 2 * graph + _VECTORS * space.size * space.dtype.itemsize
         allowed = default_memory(space.device) if self.memory is None else self.memory
-        return max(1, min(_MOST, allowed // each))
+        return max(1, min(_MOST, allowed // each) // self._step * self._step)

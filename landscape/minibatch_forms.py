@@ -23,13 +23,12 @@ from .kernels.finite_difference import FiniteDifference
 from .kernels.functional import FunctionalLoss
 from .kernels.once import second_order_errors
 from .objective import Objective
-from .space import VectorSpace
 
 __all__ = ["Forms", "OneByOne", "Together", "Wanted", "joined"]
 
 
 class Forms(NamedTuple):
-    """What is found of k mini-batches, in float64, with the gradient g and the Hessian H of each and u = P^-1 g.
+    """What is found of k mini-batches, float64, with the gradient g and the Hessian H of each, and u = P^-1 g.
 
     Attributes:
         loss: (k,).
@@ -37,7 +36,7 @@ class Forms(NamedTuple):
         along: (k,) ``g'u``.
         form: (k,) ``u'Hu``.
         size: (k,) ``|u| |Hu|``, which the form is at most.
-        gradients: (j, n), of the first j of them.
+        cross: (k,) ``v'Hv`` with v the gradient of the other mini-batch of its pair, on which H does not depend.
     """
 
     loss: Tensor
@@ -45,7 +44,7 @@ class Forms(NamedTuple):
     along: Tensor
     form: Tensor
     size: Tensor
-    gradients: Tensor
+    cross: Tensor
 
 
 class Wanted(NamedTuple):
@@ -55,23 +54,20 @@ class Wanted(NamedTuple):
         objective: on all samples.
         lengths: samples in each of its batches.
         inverse: (n,) 1 / P; None for the identity.
-        products: whether forms are wanted; else they and their sizes are zero.
+        products: whether forms are wanted; else they are zero.
+        crossed: whether those with the gradients of others are; then mini-batches come in pairs.
     """
 
     objective: Objective
     lengths: list[int]
     inverse: Tensor | None = None
     products: bool = True
+    crossed: bool = False
 
 
 def joined(parts: Sequence[Forms]) -> Forms:
     """Of all the mini-batches."""
     return Forms._make(torch.cat(column) for column in zip(*parts, strict=True))
-
-
-def _forms(rows: Tensor, gradients: list[Tensor], space: VectorSpace) -> Forms:
-    kept = torch.stack(gradients) if gradients else torch.empty(0, space.size, dtype=space.dtype, device=space.device)
-    return Forms._make([*rows.detach().T, kept.detach()])
 
 
 # --------------------------------------------------------------------------- one by one
@@ -91,74 +87,25 @@ class OneByOne:
         self._kept: dict[Any, Any] = {}  # what finite differences find out, for all mini-batches
         self._differences: bool | None = None
 
-    def __call__(self, chosen: Tensor, first: int, keep: int = 0) -> Forms:
+    def __call__(self, chosen: Tensor, first: int) -> Forms:
         """Of the mini-batches ``chosen`` (k, B), the first of which is draw number ``first``.
 
         Args:
             chosen: positions of their samples in all batches laid end to end, each row ascending.
             first: random numbers, as for dropout masks, are those of the draw's number.
-            keep: how many gradients are to be returned.
         """
-        rows, gradients = [], []
+        rows, before = [], None
         for i, samples in enumerate(chosen):
-            row, g = self._one(samples, first + i)
+            other = None
+            if self.wanted.crossed and i % 2 == 0:  # one graph at a time, at the price of a gradient more
+                other = self._vector(self._gradient(chosen[i + 1], first + i + 1, graph=False)[1])
+            elif self.wanted.crossed:
+                other = before
+            row, before = self._one(samples, first + i, other)
             rows.append(row)
-            if i < keep:
-                gradients.append(g)
-        return _forms(torch.stack(rows), gradients, self.wanted.objective.space)
+        return Forms._make(torch.stack(rows).T)
 
-    def _one(self, samples: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        objective, wanted = self.wanted.objective, self.wanted
-        pieces = cut(objective, samples, wanted.lengths)
-        together = concatenated([content for _, content in pieces]) if len(pieces) > 1 else None
-        if together is not None:  # one mini-batch, as training sees it (batch statistics!)
-            pieces = [(pieces[0][0], together)]
-        loss, tensors = self._gradient(pieces, draw)
-        g = objective.space.flatten([t.detach() for t in tensors])
-        u = g if wanted.inverse is None else g * wanted.inverse
-        Hu = self._product(samples, tensors, u) if wanted.products else torch.zeros_like(g)
-        sums = [(x * y).sum(dtype=torch.float64) for x, y in ((g, g), (g, u), (u, Hu), (u, u), (Hu, Hu))]
-        return torch.stack([loss.detach().double(), *sums[:3], (sums[3] * sums[4]).sqrt()]), g
-
-    def _gradient(self, pieces: list[tuple[int, Any]], draw: int) -> tuple[Tensor, list[Tensor]]:
-        """Loss and gradient, with its graph where products follow."""
-        objective, graph = self.wanted.objective, self.wanted.products and not self.by_differences()
-        weights = [1.0]
-        if len(pieces) > 1 and not objective.loss.summed:  # shapes that do not go together
-            found = [objective.loss.weight_of(content) for _, content in pieces]
-            weights = [weight / (sum(found) or 1.0) for weight in found]
-        elif len(pieces) > 1:
-            weights = [1.0] * len(pieces)
-        total: Tensor | None = None
-        tensors: list[Tensor] = []
-        for (index, content), weight in zip(pieces, weights, strict=True):
-            if weight == 0:
-                continue
-            loss = objective.batch_loss(index, content, mask=draw)
-            loss = loss if weight == 1.0 else weight * loss
-            new = objective.gradients(loss, create_graph=graph)
-            tensors = [a + b for a, b in zip(tensors, new, strict=True)] if tensors else new
-            total = loss if total is None else total + loss
-        if total is None:  # nothing counts in it, as in language-model mini-batches in which every token is ignored
-            values = [torch.zeros_like(p) for p in objective.parameters.values()]
-            return values[0].new_zeros(()), values
-        return total, tensors
-
-    def _product(self, samples: Tensor, tensors: list[Tensor], u: Tensor) -> Tensor:
-        objective = self.wanted.objective
-        if self.by_differences():
-            return FiniteDifference(part(objective, samples, self.wanted.lengths, self._kept))(u[:, None])[:, 0]
-        live = [i for i, t in enumerate(tensors) if t.requires_grad]
-        if not live:
-            return torch.zeros_like(u)
-        parameters, pieces = list(objective.parameters.values()), objective.space.unflatten(u)
-        with second_order_errors(objective):
-            found = torch.autograd.grad(
-                [tensors[i] for i in live], parameters, [pieces[i] for i in live],
-                allow_unused=True, materialize_grads=True,
-            )  # fmt: skip
-        return objective.space.flatten(found)
-
+    @property
     def by_differences(self) -> bool:
         """Whether products are differences of gradients."""
         if self._differences is None:
@@ -166,6 +113,69 @@ class OneByOne:
             whole.plan(1, 1)
             self._differences = whole.kernel == FiniteDifference.name
         return self._differences
+
+    def _one(self, samples: Tensor, draw: int, other: Tensor | None) -> tuple[Tensor, Tensor]:
+        graph = self.wanted.products and not self.by_differences
+        loss, tensors = self._gradient(samples, draw, graph=graph)
+        g = self._vector(tensors)
+        u = g if self.wanted.inverse is None else g * self.wanted.inverse
+        Hu = Hv = torch.zeros_like(g)
+        if self.wanted.products:
+            Hu, *rest = self._products(samples, tensors, [u] if other is None else [u, other])
+            Hv = rest[0] if rest else Hv
+        v = u if other is None else other
+        square, along, form, cross, length, across = (
+            (x * y).sum(dtype=torch.float64) for x, y in ((g, g), (g, u), (u, Hu), (v, Hv), (u, u), (Hu, Hu))
+        )
+        return torch.stack([loss.double(), square, along, form, (length * across).sqrt(), cross]), g
+
+    def _vector(self, tensors: list[Tensor]) -> Tensor:
+        return self.wanted.objective.space.flatten([t.detach() for t in tensors])
+
+    def _gradient(self, samples: Tensor, draw: int, *, graph: bool) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradient, with its graph where products follow."""
+        objective = self.wanted.objective
+        pieces = cut(objective, samples, self.wanted.lengths)
+        together = concatenated([content for _, content in pieces]) if len(pieces) > 1 else None
+        if together is not None:  # one mini-batch, as training sees it (batch statistics!)
+            pieces = [(pieces[0][0], together)]
+        total = torch.zeros((), dtype=objective.space.dtype, device=objective.space.device)
+        tensors = [torch.zeros_like(p) for p in objective.parameters.values()]
+        for (index, content), share in zip(pieces, self._shares(pieces), strict=True):
+            if share == 0:  # nothing counts in it, as where every token is ignored
+                continue
+            loss = share * objective.batch_loss(index, content, mask=draw)
+            found = objective.gradients(loss, create_graph=graph)
+            total, tensors = total + loss.detach(), [a + b for a, b in zip(tensors, found, strict=True)]
+        return total, tensors
+
+    def _shares(self, pieces: list[tuple[int, Any]]) -> list[float]:
+        """Of pieces whose shapes do not go together, in the loss of the mini-batch."""
+        loss = self.wanted.objective.loss
+        if len(pieces) == 1 or loss.summed:
+            return [1.0] * len(pieces)
+        weights = [loss.weight_of(content) for _, content in pieces]
+        return [weight / (sum(weights) or 1.0) for weight in weights]
+
+    def _products(self, samples: Tensor, tensors: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
+        objective = self.wanted.objective
+        if self.by_differences:
+            engine = FiniteDifference(part(objective, samples, self.wanted.lengths, self._kept))
+            return list(engine(torch.stack(vectors, dim=1)).T)
+        live = [i for i, t in enumerate(tensors) if t.requires_grad]
+        if not live:
+            return [torch.zeros_like(v) for v in vectors]
+        heads, parameters = [tensors[i] for i in live], list(objective.parameters.values())
+        products = []
+        with second_order_errors(objective):
+            for v in vectors:
+                pieces = objective.space.unflatten(v)
+                found = torch.autograd.grad(
+                    heads, parameters, [pieces[i] for i in live], retain_graph=True, allow_unused=True,
+                    materialize_grads=True,
+                )  # fmt: skip
+                products.append(objective.space.flatten(found))
+        return products
 
 
 # --------------------------------------------------------------------------- together
@@ -187,24 +197,20 @@ class Together:
         self.wanted = wanted
         self._loss = FunctionalLoss(wanted.objective)
 
-    def __call__(self, chosen: Tensor, keep: int = 0) -> Forms:
+    def __call__(self, chosen: Tensor) -> Forms:
         """Of the mini-batches ``chosen`` (k, B).
 
         Args:
             chosen: positions of their samples in all batches laid end to end.
-            keep: how many gradients are to be returned.
 
         Raises:
             LossError: if the samples of different batches do not go together.
             Exception: whatever torch raises about operations that cannot be vectorised, batch statistics and dropout
                 among them.
         """
-        objective = self.wanted.objective
         content = self._gathered(chosen)
-        with objective.evaluation(0, content) as batch, _traceable():
-            rows, gradients = self._vectorised(batch)
-        kept = [objective.space.flatten([g[i] for g in gradients]) for i in range(min(keep, len(rows)))]
-        return _forms(rows, kept, objective.space)
+        with self.wanted.objective.evaluation(0, content) as batch, _traceable():
+            return self._vectorised(batch, len(chosen))
 
     def _gathered(self, chosen: Tensor) -> Any:
         """The samples as one content with tensors (k, B, ...)."""
@@ -217,42 +223,51 @@ class Together:
         content = take(together, order.argsort())
         return map_tensors(content, lambda t: t.unflatten(0, chosen.shape))
 
-    def _vectorised(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
-        """Rows of the forms (k, 5), and the gradients, one tensor (k, ...) per parameter."""
-        parameters = [p.detach() for p in self.wanted.objective.parameters.values()]
-        inverse, products = self.wanted.inverse, self.wanted.products
-        scales = None if inverse is None else self.wanted.objective.space.unflatten(inverse)
-
-        def one(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _vectorised(self, batch: Any, k: int) -> Forms:
+        def gradient(values: list[Tensor], *tensors: Tensor) -> tuple[list[Tensor], Tensor]:
             parts = iter(tensors)
             content = map_tensors(batch, lambda _: next(parts))
+            found: tuple[list[Tensor], Tensor] = grad_and_value(lambda v: self._loss(v, content))(values)
+            return found
 
-            def gradient(values: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-                found: tuple[list[Tensor], Tensor] = grad_and_value(lambda v: self._loss(v, content))(values)
-                return found
+        def gradients(values: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+            found: tuple[list[Tensor], Tensor] = vmap(gradient)(values, *tensors_of(batch))
+            return found
 
-            if products:
-                g, pullback, loss = vjp(gradient, parameters, has_aux=True)  # type: ignore[misc]
-            else:
-                g, loss = gradient(parameters)
-            u = g if scales is None else [x * scale for x, scale in zip(g, scales, strict=True)]
-            Hu = pullback(u)[0] if products else None
-            square, length = _inner(g, g), _inner(u, u)
-            form, across = (_inner(u, Hu), _inner(Hu, Hu)) if Hu is not None else (0 * square, 0 * square)
-            row = [loss.double(), square, _inner(g, u), form, (length * across).sqrt()]
-            return torch.stack(row), g
+        # Parameters of its own for each mini-batch, so that one graph serves all products.
+        values = [p.detach().expand(k, *p.shape) for p in self.wanted.objective.parameters.values()]
+        if not self.wanted.products:
+            g, loss = gradients(values)
+            square = _inner(g, g)
+            none = torch.zeros_like(square)
+            return Forms(loss.detach().double(), square, square, none, none, none)
+        g, pull, loss = vjp(gradients, values, has_aux=True)  # type: ignore[misc]
+        return self._multiplied([x.detach() for x in g], pull, loss.detach().double())
 
-        rows, gradients = vmap(one)(*tensors_of(batch))
-        return rows, gradients
+    def _multiplied(self, g: list[Tensor], pull: Any, loss: Tensor) -> Forms:
+        square = along = length = _inner(g, g)
+        u = g
+        if self.wanted.inverse is not None:
+            scales = self.wanted.objective.space.unflatten(self.wanted.inverse)
+            u = [x * scale for x, scale in zip(g, scales, strict=True)]
+            along, length = _inner(g, u), _inner(u, u)
+        Hu = pull(u)[0]
+        form, size = _inner(u, Hu), (length * _inner(Hu, Hu)).sqrt()
+        cross = torch.zeros_like(form)
+        if self.wanted.crossed:
+            v = [x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in g]
+            cross = _inner(v, pull(v)[0])
+        return Forms(loss, square, along, form, size, cross)
 
 
 def _inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """In float64, of products in single precision at least."""
+    """Of each mini-batch's vectors, tensors (k, ...) -> (k,) float64; products are in single precision at least."""
     terms = []
     for x, y in zip(a, b, strict=True):
         single = torch.promote_types(x.dtype, torch.float32)
-        terms.append((x.to(single) * y.to(single)).sum().double())
-    return torch.stack(terms).sum()
+        products = x.detach().to(single) * y.detach().to(single)
+        terms.append(products.flatten(1).sum(dim=1).double())
+    return torch.stack(terms).sum(dim=0)
 
 
 @contextlib.contextmanager

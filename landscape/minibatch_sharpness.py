@@ -36,7 +36,6 @@ from torch import Tensor
 
 from .compositions import Preconditioned
 from .errors import SettingError
-from .groups import lengths_of
 from .hessian import Hessian
 from .influence import Accuracy, Expansion
 from .minibatch_draws import MinibatchDraws
@@ -117,7 +116,6 @@ def minibatch_sharpness(
     stderr_rtol: float | None = None,
     min_draws: int = 50,
     max_draws: int = 500,
-    full_draws: int = 10,
     preconditioner: Tensor | Mapping[str, Tensor] | Sequence[Tensor] | None = None,
     hessian: Hessian | None = None,
     confidence: float = 0.95,
@@ -126,8 +124,10 @@ def minibatch_sharpness(
 ) -> MinibatchSharpness:
     """The curvature along the gradients of random mini-batches, drawn without replacement.
 
-    Each draw takes a gradient and a product of a mini-batch, many draws at a time where that is faster; some take a
-    product of all samples as well. Dropout masks are drawn anew for each mini-batch, as in training.
+    Each draw takes a gradient and two products of a mini-batch, many draws at a time where that is faster. Dropout
+    masks are drawn anew for each mini-batch, as in training. Where the Hessian of all samples is wanted along a
+    mini-batch's gradient, that of another mini-batch stands for it, drawn independently: for a loss that is a mean
+    over samples its expectation is the same, and it costs a mini-batch's product and not one of all samples.
 
     Args:
         objective: the loss on all samples; each batch of its data must show its samples in its first dimension.
@@ -136,9 +136,7 @@ def minibatch_sharpness(
         stderr_rtol: and when the standard errors of batch sharpness, in both definitions, are below
             ``stderr_rtol * |value|``. For that alone, pass ``rtol=math.inf``.
         min_draws: mini-batches before the first look.
-        max_draws: most mini-batches.
-        full_draws: how many of the first gradients are multiplied by the Hessian of all samples; 0 for none, and
-            without what needs it.
+        max_draws: most mini-batches; they come in pairs.
         preconditioner: diagonal of the P that the optimizer divides its gradient by, as `Preconditioned` takes it
             (`step_preconditioner`).
         hessian: that of the objective, where there is one already, whose kept graph then serves.
@@ -149,7 +147,7 @@ def minibatch_sharpness(
         seed: int, generator, or None for fresh entropy; the global stream is never used.
 
     Raises:
-        SettingError: if an argument means nothing, or the objective's samples have weights.
+        SettingError: if an argument means nothing.
         DataError: if batches cannot be cut into samples.
         NonFiniteError: if a gradient or a product is NaN or infinite.
 
@@ -165,22 +163,19 @@ def minibatch_sharpness(
         >>> round(minibatch_sharpness(objective, batch_size=1, seed=0).mean_of_ratios.value, 4)
         4.0
     """
-    samples = sum(lengths_of(objective))
-    _check(batch_size, samples, (min_draws, max_draws, full_draws))
     accuracy = Accuracy(rtol, confidence, stderr_rtol)
     whole = Observed(Hessian(objective) if hessian is None else hessian)
     inverse = None if preconditioner is None else Preconditioned(whole, preconditioner).diagonal.reciprocal()
-    if inverse is not None:
-        full_draws = 0
     draws = MinibatchDraws(
-        objective, batch_size, generator_for(seed, torch.device("cpu")), inverse=inverse, keep=full_draws,
+        objective, batch_size, generator_for(seed, torch.device("cpu")), inverse=inverse, crossed=inverse is None,
         memory=memory,
     )  # fmt: skip
+    _check(batch_size, draws.samples, (min_draws, max_draws))
     with objective.isolated():
         ratios, of_means = _draw_enough(draws, min_draws, max_draws, accuracy)
         rest = _rest(draws, whole, accuracy) if inverse is None else {}
     return MinibatchSharpness(
-        ratios, of_means, batch_size, samples, draws.count, draws.count + whole.matvecs, draws.engine,
+        ratios, of_means, batch_size, draws.samples, draws.count, draws.matvecs + whole.matvecs, draws.engine,
         kernel=whole.kernel if whole.matvecs else "", note=whole.note, **rest,
     )  # fmt: skip
 
@@ -189,59 +184,54 @@ def _draw_enough(
     draws: MinibatchDraws, min_draws: int, max_draws: int, accuracy: Accuracy
 ) -> tuple[Estimate, Estimate]:
     """Batch sharpness in both definitions, accurate as was asked for or as the draws allow."""
+    max_draws -= max_draws % 2
     wanted = min(min_draws, max_draws)
     while True:
         draws.draw(wanted)
         found = draws.forms
         has_gradient = found.along > 0
         ratios = Expansion.mean((found.form / found.along)[has_gradient])
-        both = ratios, Expansion.ratio(found.form, found.along)
-        first, second = (accuracy.of(each) for each in both)
-        short = max(accuracy.shortage(both[0]), accuracy.shortage(both[1], width=False))
+        of_means = Expansion.ratio(found.form, found.along)
+        short = max(accuracy.shortage(ratios), accuracy.shortage(of_means, width=False))
         if short <= 1 or wanted >= max_draws:
-            return first, second
+            return accuracy.of(ratios), accuracy.of(of_means)
         growth = min(1.2 * short**2, _GROWTH)
         wanted = min(max_draws, max(wanted + 10, math.ceil(wanted * growth)))
 
 
 def _rest(draws: MinibatchDraws, whole: Observed, accuracy: Accuracy) -> dict[str, Estimate | None]:
     """What needs the loss, the gradient or the Hessian of all samples, by name."""
-    n, B = draws.samples, draws.batch_size
+    n, B, found = draws.samples, draws.batch_size, draws.forms
     spread = B * (n - 1) / (n - B) if n > B else math.nan
     loss, g = whole.operator.value_and_gradient()  # type: ignore[attr-defined]
     per_loss = 1 / (2 * loss) if loss > 0 else math.nan
-    square = float((g * g).sum(dtype=torch.float64))
-    squares = Expansion.mean(draws.forms.square)
-    trace = (squares - square) * spread
-    found = {"index": squares * per_loss, "covariance_trace": trace, "aligned_trace": trace * (per_loss / B)}
-    roots = {}
-    if draws.keep:
-        form, full = _full_forms(draws, whole, g)
-        forms = Expansion.two_phase(full, draws.forms.square)
-        curvature = (forms - form) * spread
-        found["interaction_aware"] = Expansion.ratio(full, draws.forms.square[: len(full)])
-        found["noise_interaction"] = forms * (1 / square if square > 0 else math.inf)
-        found["covariance_curvature"] = curvature
-        roots["frobenius"] = curvature * (per_loss / B)
-    shown = {name: accuracy.of(each) for name, each in found.items()}
-    shown |= {name: accuracy.of_root(each) for name, each in roots.items()}
+    square, form = (float((g * x).sum(dtype=torch.float64)) for x in (g, whole @ g))
+    squares = Expansion.mean(found.square)
+    # The Hessian of a mini-batch that was drawn independently of the gradient has the mean of all samples'.
+    forms = Expansion.mean(_of_pairs(found.cross))
+    trace, curvature = (squares - square) * spread, (forms - form) * spread
+    expansions = {
+        "index": squares * per_loss,
+        "interaction_aware": Expansion.ratio(_of_pairs(found.cross), _of_pairs(found.square)),
+        "noise_interaction": forms * (1 / square if square > 0 else math.inf),
+        "covariance_trace": trace,
+        "covariance_curvature": curvature,
+        "aligned_trace": trace * (per_loss / B),
+    }
+    shown = {name: accuracy.of(each) for name, each in expansions.items()}
+    shown["frobenius"] = accuracy.of_root(curvature * (per_loss / B))
     spreads = ("covariance_trace", "covariance_curvature", "aligned_trace", "frobenius")
     return {name: None if n == B and name in spreads else each for name, each in shown.items()}
 
 
-def _full_forms(draws: MinibatchDraws, whole: Observed, g: Tensor) -> tuple[float, Tensor]:
-    """``g'Hg`` of the full gradient, and of the first mini-batches' (j,), with the Hessian of all samples."""
-    V = torch.cat([g[None], draws.forms.gradients]).T
-    whole.plan(V.shape[1], V.shape[1])
-    forms = (V * (whole @ V)).sum(dim=0, dtype=torch.float64).cpu()
-    return float(forms[0]), forms[1:]
+def _of_pairs(values: Tensor) -> Tensor:
+    """The means of both mini-batches of each pair, (m,) -> (m / 2,)."""
+    return values.unflatten(0, (-1, 2)).mean(dim=1)
 
 
-def _check(batch_size: int, samples: int, counts: tuple[int, int, int]) -> None:
+def _check(batch_size: int, samples: int, counts: tuple[int, int]) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= samples:
         raise SettingError(f"batch_size must be an integer from 1 to the {samples} samples, got {batch_size!r}")
-    for name, count in zip(("min_draws", "max_draws", "full_draws"), counts, strict=True):
-        none = name == "full_draws" and count == 0 and not isinstance(count, bool)
-        if isinstance(count, bool) or not isinstance(count, int) or (count < 2 and not none):
-            allowed = "0, or an integer of at least 2" if name == "full_draws" else "an integer of at least 2"
-            raise SettingError(f"{name} must be {allowed}, got {count!r}")
+    for name, count in zip(("min_draws", "max_draws"), counts, strict=True):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 4:
+            raise SettingError(f"{name} must be an integer of at least 4, got {count!r}")
