@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 
 __all__ = ["perturbed_threshold", "radii", "refusal", "wrapped"]
 
-_KNOWN = {"rho", "adaptive", "eps", "perturb_eps", "use_gc"}
-"""What implementations of plain SAM have; further numbers make another method of it (LookSAM, WSAM, friendly SAM)."""
+_KNOWN = {"rho", "adaptive", "eps", "perturb_eps"}
+"""What implementations of plain SAM have; further numbers and flags make another method of it (LookSAM, WSAM)."""
 
 
 def wrapped(optimizer: Optimizer) -> Optimizer | None:
@@ -41,10 +41,10 @@ def radii(wrapper: Optimizer) -> dict[int, float]:
 def refusal(wrapper: Optimizer, base: Optimizer) -> str:
     """Why a wrapper of SAM's shape has no rule; empty where it has."""
     name = type(wrapper).__name__
-    settings = (set(wrapper.defaults) - set(base.defaults)) | {
-        key for key, value in vars(wrapper).items() if isinstance(value, int | float) and not key.startswith("_")
-    }
-    if further := sorted(settings - _KNOWN):
+    own = {key: value for key, value in wrapper.defaults.items() if key not in base.defaults}
+    own |= {key: value for key, value in vars(wrapper).items() if not key.startswith("_")}
+    in_use = (key for key, value in own.items() if isinstance(value, int | float) and value is not False)
+    if further := sorted(set(in_use) - _KNOWN):
         return f"{name} has the shape of SAM and settings that plain SAM has not: {', '.join(further)}"
     if getattr(wrapper, "adaptive", False) or any(group.get("adaptive") for group in wrapper.param_groups):
         return f"{name} is adaptive: it steps off by each weight's own size, and no threshold of H alone is known"

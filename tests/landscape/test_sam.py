@@ -160,9 +160,16 @@ def adaptive_by_attribute(curved: nn.Parameter) -> Optimizer:
     return wrapper
 
 
+def centralising(curved: nn.Parameter) -> Optimizer:
+    wrapper = SAM([curved], SGD, lr=LR)
+    wrapper.use_gc = True
+    return wrapper
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
+        (centralising, "settings that plain SAM has not: use_gc"),
         (lambda p: SAM([p], SGD, lr=LR, adaptive=True), "SAM is adaptive"),
         (adaptive_by_attribute, "SAM is adaptive"),
         (lambda p: SAM([p], Adam, lr=LR), "SAM wraps Adam, whose preconditioner divides"),
@@ -181,6 +188,13 @@ def test_what_has_no_rule_says_why(build, words: str) -> None:
         threshold = stability_threshold(optimizer, gradient_norm=norm)
         assert threshold.value is None
         assert re.search(words, threshold.reason)
+
+
+def test_options_of_a_wrapper_that_are_off_do_not_matter() -> None:
+    (curved, _) = problem()
+    wrapper = SAM([curved], SGD, lr=LR)
+    wrapper.use_gc, wrapper.perturb_eps, wrapper.rho = False, 1e-12, 0.05
+    assert stability_threshold(wrapper, gradient_norm=1.0).value is not None
 
 
 def test_other_names_and_rules_of_ones_own() -> None:
