@@ -7,7 +7,7 @@ import functools
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,16 @@ from losscope.landscape import (
 )
 from losscope.landscape.operators import Observed
 from losscope.landscape.stability import Threshold
+from losscope.landscape.tracked_trace import TrackedTrace
 
 from .probe import Needs
 from .seen import SeenCurvature
 from .update import Update, sharpness_along
 
 __all__ = ["Memory", "Snapshot"]
+
+_TRACKED = 0.05
+"""Relative half-width from which the trace is tracked; a narrower one takes a sketch of its own."""
 
 
 @dataclass
@@ -42,12 +46,14 @@ class Memory:
         bound_step: step of the last cold start, which is what bounds the sharpness from above.
         seen: (n, k) the same of the preconditioned Hessian, as directions of the parameters.
         seen_bound_step: of that.
+        trace: the dominant subspace that the last trace has left for the next.
     """
 
     eigenvectors: Tensor | None = None
     bound_step: int | None = None
     seen: Tensor | None = None
     seen_bound_step: int | None = None
+    trace: TrackedTrace = field(default_factory=TrackedTrace)
 
 
 class Snapshot:
@@ -200,7 +206,7 @@ class Snapshot:
         tol = min(tol, self.needs.eigenpair_tol)
         if self._eigenpairs is None or len(self._eigenpairs.values) < k or self._eigenpairs.tol > tol:
             cold = self.memory.eigenvectors is None or self._bound_is_due(self.memory.bound_step)
-            start = None if cold else self.memory.eigenvectors
+            start = None if cold else self._start()
             self._eigenpairs = top_eigenpairs(
                 self.hessian,
                 k,
@@ -214,6 +220,13 @@ class Snapshot:
             if cold:
                 self.memory.bound_step = self.step
         return self._eigenpairs
+
+    def _start(self) -> Tensor | None:
+        """The last eigenvectors; in place of the first, what the trace of this very step has found, if it was taken."""
+        start, leading = self.memory.eigenvectors, self.memory.trace.leading
+        if self._trace is None or start is None or leading is None:
+            return start
+        return torch.cat((leading[:, None].to(start), start[:, 1:]), dim=1)
 
     def seen_pair(self, tol: float = 1e-2) -> tuple[Preconditioned, Eigenpairs] | None:
         """The preconditioned Hessian and its largest eigenpair; None where the optimizer has no preconditioner.
@@ -256,7 +269,8 @@ class Snapshot:
         if self._density is not None and _is_within(self._density.trace, rtol):
             return self._density.trace
         if self._trace is None or (rtol, -allowed) < self._trace_asked:
-            self._trace = trace(self.hessian, rtol=rtol, max_matvecs=allowed, seed=self._seed_of("trace"))
+            measure = self.memory.trace.measure if rtol >= _TRACKED else trace
+            self._trace = measure(self.hessian, rtol=rtol, max_matvecs=allowed, seed=self._seed_of("trace"))
             self._trace_asked = (rtol, -allowed)
         return self._trace
 

@@ -60,10 +60,10 @@ class Stability(Probe):
 
     def measure(self, snapshot: Snapshot) -> Measurement:
         """All criteria of the level at this step."""
+        trace = snapshot.trace(self.rtol) if self.level == "full" else None  # first: the sharpness starts from it
         values, kernel = self._sharpness(snapshot)
         reasons = [snapshot.hessian.note]
-        if self.level == "full":
-            trace = snapshot.trace(self.rtol)
+        if trace is not None:
             values |= {"trace": trace.value, "trace_low": trace.low, "trace_high": trace.high}
             for part, names in ((self._noise, NAMES), (self._larger_epsilon, ())):
                 try:

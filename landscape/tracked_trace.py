@@ -1,0 +1,171 @@
+r"""The trace of an operator that changes little between measurements, as a Hessian does during training.
+
+With an orthonormal basis Q of k vectors near the dominant eigenvectors, and :math:`P = Q Q^T`,
+
+.. math:: \operatorname{tr} A = \operatorname{tr} Q^T A Q + (n - k)\, E \frac{g^T (I - P) A (I - P) g}{\|(I - P) g\|^2},
+    \qquad g \sim N(0, I),
+
+where k products make the first term exact and samples the second, as in Hutch++ (Meyer, Musco, Musco and Woodruff,
+SOSA 2021). There half of the products go into finding Q. Here Q comes from the last measurement: the products
+:math:`A Q`, made anyway, are a step of subspace iteration, and their span is the basis of the next one. Whatever Q is,
+the estimate is unbiased and its interval honest; a stale one costs samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .columns import parts
+from .errors import SettingError
+from .estimate_trace import trace
+from .intervals import Moments, check_accuracy
+from .operators import Observed, as_operator
+from .results import Estimate
+from .space import generator_for
+from .symmetry import refuse_asymmetric
+
+__all__ = ["TrackedTrace"]
+
+_MEMORY = 256 << 20  # bytes of the basis, and as many of its products for a while
+
+
+@dataclass(eq=False)
+class TrackedTrace:
+    """Traces of the same operator as it changes, each with what the last one learnt of its dominant eigenvectors.
+
+    Attributes:
+        rank: k, vectors of the basis, fewer where 256 MiB do not hold them.
+        samples: random vectors before the first look.
+        basis: (n, k) orthonormal; None before the first measurement, which pays for it.
+        leading: (n,) the direction of most curvature within the basis of the last measurement; None before.
+
+    Example:
+        >>> import torch
+        >>> from losscope.landscape.tracked_trace import TrackedTrace
+        >>> A = torch.diag(torch.cat((torch.full((5,), 100.0), torch.ones(995))))
+        >>> tracked = TrackedTrace(rank=6)
+        >>> first, second = tracked.measure(A, rtol=0.1, seed=0), tracked.measure(A, rtol=0.1, seed=1)
+        >>> round(second.value, 2), first.matvecs - second.matvecs
+        (1495.0, 6)
+    """
+
+    rank: int = 8
+    samples: int = 10
+    basis: Tensor | None = field(default=None, repr=False)
+    leading: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.samples < 4:
+            raise SettingError(f"need rank >= 1 and samples >= 4, got {self.rank!r} and {self.samples!r}")
+
+    def measure(
+        self,
+        A: object,
+        *,
+        rtol: float = 0.1,
+        max_matvecs: int = 100,
+        confidence: float = 0.95,
+        seed: int | torch.Generator | None = None,
+    ) -> Estimate:
+        """The trace, until its interval is narrow enough.
+
+        Args:
+            A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
+            rtol: stop when the half-width of the interval is below ``rtol * |value|``.
+            max_matvecs: most products to spend; the result says ``converged=False`` when they ran out.
+            confidence: nominal coverage: Student's interval after Hall's transformation.
+            seed: int, generator, or None for fresh entropy; the global stream is never used.
+
+        Raises:
+            SettingError: if an argument means nothing, or the operator is not symmetric.
+            NonFiniteError: if a product is NaN or infinite.
+        """
+        check_accuracy(rtol, confidence, 2, max_matvecs)
+        operator = Observed(as_operator(A))
+        n, generator = operator.space.size, generator_for(seed, operator.space.device)
+        rank = self._rank(operator)
+        if n <= 4 * (rank + self.samples) or rank == 0 or max_matvecs < 2 * rank + self.samples:
+            return trace(A, rtol=rtol, max_matvecs=max_matvecs, confidence=confidence, seed=generator)
+        with operator.held():
+            operator.plan(2 * rank + self.samples, rank)
+            if self.basis is None or self.basis.shape != (n, rank):
+                self.basis = _orthonormal(operator @ operator.space.random(rank, generator))
+            found = None
+            for renew in (True, False):
+                found = found or self._measured(operator, rtol, max_matvecs, confidence, generator, renew=renew)
+            assert found is not None
+            return found
+
+    def _rank(self, operator: Observed) -> int:
+        per_vector = operator.space.size * torch.finfo(operator.space.dtype).bits // 8
+        return min(self.rank, _MEMORY // per_vector)
+
+    def _measured(
+        self, operator: Observed, rtol: float, most: int, confidence: float, generator: torch.Generator, *, renew: bool
+    ) -> Estimate | None:
+        """The estimate with the present basis; None where a new one, which is there then, costs less than samples."""
+        assert self.basis is not None
+        Q, space = self.basis, operator.space
+        AQ = operator @ Q
+        refuse_asymmetric(operator, Q, AQ)
+        compressed = space.inner(Q, AQ).to("cpu", torch.float64)
+        inside, moments, wanted = float(compressed.trace()), Moments(), self.samples
+        while True:
+            for some in parts(min(wanted - moments.count, most - operator.matvecs), space):
+                Z = _outside(space.random(some.stop - some.start, generator), Q)
+                AZ = operator @ Z
+                forms = (Z * AZ).sum(dim=0, dtype=torch.float64) / (Z * Z).sum(dim=0, dtype=torch.float64)
+                moments.add(inside + (space.size - Q.shape[1]) * forms.cpu()[None])
+            estimate = _estimate(operator, moments, rtol, confidence)
+            done = estimate.converged or operator.matvecs >= most
+            more = 0 if done else math.ceil(moments.count * (_excess(estimate, rtol) ** 2 - 1))
+            afresh = self.rank + self.samples
+            stale = renew and more > afresh and operator.matvecs + afresh <= most
+            if done or stale:
+                self.basis, self.leading = _next(Q, AQ, compressed, AZ)
+                return estimate if done else None
+            wanted += max(4, min(more, moments.count))
+
+
+def _excess(estimate: Estimate, rtol: float) -> float:
+    """How many times wider than wanted the interval is."""
+    wanted = rtol * abs(estimate.value)
+    return min((estimate.high - estimate.low) / 2 / wanted, 1e3) if wanted > 0 else 1e3
+
+
+def _outside(Z: Tensor, Q: Tensor) -> Tensor:
+    """Z without its part in the span of Q; twice, for rounding."""
+    for _ in range(2):
+        Z = Z - Q @ (Q.T @ Z)
+    return Z
+
+
+def _orthonormal(Y: Tensor) -> Tensor:
+    Q: Tensor = torch.linalg.qr(Y)[0]
+    return Q
+
+
+def _next(Q: Tensor, AQ: Tensor, compressed: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
+    """The products' span, but for the weakest direction, whose place a product from outside of it takes.
+
+    So that what grows outside of the basis comes into it, at no product. Also the leading direction within it.
+    """
+    values, U = torch.linalg.eigh((compressed + compressed.T) / 2)
+    kept = values.abs().argsort(descending=True)[: Q.shape[1] - 1]
+    basis = _orthonormal(torch.cat((AQ @ U[:, kept].to(AQ), sampled[:, :1]), dim=1))
+    return basis, Q @ U[:, -1].to(Q)
+
+
+def _estimate(operator: Observed, moments: Moments, rtol: float, confidence: float) -> Estimate:
+    low, high = (float(end) for end in moments.interval(confidence, skewed=True))
+    value, stderr = float(moments.mean), float(moments.spread) / math.sqrt(moments.count)
+    slack = operator.space.rounding * abs(value)
+    low, high = low - slack, high + slack
+    return Estimate(
+        value, stderr, low, high, confidence, operator.matvecs, "tracked", (high - low) / 2 <= rtol * abs(value),
+        operator.kernel, operator.note,
+    )  # fmt: skip
