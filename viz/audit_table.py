@@ -75,8 +75,8 @@ def audit_table(audit: Audit, *, title: str = "", signs: bool = True, explain: b
             parts += _section(f"Presumed and {words}", _presumed(lines, holds), style="dim")
     parts += _section("Preconditions of the run", _preconditions(audit.preconditions))
     if audit.steps is not None:
-        said_already = [] if explain else [line.reason.lower() for line in lines]
-        parts += _section("Evidence", [each for each in evidence(audit) if each.lower() not in said_already])
+        reasons = "" if explain else "; ".join(line.reason for line in lines).lower()
+        parts += _section("Evidence", [each for each in evidence(audit) if each.lower() not in reasons])
     return Group(*parts)
 
 

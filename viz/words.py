@@ -165,8 +165,8 @@ def together(criteria: Sequence[Criterion]) -> list[str]:
 
 
 def evidence(audit: Audit) -> list[str]:
-    """What was seen, a sentence each."""
-    return [_sentence(said) for said in dict.fromkeys([audit.evidence, *audit.observations]) if said]
+    """What was seen, a sentence each, once."""
+    return [_sentence(said) for said in dict.fromkeys([*audit.evidence.split("; "), *audit.observations]) if said]
 
 
 NAMES = {
