@@ -83,6 +83,8 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
     assumptions = [Assumption("local: the quadratic model around the weights", None), *unchecked(facts)]
     if not stochastic:
         assumptions.insert(0, _deterministic(facts))
+    if facts.get("perturbed"):
+        assumptions.append(Assumption("the gradient's norm, which SAM's step divides by, changes slowly", None))
     if facts.get("preconditioned"):
         assumptions.append(Assumption("the preconditioner changes slowly beside the oscillation", None))
         assumptions += _where_gradients_are(window)

@@ -86,6 +86,7 @@ def test_each_record_has_the_weights_before_the_update_and_the_threshold_at_thei
     line = run.audit()["sharpness"]
     assert line.formula == "s where s(1+rho s/|g|) = 2/lr" and line.kind == "necessary and sufficient"
     assert line.verdict != "NOT_APPLICABLE"
+    assert any("norm" in assumption.text for assumption in line.assumptions)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
