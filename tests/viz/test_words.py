@@ -1,5 +1,6 @@
 """Verdicts and numbers in words."""
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 import losscope.viz
 from losscope.probes import Audit, Criterion
-from losscope.viz.words import VERDICTS, headline, interval, number, verdict
+from losscope.viz.words import VERDICTS, evidence, headline, interval, number, split, together, verdict
 
 
 def criterion(name: str, code: str, ratio: float | None = 0.5) -> Criterion:
@@ -41,6 +42,44 @@ def test_headline(criteria: tuple[tuple[str, str], ...], title: str) -> None:
 def test_headline_says_the_ratio_and_the_reason() -> None:
     said = headline(audit(criterion("sharpness", "AT_EDGE", 1.0042)))
     assert said.sentence == "The sharpness is 1.00 times its threshold 2/lr = 20. Because of this."
+
+
+def empirical(name: str, code: str, ratio: float | None = None) -> Criterion:
+    return dataclasses.replace(criterion(name, code, ratio), kind="empirical")
+
+
+def test_what_is_only_seen_in_experiments_comes_second() -> None:
+    holds = criterion("s_mu", "NOT_EXCLUDED", 0.4)
+    said = headline(audit(holds, empirical("noise_interaction", "ABOVE_EDGE", 1.3)))
+    assert said.title == "Not excluded"
+    assert said.sentence.endswith(
+        "proves nothing. The gradient-noise interaction is 1.30 times its threshold 2/lr = 20: above the edge, as far "
+        "as experiments tell."
+    )
+    assert "experiments" not in headline(audit(holds, empirical("batch_sharpness", "BELOW_EDGE", 0.3))).sentence
+    assert headline(audit(empirical("batch_sharpness", "AT_EDGE", 1.0))).title == "At the edge"  # nothing else applies
+
+
+def test_the_exact_criterion_speaks_where_it_was_measured() -> None:
+    lines = [criterion(name, "NOT_EXCLUDED", 0.4) for name in ("sharpness", "s_mu")]
+    assert headline(audit(*lines)).sentence.startswith("The mini-batch index S_mu is 0.40")
+    exact = criterion("mean_square", "BELOW_EDGE", 0.3)
+    assert headline(audit(*lines, exact)).sentence.startswith("The mean-square criterion is 0.30")
+    unknown = criterion("mean_square", "INCONCLUSIVE")
+    assert headline(audit(*lines, unknown)).sentence.startswith("The mini-batch index S_mu is 0.40")
+
+
+def test_each_sentence_of_evidence_is_said_once() -> None:
+    seen = dataclasses.replace(audit(), evidence="flips seen; loss rose", observations=("loss rose", "it is convex"))
+    assert evidence(seen) == ["Flips seen", "Loss rose", "It is convex"]
+    assert evidence(dataclasses.replace(audit(), evidence="")) == []
+
+
+def test_reasons_are_gathered() -> None:
+    lines = [criterion(name, "NOT_APPLICABLE") for name in ("trace", "s_mu")] + [criterion("sharpness", "AT_EDGE")]
+    applies, barred = split(audit(*lines))
+    assert [c.name for c in applies] == ["sharpness"]
+    assert together(barred) == ["trace, s_mu: because of this"]
 
 
 def test_every_verdict_has_its_own_words_and_signs() -> None:
