@@ -54,7 +54,9 @@ def main() -> None:
         values = run.select("stability")[-1].values
         print(f"seed {seed}: loss {values['loss']:.4g}, mu {values['mu']:.3f}")
         for line in run.audit().criteria:
-            print(f"  {line.name:10} {line.measured:7.2f} against {line.threshold:g}: {line.verdict} ({line.reason})")
+            if line.measured is not None and line.threshold is not None:
+                against = f"{line.measured:7.2f} against {line.threshold:g}"
+                print(f"  {line.name:18} {against}: {line.verdict} ({line.reason})")
         check(run)
 
 
