@@ -66,7 +66,8 @@ def _midpoint(run: Run, player: str, window: Sequence[Record]) -> str | None:
         if ratio is not None:
             parts.append(f"{words} {ratio:.3g}")
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"at the midpoint of the oscillation {listed} times what it is at the weights (median of {len(pairs)})"
+    what = "midway between successive weights, where oscillation cancels"
+    return f"{what}, {listed} times what it is at the weights (median of {len(pairs)})"
 
 
 def _ratios(pairs: Iterable[tuple[float | None, float | None]]) -> list[float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -195,6 +196,7 @@ class Player:
             "summed": objective.loss.summed,
             "covers_optimizer": all(id(p) in selected for p in self.moved if p.requires_grad),
             "dtype": str(objective.space.dtype).removeprefix("torch."),
+            "weights_dtype": str(max(objective.space.dtypes, key=lambda d: torch.finfo(d).eps)).removeprefix("torch."),
             "device": str(objective.space.device),
         }
 

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 from .clipping import clipping
 from .criterion import Assumption
 from .records import Record
-from .window import column, median
+from .window import BOUND_STAYS_FRESH, column, median
 
 if TYPE_CHECKING:
     from .run import Run
@@ -68,9 +68,8 @@ def _loss_family(facts: Facts) -> Assumption | None:
         return None
     if family == "unknown":
         return Assumption("the loss is squared (it is hidden in loss_fn)", None)
-    return Assumption(
-        "the loss is squared" + ("" if family == "squared" else f" (it is {family})"), family == "squared"
-    )
+    named = {"squared": "", "other": " (it is another)"}.get(family, f" (it is {family})")
+    return Assumption(f"the loss is squared{named}", family == "squared")
 
 
 def _interpolation(window: Sequence[Record], everything: Sequence[Record]) -> Assumption | None:
@@ -88,27 +87,38 @@ def _interpolation(window: Sequence[Record], everything: Sequence[Record]) -> As
 
 def _clipping(window: Sequence[Record], everything: Sequence[Record], facts: Facts) -> Assumption | None:
     full = facts.get("full_batch")
-    found = clipping(window, everything, full_batch=full, dtype=str(facts.get("dtype", "")))
+    found = clipping(window, everything, full_batch=full, dtype=_weights(facts))
     if not found.measured:
         return None
-    if full and (scaled := _scaled_loss(window, found.kind)) is not None:
+    if full and (scaled := _scaled_loss(window)) is not None:
         return Assumption(f"the loop's loss is that of watch (its gradient is {scaled:.3g} times as long)", False)
     if found.share:
-        names = {"norm": "norms", "value": "entries"}
-        at = f" at {names[found.kind]} of {found.at:.3g}" if found.kind and found.at is not None else ""
-        return Assumption(f"gradients are not clipped ({found.share:.0%} of {found.measured} measured were{at})", False)
+        names = {"norm": ", to a norm", "value": ", to entries"}
+        at = f"{names[found.kind]} of {found.at:.3g}" if found.kind and found.at is not None else ""
+        text = (
+            f"gradients are not clipped ({found.share:.0%} of {found.measured} measured updates had them clipped{at})"
+        )
+        return Assumption(text, False)
     holds = True if full or found.measured >= LEAST_DRAWS else None
-    return Assumption(f"gradients are not clipped (none of {found.measured} measured was seen to be)", holds)
+    return Assumption(f"gradients are not clipped (in none of {found.measured} measured updates that showed)", holds)
 
 
-def _scaled_loss(window: Sequence[Record], kind: str) -> float | None:
-    """The factor of a loop whose gradient is always the same multiple of the objective's; None where it is one."""
-    scales = column(window, "gradient_scale")
-    if len(scales) < 3 or kind:
+def _scaled_loss(window: Sequence[Record]) -> float | None:
+    """The factor of a loop whose gradient is always the same multiple of the objective's; None where there is none.
+
+    Clipping makes the norm the same and the factor different.
+    """
+    scales, norms = column(window, "gradient_scale"), column(window, "training_gradient_norm")
+    if len(scales) < 3:
         return None
-    middle = statistics.median(scales)
-    constant = max(scales) - min(scales) <= 0.01 * middle
+    middle, spread = statistics.median(scales), _spread(scales)
+    constant = spread <= 0.01 and (not norms or spread <= _spread(norms))
     return middle if constant and abs(middle - 1) > 0.02 else None
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Largest less smallest, relative to the largest."""
+    return (max(values) - min(values)) / max(values) if max(values) > 0 else math.inf
 
 
 def _skips(run: Run, window: Sequence[Record], facts: Facts) -> Assumption | None:
@@ -126,8 +136,8 @@ def _mode(facts: Facts) -> Assumption | None:
     matters = facts.get("mode_matters")
     if matters is None:
         return None
-    words = "BatchNorm, Dropout and the like: none, or as in training"
-    return Assumption(f"measured as it is trained (mode={facts.get('mode')!r}; {words})", not matters)
+    text = f"BatchNorm, Dropout and the like, if any, compute what they do in training (mode={facts.get('mode')!r})"
+    return Assumption(text, not matters)
 
 
 def _data(window: Sequence[Record], everything: Sequence[Record], facts: Facts) -> Assumption | None:
@@ -139,7 +149,7 @@ def _data(window: Sequence[Record], everything: Sequence[Record], facts: Facts) 
         return None
     ratio, low, high, count = found
     text = "data= in mini-batches of batch_size= is what is trained on"
-    clipped = clipping(window, everything, full_batch=False, dtype=str(facts.get("dtype", ""))).share
+    clipped = clipping(window, everything, full_batch=False, dtype=_weights(facts)).share
     if clipped or facts.get("mode_matters"):
         return Assumption(
             f"{text} (its gradients cannot be compared: {'clipped' if clipped else 'another mode'})", None
@@ -154,33 +164,52 @@ def _data(window: Sequence[Record], everything: Sequence[Record], facts: Facts) 
 def _gradient_squares(records: Sequence[Record]) -> tuple[float, float, float, int] | None:
     """Mean of |g_train|^2 / E|g_B|^2 over the measured updates, with a 99 % interval, and how many they are.
 
-    Each square is divided by the objective's own at the same weights, so that the level may change in between.
+    Each square is divided by the objective's own at the same weights, so that the level may change in between. A few
+    draws show nothing of a long tail, and many mini-batches are behind the objective's own: the spread relative to the
+    mean is at least what those have. The interval holds the factors that leave the mean within that spread.
     """
-    ratios = [found for r in records if (found := _square_ratio(r)) is not None]
-    if len(ratios) < LEAST_DRAWS:
+    found = [pair for r in records if (pair := _square_ratio(r)) is not None]
+    n = len(found)
+    if n < LEAST_DRAWS:
         return None
-    mean, spread = statistics.fmean(ratios), statistics.stdev(ratios) / math.sqrt(len(ratios))
-    half = float(stdtrit(len(ratios) - 1, 0.995)) * spread
-    return mean, max(mean - half, 0.0), mean + half, len(ratios)
+    ratios = [ratio for ratio, _ in found]
+    mean, own = statistics.fmean(ratios), math.sqrt(statistics.fmean(spread**2 for _, spread in found))
+    if not mean > 0:
+        return mean, 0.0, 0.0, n
+    share = float(stdtrit(n - 1, 0.995)) * max(statistics.stdev(ratios) / mean, own) / math.sqrt(n)
+    return mean, mean / (1 + share), mean / (1 - share) if share < 1 else math.inf, n
 
 
-def _square_ratio(record: Record) -> float | None:
-    values: dict[str, float] = {name: v for name, v in record.values.items() if v is not None and math.isfinite(v)}
-    norm, own = values.get("training_gradient_norm"), values.get("batch_gradient_square")
-    if own is None and "s_mu" in values and "loss" in values:
-        own = 2 * values["loss"] * values["s_mu"]  # S_mu = E|g_B|^2 / 2L
-    return None if norm is None or own is None or not own > 0 else norm**2 / own
+def _square_ratio(record: Record) -> tuple[float, float] | None:
+    """The ratio at one measurement, and the standard deviation of a mini-batch's square relative to its mean."""
+    values = {name: v for name, v in record.values.items() if v is not None and math.isfinite(v)}
+    norm, own, draws = (values.get(n) for n in ("training_gradient_norm", "batch_gradient_square", "minibatch_draws"))
+    index = values.get("s_mu")  # E|g_B|^2 / 2L
+    if own is None and index is not None and "loss" in values:
+        own = 2 * values["loss"] * index
+    if norm is None or own is None or not own > 0:
+        return None
+    spread = 0.0
+    if index and draws and draws > 1 and "s_mu_low" in values and "s_mu_high" in values:
+        half = (values["s_mu_high"] - values["s_mu_low"]) / 2
+        spread = half / index * math.sqrt(draws) / float(stdtrit(draws - 1, 0.975))
+    return norm**2 / own, spread
 
 
 def _precision(facts: Facts) -> Assumption | None:
-    dtype = facts.get("dtype")
-    if dtype is None:
+    dtype = _weights(facts)
+    if not dtype:
         return None
     if dtype in ("float32", "float64"):
         if facts.get("scaled"):
             return Assumption(f"computed in {dtype} (training has a GradScaler: it computes in half precision)", None)
         return None
     return Assumption(f"updates are not rounded away (the weights are {dtype})", False)
+
+
+def _weights(facts: Facts) -> str:
+    """The narrowest dtype of the parameters."""
+    return str(facts.get("weights_dtype") or facts.get("dtype") or "")
 
 
 def _one_rate(window: Sequence[Record], facts: Facts) -> Assumption | None:
@@ -191,14 +220,17 @@ def _one_rate(window: Sequence[Record], facts: Facts) -> Assumption | None:
 
 def _negative_curvature(window: Sequence[Record], everything: Sequence[Record]) -> Assumption | None:
     """From the last lower bound of the spectrum, which is renewed more seldom than the sharpness."""
-    first = window[0].step if window else 0
-    held = [r for r in everything if r.step >= first and column([r], "lowest") and (r.values.get("sharpness") or 0) > 0]
-    if not held:
+    held = [r for r in everything if column([r], "lowest") and (r.values.get("sharpness") or 0) > 0]
+    if not held or not window:
         return None
-    lowest, top = column(held[-1:], "lowest")[0], column(held[-1:], "sharpness")[0]
+    last = held[-1]
+    lowest, top = column([last], "lowest")[0], column([last], "sharpness")[0]
     share = max(-lowest, 0.0) / top
     holds = True if share <= FLAT else False if share >= SADDLE else None
-    return Assumption(f"no negative curvature to speak of (eigenvalues from {lowest:.3g} to {top:.3g})", holds)
+    if window[-1].step - last.step > BOUND_STAYS_FRESH:
+        holds = None
+    text = f"no negative curvature to speak of (eigenvalues between {lowest:.3g} and {top:.3g} at step {last.step})"
+    return Assumption(text, holds)
 
 
 def _weight_decay(facts: Facts) -> Assumption | None:
