@@ -213,7 +213,8 @@ def headline(audit: Audit) -> Headline:
         "BELOW_EDGE": "The whole interval lies below the edge",
     }.get(speaks.verdict, _sentence(speaks.reason))
     second = ""
-    loudest = min(seen, key=_attention, default=speaks)
+    hovering = [c for c in seen if c.name != "noise_interaction"]  # which is 2/lr wherever the loss has settled
+    loudest = min(hovering, key=_attention, default=speaks)
     if loudest is not speaks and loudest.verdict in ("ABOVE_EDGE", "AT_EDGE", "NEAR_EDGE_NO_OSCILLATION"):
         second = f" {_ratio(loudest)}: {verdict(loudest.verdict).words}, as far as experiments tell."
     return Headline(_sentence(shown.words), f"{_ratio(speaks, '. ')}{end}.{second}", shown)

@@ -50,13 +50,14 @@ def empirical(name: str, code: str, ratio: float | None = None) -> Criterion:
 
 def test_what_is_only_seen_in_experiments_comes_second() -> None:
     holds = criterion("s_mu", "NOT_EXCLUDED", 0.4)
-    said = headline(audit(holds, empirical("noise_interaction", "ABOVE_EDGE", 1.3)))
+    said = headline(audit(holds, empirical("batch_sharpness", "ABOVE_EDGE", 1.3)))
     assert said.title == "Not excluded"
     assert said.sentence.endswith(
-        "proves nothing. The gradient-noise interaction is 1.30 times its threshold 2/lr = 20: above the edge, as far "
-        "as experiments tell."
+        "proves nothing. Batch sharpness is 1.30 times its threshold 2/lr = 20: above the edge, as far as experiments "
+        "tell."
     )
     assert "experiments" not in headline(audit(holds, empirical("batch_sharpness", "BELOW_EDGE", 0.3))).sentence
+    assert "experiments" not in headline(audit(holds, empirical("noise_interaction", "AT_EDGE", 1.0))).sentence
     assert headline(audit(empirical("batch_sharpness", "AT_EDGE", 1.0))).title == "At the edge"  # nothing else applies
 
 
