@@ -219,7 +219,7 @@ def _one_rate(window: Sequence[Record], facts: Facts) -> Assumption | None:
 
 
 def _negative_curvature(window: Sequence[Record], everything: Sequence[Record]) -> Assumption | None:
-    """From the last lower bound of the spectrum, which is renewed more seldom than the sharpness."""
+    """From the last look at the lower end of the spectrum, which is taken more seldom than at the upper."""
     held = [r for r in everything if column([r], "lowest") and (r.values.get("sharpness") or 0) > 0]
     if not held or not window:
         return None
@@ -229,7 +229,7 @@ def _negative_curvature(window: Sequence[Record], everything: Sequence[Record]) 
     holds = True if share <= FLAT else False if share >= SADDLE else None
     if window[-1].step - last.step > BOUND_STAYS_FRESH:
         holds = None
-    text = f"no negative curvature to speak of (eigenvalues between {lowest:.3g} and {top:.3g} at step {last.step})"
+    text = f"no negative curvature to speak of (eigenvalues from {lowest:.3g} to {top:.3g} at step {last.step})"
     return Assumption(text, holds)
 
 

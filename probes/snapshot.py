@@ -47,6 +47,7 @@ class Memory:
         seen: (n, k) the same of the preconditioned Hessian, as directions of the parameters.
         seen_bound_step: of that.
         trace: the dominant subspace that the last trace has left for the next.
+        critical_rate: that of the last update, where the search for the next begins.
     """
 
     eigenvectors: Tensor | None = None
@@ -54,6 +55,7 @@ class Memory:
     seen: Tensor | None = None
     seen_bound_step: int | None = None
     trace: TrackedTrace = field(default_factory=TrackedTrace)
+    critical_rate: float | None = None
 
 
 class Snapshot:
@@ -173,7 +175,10 @@ class Snapshot:
 
     @functools.cached_property
     def _critical_sharpness(self) -> Estimate | None:
-        return sharpness_along(self.objective, self.update, self.lr)
+        found = sharpness_along(self.objective, self.update, self.lr, self.memory.critical_rate)
+        if found is not None and 0 < found.value < math.inf:
+            self.memory.critical_rate = 2 / found.value
+        return found
 
     def critical_sharpness(self) -> Estimate | None:
         """The curvature that forward passes see along the update from w_t; None without one update at one rate.
@@ -245,6 +250,17 @@ class Snapshot:
             self.memory.seen_bound_step = self.step
         self._seen_pair = operator, pair
         return self._seen_pair
+
+    @functools.cached_property
+    def _lowest(self) -> Eigenpairs:
+        return top_eigenpairs(self.hessian, which="SA", tol=0.1, max_matvecs=20, seed=self._seed_of("lowest"))
+
+    def lowest(self) -> Eigenpairs | None:
+        """The smallest eigenvalue of the Hessian, at most 20 products; None where no upper bound was renewed either.
+
+        It is negative at a saddle, at whatever rate. The Ritz value is an upper bound of it.
+        """
+        return self._lowest if self.step in (self.memory.bound_step, self.memory.seen_bound_step) else None
 
     def direction(self) -> Tensor | None:
         """What to project the motion of the weights on, (n,), to follow it along the top eigenvector.

@@ -34,12 +34,14 @@ class Observing(Probe):
             "loss": snapshot.loss,
             "gradient_norm": snapshot.gradient_norm,
             "sharpness": float(pairs.values[0]),
+            "sharpness_low": float(pairs.low[0]),
             "threshold": limit,
+            "threshold_largest": snapshot.threshold.largest,
             "training_gradient_norm": snapshot.training_gradient_norm,
             "training_gradient_largest": snapshot.training_gradient_largest,
         }
-        if math.isfinite(pairs.rest[0]):
-            values["lowest"] = pairs.rest[0]
+        if (lowest := snapshot.lowest()) is not None:
+            values["lowest"] = float(lowest.values[0])
         if (match := snapshot.gradient_match()) is not None:
             values["gradient_cosine"], values["gradient_scale"] = match
         if snapshot.batch_size is not None and snapshot.batch_size < snapshot.objective.samples:
