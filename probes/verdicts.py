@@ -57,10 +57,15 @@ class LiveAudit:
     def __init__(self, player: str) -> None:
         self.player = player
         self._kept: dict[str, deque[Record]] = {}
+        self._failed: dict[str, Record] = {}
         self._bounded: dict[str, Record] = {}
 
     def note(self, record: Record) -> None:
-        """Remember a record, of whatever probe."""
+        """Remember a record, of whatever probe; of failures in a row the first, which says since when."""
+        if record.status != "ok":
+            self._failed.setdefault(record.probe, record)
+            return
+        self._failed.pop(record.probe, None)
         most = LOGGED if record.probe == "log" else MEASUREMENTS
         self._kept.setdefault(record.probe, deque(maxlen=most)).append(record)
         if record.high is not None:  # upper bounds are renewed more seldom than values
@@ -70,7 +75,7 @@ class LiveAudit:
         """The audit now, with the run's facts as they stand."""
         kept = [record for records in self._kept.values() for record in records]
         older = [record for record in self._bounded.values() if all(record is not each for each in kept)]
-        return audit(Run.from_records(dict(meta), [*older, *kept]), self.player)
+        return audit(Run.from_records(dict(meta), [*older, *kept, *self._failed.values()]), self.player)
 
 
 class Verdicts:

@@ -1,5 +1,6 @@
 """A callback for verdicts that change: what it is told, what it may do, and that nothing else changes."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -279,6 +280,19 @@ def test_it_rests_on_the_last_five_measurements_and_its_memory_is_bounded():
     assert seen.steps == (records[-5].step, records[-1].step) and seen.measurements == 5
     held = sum(len(kept) for kept in watcher._kept.values())
     assert held <= live.LOGGED + live.MEASUREMENTS
+
+
+def test_failures_push_no_measurement_out():
+    """Diverged long ago: what was measured before is still what the audit of the whole run rests on."""
+    lost = [Record(600 + 50 * i, "model", "stability", status="nonfinite", reason="nan") for i in range(40)]
+    records = [*steady(0.5), *lost]
+    seen = live_audit(records)
+    assert seen == run_of(records).audit() and seen["sharpness"].verdict == "INCONCLUSIVE"
+    assert "from step 600 on" in seen["sharpness"].reason
+    again = live_audit([*records, *(dataclasses.replace(r, step=r.step + 5000) for r in steady(0.5))])
+    assert again["sharpness"].verdict == "BELOW_EDGE"  # a checkpoint was loaded
+    failing = [dataclasses.replace(r, status="error", reason="broken") for r in lost]
+    assert live_audit(failing)["sharpness"].reason == run_of(failing).audit()["sharpness"].reason
 
 
 def test_an_upper_bound_lasts_as_long_as_in_the_audit():
