@@ -12,7 +12,7 @@ from .batches import batch_length
 from .errors import first_line
 from .groups import cut, part
 from .kernels.graphs import default_memory
-from .kernels.retained import Retained, allowed_distance
+from .kernels.retained import Retained
 from .minibatch_forms import Forms, OneByOne, Together, Wanted, joined
 from .objective import Objective
 from .operators import refuse_nonfinite
@@ -22,6 +22,7 @@ __all__ = ["MinibatchDraws"]
 _TRIAL = 16  # mini-batches in the first vectorised pass
 _MOST = 128  # in any: beyond it the time per mini-batch stays, and memory grows
 _COMPARED = 2  # with one by one: with one alone, numbers drawn outside of torch could be the same
+_ROUNDINGS = 4.0  # that the two may differ by: closer than kernels, since torch errs subtly (1e-3) where it vectorises
 _VECTORS = 8  # of the parameters' size that a mini-batch takes besides the graph of its gradient
 
 
@@ -61,7 +62,7 @@ class MinibatchDraws:
     ) -> None:
         lengths = [batch_length(batch.content) for batch in objective.batches]
         self.objective, self.batch_size, self.samples = objective, batch_size, sum(lengths)
-        self.memory = memory
+        self.memory, self.crossed = memory, crossed
         self.engine, self.reason = OneByOne.name, ""
         self._generator = generator
         self._wanted = Wanted(objective, lengths, inverse, products, crossed)
@@ -184,7 +185,7 @@ class MinibatchDraws:
 
     def _agree(self, alone: Forms, together: Forms) -> bool:
         """To rounding, each number in units of what it is at most."""
-        k, allowed = len(alone.loss), allowed_distance(self.objective)
+        k, allowed = len(alone.loss), _ROUNDINGS * self.objective.space.rounding
         scales = (alone.loss.abs(), alone.square, alone.along.abs(), alone.size, alone.size, alone.size.max())
         pairs = zip(alone, together, scales, strict=True)
         return all(bool(((x - y[:k]).abs() <= allowed * scale).all()) for x, y, scale in pairs)

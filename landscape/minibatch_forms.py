@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vjp, vmap
+from torch.func import vmap
 
 from .batches import concatenated, map_tensors, take, tensors_of
 from .errors import LossError
@@ -162,20 +162,9 @@ class OneByOne:
         if self.by_differences:
             engine = FiniteDifference(part(objective, samples, self.wanted.lengths, self._kept))
             return list(engine(torch.stack(vectors, dim=1)).T)
-        live = [i for i, t in enumerate(tensors) if t.requires_grad]
-        if not live:
-            return [torch.zeros_like(v) for v in vectors]
-        heads, parameters = [tensors[i] for i in live], list(objective.parameters.values())
-        products = []
+        parameters, space = list(objective.parameters.values()), objective.space
         with second_order_errors(objective):
-            for v in vectors:
-                pieces = objective.space.unflatten(v)
-                found = torch.autograd.grad(
-                    heads, parameters, [pieces[i] for i in live], retain_graph=True, allow_unused=True,
-                    materialize_grads=True,
-                )  # fmt: skip
-                products.append(objective.space.flatten(found))
-        return products
+            return [space.flatten(_pulled_back(tensors, parameters, space.unflatten(v))) for v in vectors]
 
 
 # --------------------------------------------------------------------------- together
@@ -224,40 +213,53 @@ class Together:
         return map_tensors(content, lambda t: t.unflatten(0, chosen.shape))
 
     def _vectorised(self, batch: Any, k: int) -> Forms:
-        def gradient(values: list[Tensor], *tensors: Tensor) -> tuple[list[Tensor], Tensor]:
-            parts = iter(tensors)
-            content = map_tensors(batch, lambda _: next(parts))
-            found: tuple[list[Tensor], Tensor] = grad_and_value(lambda v: self._loss(v, content))(values)
-            return found
+        tensors = tensors_of(batch)
 
-        def gradients(values: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-            found: tuple[list[Tensor], Tensor] = vmap(gradient)(values, *tensors_of(batch))
-            return found
+        def loss_of(values: list[Tensor], *parts: Tensor) -> Tensor:
+            left = iter(parts)
+            loss: Tensor = self._loss(values, map_tensors(batch, lambda _: next(left)))
+            return loss
 
-        # Parameters of its own for each mini-batch, so that one graph serves all products.
-        values = [p.detach().expand(k, *p.shape) for p in self.wanted.objective.parameters.values()]
-        if not self.wanted.products:
-            g, loss = gradients(values)
-            square = _inner(g, g)
-            none = torch.zeros_like(square)
-            return Forms(loss.detach().double(), square, square, none, none, none)
-        g, pull, loss = vjp(gradients, values, has_aux=True)  # type: ignore[misc]
-        return self._multiplied([x.detach() for x in g], pull, loss.detach().double())
+        # Parameters of its own for each mini-batch, so that one graph serves all gradients and products. Only the
+        # forward pass is a functional transform: torch 2.13 errs in the derivative of a vectorised gradient of
+        # LayerNorm, by 1e-3.
+        parameters = self.wanted.objective.parameters.values()
+        values = [p.detach().expand(k, *p.shape).requires_grad_() for p in parameters]
+        loss = vmap(loss_of)(values, *tensors)
+        g = _pulled_back([loss], values, [torch.ones_like(loss)], graph=self.wanted.products)
+        return self._multiplied(g, values, loss.detach().double())
 
-    def _multiplied(self, g: list[Tensor], pull: Any, loss: Tensor) -> Forms:
+    def _multiplied(self, heads: list[Tensor], values: list[Tensor], loss: Tensor) -> Forms:
+        g = [head.detach() for head in heads]
         square = along = length = _inner(g, g)
+        form = size = cross = torch.zeros_like(square)
         u = g
         if self.wanted.inverse is not None:
             scales = self.wanted.objective.space.unflatten(self.wanted.inverse)
             u = [x * scale for x, scale in zip(g, scales, strict=True)]
             along, length = _inner(g, u), _inner(u, u)
-        Hu = pull(u)[0]
-        form, size = _inner(u, Hu), (length * _inner(Hu, Hu)).sqrt()
-        cross = torch.zeros_like(form)
+        if self.wanted.products:
+            Hu = _pulled_back(heads, values, u)
+            form, size = _inner(u, Hu), (length * _inner(Hu, Hu)).sqrt()
         if self.wanted.crossed:
             v = [x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in g]
-            cross = _inner(v, pull(v)[0])
+            cross = _inner(v, _pulled_back(heads, values, v))
         return Forms(loss, square, along, form, size, cross)
+
+
+def _pulled_back(
+    heads: Sequence[Tensor], values: Sequence[Tensor], vectors: Sequence[Tensor], *, graph: bool = False
+) -> list[Tensor]:
+    """What multiplying by the transposed Jacobian of ``heads`` gives; zeros where there is none."""
+    live = [i for i, head in enumerate(heads) if head.requires_grad]
+    if not live:
+        return [torch.zeros_like(v) for v in values]
+    return list(
+        torch.autograd.grad(
+            [heads[i] for i in live], values, [vectors[i] for i in live], retain_graph=True, create_graph=graph,
+            allow_unused=True, materialize_grads=True,
+        )
+    )  # fmt: skip
 
 
 def _inner(a: list[Tensor], b: list[Tensor]) -> Tensor:

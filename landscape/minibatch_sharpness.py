@@ -37,7 +37,7 @@ from torch import Tensor
 from .compositions import Preconditioned
 from .errors import SettingError
 from .hessian import Hessian
-from .influence import Accuracy, Expansion
+from .mean_estimates import Accuracy, Mean, Ratio
 from .minibatch_draws import MinibatchDraws
 from .objective import Objective
 from .operators import Observed
@@ -46,6 +46,7 @@ from .space import generator_for
 
 __all__ = ["MinibatchSharpness", "minibatch_sharpness"]
 
+_FEW = 10.0  # draws: with fewer, means are skewed beyond what intervals correct
 _GROWTH = 4.0  # most draws after a look, relative to those before it
 
 
@@ -140,8 +141,8 @@ def minibatch_sharpness(
         preconditioner: diagonal of the P that the optimizer divides its gradient by, as `Preconditioned` takes it
             (`step_preconditioner`).
         hessian: that of the objective, where there is one already, whose kept graph then serves.
-        confidence: nominal coverage of the intervals: Student's, corrected for skewness by Hall's transformation,
-            of ratios by the delta method.
+        confidence: nominal coverage of the intervals: Student's, corrected for skewness by Hall's transformation;
+            that of ratios of means is Fieller's.
         memory: bytes that mini-batches evaluated together may take; None for a quarter of a GPU's free memory,
             256 MiB on a CPU.
         seed: int, generator, or None for fresh entropy; the global stream is never used.
@@ -176,7 +177,7 @@ def minibatch_sharpness(
         rest = _rest(draws, whole, accuracy) if inverse is None else {}
     return MinibatchSharpness(
         ratios, of_means, batch_size, draws.samples, draws.count, draws.matvecs + whole.matvecs, draws.engine,
-        kernel=whole.kernel if whole.matvecs else "", note=whole.note, **rest,
+        kernel=whole.kernel if whole.matvecs else "", note="; ".join(filter(None, (_few(draws), whole.note))), **rest,
     )  # fmt: skip
 
 
@@ -190,8 +191,8 @@ def _draw_enough(
         draws.draw(wanted)
         found = draws.forms
         has_gradient = found.along > 0
-        ratios = Expansion.mean((found.form / found.along)[has_gradient])
-        of_means = Expansion.ratio(found.form, found.along)
+        ratios = Mean((found.form / found.along)[has_gradient])
+        of_means = Ratio(found.form, found.along)
         short = max(accuracy.shortage(ratios), accuracy.shortage(of_means, width=False))
         if short <= 1 or wanted >= max_draws:
             return accuracy.of(ratios), accuracy.of(of_means)
@@ -206,22 +207,35 @@ def _rest(draws: MinibatchDraws, whole: Observed, accuracy: Accuracy) -> dict[st
     loss, g = whole.operator.value_and_gradient()  # type: ignore[attr-defined]
     per_loss = 1 / (2 * loss) if loss > 0 else math.nan
     square, form = (float((g * x).sum(dtype=torch.float64)) for x in (g, whole @ g))
-    squares = Expansion.mean(found.square)
+    squares = Mean(found.square)
     # The Hessian of a mini-batch that was drawn independently of the gradient has the mean of all samples'.
-    forms = Expansion.mean(_of_pairs(found.cross))
+    forms = Mean(_of_pairs(found.cross))
     trace, curvature = (squares - square) * spread, (forms - form) * spread
-    expansions = {
+    means: dict[str, Mean | Ratio] = {
         "index": squares * per_loss,
-        "interaction_aware": Expansion.ratio(_of_pairs(found.cross), _of_pairs(found.square)),
+        "interaction_aware": Ratio(_of_pairs(found.cross), _of_pairs(found.square)),
         "noise_interaction": forms * (1 / square if square > 0 else math.inf),
         "covariance_trace": trace,
         "covariance_curvature": curvature,
         "aligned_trace": trace * (per_loss / B),
     }
-    shown = {name: accuracy.of(each) for name, each in expansions.items()}
+    shown = {name: accuracy.of(each) for name, each in means.items()}
     shown["frobenius"] = accuracy.of_root(curvature * (per_loss / B))
     spreads = ("covariance_trace", "covariance_curvature", "aligned_trace", "frobenius")
     return {name: None if n == B and name in spreads else each for name, each in shown.items()}
+
+
+def _few(draws: MinibatchDraws) -> str:
+    """What to know where a few of the draws hold most of what is averaged; empty where they do not.
+
+    Then those that would change the mean most may not have been drawn, and no interval can know of them.
+    """
+    found = draws.forms
+    numbers = (found.square, found.form, *([_of_pairs(found.cross)] if draws.crossed else []))
+    effective = min(float(x.abs().sum() ** 2 / x.square().sum()) if bool(x.any()) else math.inf for x in numbers)
+    if effective >= min(_FEW, draws.count / 2):
+        return ""
+    return f"as much as {effective:.0f} draws hold most of the gradients' squares or forms: intervals may be too narrow"
 
 
 def _of_pairs(values: Tensor) -> Tensor:

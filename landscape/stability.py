@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .critical_sharpness import critical_sharpness
 from .errors import SettingError
-from .influence import Accuracy, Expansion
 from .linearised import linearised_rows
+from .mean_estimates import Accuracy, Mean
 from .mean_square import mean_square_threshold
 from .minibatch_draws import MinibatchDraws
 from .minibatch_sharpness import MinibatchSharpness, minibatch_sharpness
@@ -87,7 +87,7 @@ def minibatch_index(
     accuracy, wanted = Accuracy(rtol, confidence), min_draws
     while True:
         draws.draw(wanted)
-        squares = Expansion.mean(draws.forms.square)
+        squares = Mean(draws.forms.square)
         if accuracy.shortage(squares) <= 1 or wanted >= max_draws:
             found = accuracy.of(squares * (1 / (2 * loss) if loss > 0 else math.nan))
             converged = accuracy.shortage(squares) <= 1

@@ -1,0 +1,169 @@
+"""Means of independent samples and ratios of two such means, as estimates with intervals."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import SettingError
+from .intervals import Moments, student_quantile
+from .results import Estimate
+
+__all__ = ["Accuracy", "Mean", "Ratio"]
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """The mean of what was sampled.
+
+    Attributes:
+        samples: (m,) float64 on the CPU.
+    """
+
+    samples: Tensor
+
+    def __sub__(self, number: float) -> Mean:
+        """Less a number that is known."""
+        return Mean(self.samples - number)
+
+    def __mul__(self, factor: float) -> Mean:
+        """Times a number that is known."""
+        return Mean(self.samples * factor)
+
+    @functools.cached_property
+    def _moments(self) -> Moments:
+        moments = Moments()
+        moments.add(self.samples[None])
+        return moments
+
+    @property
+    def value(self) -> float:
+        """The mean; NaN where there is no sample."""
+        return float(self._moments.mean) if len(self.samples) else math.nan
+
+    @property
+    def stderr(self) -> float:
+        """Its standard error; infinite where fewer than two samples show none."""
+        m = len(self.samples)
+        return float(self._moments.spread) / math.sqrt(m) if m > 1 and math.isfinite(self.value) else math.inf
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Student's, corrected for the samples' skewness by Hall's transformation."""
+        if not math.isfinite(self.stderr):
+            return -math.inf, math.inf
+        low, high = self._moments.interval(confidence, skewed=True)
+        return float(low), float(high)
+
+
+@dataclass(frozen=True, eq=False)
+class Ratio:
+    """The ratio of two means, seen on the same samples.
+
+    Attributes:
+        above: (m,) float64 on the CPU.
+        below: (m,), of positive mean.
+    """
+
+    above: Tensor
+    below: Tensor
+
+    @property
+    def value(self) -> float:
+        """Of the sums."""
+        top, bottom = float(self.above.sum()), float(self.below.sum())
+        if bottom == 0:
+            return math.nan if top == 0 else math.inf
+        return top / bottom
+
+    @property
+    def stderr(self) -> float:
+        """Its standard error by the delta method."""
+        if not math.isfinite(self.value) or len(self.above) < 2:
+            return math.inf
+        return Mean(self.above - self.value * self.below).stderr / abs(float(self.below.mean()))
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Fieller's: the ratios r for which the mean of ``above - r below`` may be zero, by Student's t.
+
+        Unlike the delta method's it knows that the mean below is uncertain too, which skewed samples make it; it is
+        unbounded where that mean may be zero. E. C. Fieller, "Some problems in interval estimation", J. R. Stat.
+        Soc. B 16, 175 (1954).
+        """
+        m = len(self.above)
+        if m < 2:
+            return -math.inf, math.inf
+        both = torch.stack([self.above, self.below])
+        shift = both - both[:, :1]  # so that what does not vary at all has a variance of exactly zero
+        square = student_quantile(m - 1, confidence) ** 2 / m
+        center = both.mean(dim=1)
+        (aa, ab), (_, bb) = (torch.outer(center, center) - square * torch.cov(shift)).tolist()
+        root = ab * ab - aa * bb
+        if bb <= 0 or math.isnan(root):
+            return -math.inf, math.inf
+        half = math.sqrt(max(0.0, root)) / bb
+        return ab / bb - half, ab / bb + half
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What is asked of estimates.
+
+    Attributes:
+        rtol: the half-width of the interval, relative to the value.
+        confidence: nominal coverage of the interval.
+        stderr_rtol: the standard error, relative to the value; None where it does not matter.
+
+    Raises:
+        SettingError: if a number means nothing.
+    """
+
+    rtol: float
+    confidence: float
+    stderr_rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if not self.rtol > 0 or not 0 < self.confidence < 1:
+            raise SettingError(f"rtol must be > 0 and confidence in (0, 1), got {self.rtol!r} and {self.confidence!r}")
+        if self.stderr_rtol is not None and not self.stderr_rtol > 0:
+            raise SettingError(f"stderr_rtol must be > 0 or None, got {self.stderr_rtol!r}")
+
+    def of(self, found: Mean | Ratio) -> Estimate:
+        """With its interval, and whether it is that accurate."""
+        m = len(found.samples if isinstance(found, Mean) else found.above)
+        low, high = found.interval(self.confidence)
+        converged = self.shortage(found) <= 1
+        return Estimate(found.value, found.stderr, low, high, self.confidence, m, "draws", converged, "minibatch")
+
+    def of_root(self, found: Mean) -> Estimate:
+        """Of the square root; that of zero, where the estimate is negative."""
+        low, high = (math.sqrt(max(0.0, end)) for end in found.interval(self.confidence))
+        value = math.sqrt(max(0.0, found.value))
+        stderr = found.stderr / (2 * value) if value > 0 else high
+        converged = _over((high - low) / 2, self.rtol * value) <= 1
+        return Estimate(value, stderr, low, high, self.confidence, len(found.samples), "draws", converged, "minibatch")
+
+    def shortage(self, found: Mean | Ratio, *, width: bool = True) -> float:
+        """By what factor the error is larger than was asked for, at least 0.
+
+        Args:
+            found: the estimate.
+            width: whether the half-width counts, or the standard error alone.
+        """
+        errors = []
+        if width:
+            low, high = found.interval(self.confidence)
+            errors.append(_over((high - low) / 2, self.rtol * abs(found.value)))
+        if self.stderr_rtol is not None:
+            errors.append(_over(found.stderr, self.stderr_rtol * abs(found.value)))
+        return max(errors, default=0.0)
+
+
+def _over(error: float, allowed: float) -> float:
+    if error == 0:
+        return 0.0
+    return error / allowed if allowed > 0 else math.inf
