@@ -78,6 +78,7 @@ class UpdateHooks:
         skipped: Callable[[], None] = lambda: None,
     ) -> None:
         self.optimizers, self._opened, self._closed, self._skipped = optimizers, opened, closed, skipped
+        self._begun: set[int] = set()
         self._stepped: set[int] = set()
         self._handles: list[RemovableHandle] = []
 
@@ -109,11 +110,15 @@ class UpdateHooks:
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if id(optimizer) in self._stepped:
             self.close()
+        self._begun.add(id(optimizer))
         if not self._stepped:
             closure = kwargs.get("closure") is not None or any(callable(a) for a in args[1:])
             self._opened(closure)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if id(optimizer) not in self._begun:  # a step that called its superclass's, whose hooks fire too
+            return
+        self._begun.remove(id(optimizer))
         if _was_skipped(optimizer):
             self._skipped()
             return

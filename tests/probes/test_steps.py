@@ -254,6 +254,34 @@ def test_a_closure_is_one_step_however_often_it_is_called(kind: str) -> None:
     assert next(calls) > 3 if kind == "lbfgs" else next(calls) == 3
 
 
+class Derived(torch.optim.Adam):
+    """A step that calls its superclass's: once that class is in use by itself, torch calls the hooks of both."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["first of its kind", "beside its superclass"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_calls_its_superclass_is_one(others: bool, fused: bool) -> None:
+    if others:
+        torch.optim.Adam([nn.Parameter(torch.zeros(1))])
+    line = Line()
+    derived = Derived(line.model[0].parameters(), lr=0.1, fused=fused)  # type: ignore[index, union-attr]
+    head = torch.optim.SGD(line.model[1].parameters(), lr=0.1)  # type: ignore[index, union-attr]
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    with watch(line.model, [derived, head], **line.options()) as run:
+        for i in range(6):
+            derived.zero_grad(), head.zero_grad()
+            skipped = i in (1, 2)
+            scaler.scale(line.loss() * (float("inf") if skipped else 1.0)).backward()
+            if not skipped:
+                line.note(0.1)
+            scaler.step(derived), scaler.step(head)
+            scaler.update()
+    assert records(run) == line.noted and len(line.noted) == run.steps == 4
+
+
 # --------------------------------------------------------------------------- driven by hand
 
 
