@@ -40,12 +40,12 @@ class Mean:
         moments.add(self.samples[None])
         return moments
 
-    @property
+    @functools.cached_property
     def value(self) -> float:
         """The mean; NaN where there is no sample."""
         return float(self._moments.mean) if len(self.samples) else math.nan
 
-    @property
+    @functools.cached_property
     def stderr(self) -> float:
         """Its standard error; infinite where fewer than two samples show none."""
         m = len(self.samples)
@@ -71,7 +71,7 @@ class Ratio:
     above: Tensor
     below: Tensor
 
-    @property
+    @functools.cached_property
     def value(self) -> float:
         """Of the sums."""
         top, bottom = float(self.above.sum()), float(self.below.sum())
@@ -79,7 +79,7 @@ class Ratio:
             return math.nan if top == 0 else math.inf
         return top / bottom
 
-    @property
+    @functools.cached_property
     def stderr(self) -> float:
         """Its standard error by the delta method."""
         if not math.isfinite(self.value) or len(self.above) < 2:
@@ -136,7 +136,7 @@ class Accuracy:
         """With its interval, and whether it is that accurate."""
         m = len(found.samples if isinstance(found, Mean) else found.above)
         low, high = found.interval(self.confidence)
-        converged = self.shortage(found) <= 1
+        converged = self._missed(found, (high - low) / 2) <= 1
         return Estimate(found.value, found.stderr, low, high, self.confidence, m, "draws", converged, "minibatch")
 
     def of_root(self, found: Mean) -> Estimate:
@@ -154,16 +154,15 @@ class Accuracy:
             found: the estimate.
             width: whether the half-width counts, or the standard error alone.
         """
-        errors = []
-        if width:
-            low, high = found.interval(self.confidence)
-            errors.append(_over((high - low) / 2, self.rtol * abs(found.value)))
-        if self.stderr_rtol is not None:
-            errors.append(_over(found.stderr, self.stderr_rtol * abs(found.value)))
-        return max(errors, default=0.0)
+        low, high = found.interval(self.confidence) if width else (0.0, 0.0)
+        return self._missed(found, (high - low) / 2)
+
+    def _missed(self, found: Mean | Ratio, half: float) -> float:
+        allowed = math.inf if self.stderr_rtol is None else self.stderr_rtol * abs(found.value)
+        return max(_over(half, self.rtol * abs(found.value)), _over(found.stderr, allowed))
 
 
 def _over(error: float, allowed: float) -> float:
-    if error == 0:
+    if error == 0 or allowed == math.inf:
         return 0.0
     return error / allowed if allowed > 0 else math.inf

@@ -59,16 +59,17 @@ def minibatch_index(
     In the linear model with squared loss and interpolation, :math:`E\|\theta-\theta^*\|^2` of SGD
     decreases if and only if :math:`\eta\,E\|g_B\|^2 \le 4L`. At batch size 1 this is the alignment
     :math:`\mu` times :math:`\mathrm{tr} H`, so it is the form of Wu and Su's :math:`\mathrm{tr} H \le 2/\eta`
-    that holds for any number of outputs.
+    that holds for any number of outputs. `minibatch_sharpness` gives it from the same draws as all the rest.
 
     Args:
-        objective: the objective; mini-batches are drawn from its data without replacement.
+        objective: the objective; mini-batches are drawn from its data without replacement, those of a summed loss
+            scaled up to all samples.
         batch_size: the size B of training's mini-batches.
         loss: the objective's value, if it is known already.
         rtol: stop when the half-width of the interval is below ``rtol * value``.
         min_draws: mini-batch gradients before the first look.
         max_draws: most mini-batch gradients.
-        confidence: nominal coverage of the Student interval.
+        confidence: nominal coverage of the interval: Student's, corrected for skewness.
         seed: int, generator, or None.
 
     Returns:
