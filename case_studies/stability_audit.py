@@ -1,10 +1,11 @@
 """The audit of each kind of optimizer at its own edge, and of runs that are not at one.
 
-The network 64-50-50-10 on 1000 digits, full batch, half squared error. Gradient descent, Nesterov, Adam and RMSprop
+The network 64-50-50-10 on 1000 digits, full batch, half squared error. Gradient descent, Nesterov, Adam and their kin
 sharpen until the curvature that their steps see, lambda_max(H) or lambda_max(P^-1 H), is at the optimizer's own
-threshold, and hover there (Cohen et al., arXiv 2103.00065 and 2207.14484). Heavy ball crosses its threshold once and
-falls back below as training converges. Three runs must not be called AT_EDGE: a ReLU network, which may come close but
-does not oscillate, cross-entropy, which flattens, and Adam at a small rate, which is on its way.
+threshold, and hover there (Cohen et al., arXiv 2103.00065 and 2207.14484). Heavy ball with momentum 0.9 crosses its
+threshold early and ends below, since training converges. Three kinds of run must not be called AT_EDGE: a ReLU network,
+which stays below under these seeds (under some others it does hover at 0.96, its loss rising in a third of the steps),
+cross-entropy, which flattens, and Adam at a small rate, which is on its way.
 
     python case_studies/stability_audit.py
     python case_studies/stability_audit.py --seeds 1 --only Adam
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Adam, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from digits_training import Criterion, later_half, ratios, train
 from losscope.probes import Run
@@ -89,6 +90,7 @@ def gradient_descent(edge: float) -> Case:
     return Case(f"GD 2/{edge}", 6000, lambda p: SGD(p, lr=2 / edge), hovers=(0.98, 1.05))
 
 
+AROUND = (0.93, 1.12)
 CASES = (
     *(gradient_descent(edge) for edge in (10, 15, 20)),
     Case(
@@ -102,6 +104,12 @@ CASES = (
     Case("Adam (0.9, 0.99)", 2000, lambda p: Adam(p, lr=1e-3, betas=(0.9, 0.99)), hovers=(0.93, 1.05)),
     Case("Adam (0, 0.99)", 2000, lambda p: Adam(p, lr=3e-4, betas=(0.0, 0.99)), hovers=(1.0, 1.12)),
     Case("RMSprop", 2000, lambda p: RMSprop(p, lr=1e-4, alpha=0.99), hovers=(1.0, 1.12)),
+    # Of these the band is not calibrated to a percent: that they hover at the threshold of their own is what is shown.
+    Case("heavy ball 0.5", 3000, lambda p: SGD(p, lr=3 / 20, momentum=0.5), hovers=AROUND),
+    Case("AdamW", 2000, lambda p: AdamW(p, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1), hovers=AROUND),
+    Case("NAdam", 2000, lambda p: NAdam(p, lr=3.6e-4, betas=(0.9, 0.99)), hovers=AROUND),
+    Case("RMSprop, momentum 0.5", 2000, lambda p: RMSprop(p, lr=1.5e-4, momentum=0.5), hovers=AROUND),
+    Case("Adagrad", 2000, lambda p: Adagrad(p, lr=1e-2), hovers=AROUND),
     Case("heavy ball", 3000, lambda p: SGD(p, lr=3.8 / 20, momentum=0.9), ends=(0.85, 1.0), every=10),
     Case("GD 2/20, ReLU", 6000, lambda p: SGD(p, lr=2 / 20), activation=nn.ReLU),
     Case("GD 2/20, cross-entropy", 6000, lambda p: SGD(p, lr=2 / 20), criterion=cross_entropy),
