@@ -45,6 +45,7 @@ from .space import VectorSpace, generator_for
 __all__ = ["mean_square_threshold"]
 
 _LARGEST = 2000  # rank of H: a vector of the eigenproblem has its square of entries
+_SEARCHED = 1e-4  # residual while a rate is searched: its square is the noise in what is searched
 
 
 def mean_square_threshold(
@@ -73,7 +74,8 @@ def mean_square_threshold(
         momentum: b, as of `torch.optim.SGD`.
         dampening: of that, too.
         nesterov: of that, too.
-        tol: relative residual to which the eigenvalue is computed; its error is about the square of it.
+        tol: relative residual to which the eigenvalue is computed, for Nesterov at most 1e-4; its error is about the
+            square of it.
         confidence: of the lower end of the interval, over a random start; the upper end is rigorous (for Nesterov to
             first order in its distance).
         seed: int, generator, or None for fresh entropy.
@@ -152,6 +154,10 @@ class _OnMatrices(SymmetricOperator):
         """What it makes of one matrix."""
         raise NotImplementedError
 
+    def form(self, v: Tensor) -> float:
+        """v' A v of one vector (r^2, 1)."""
+        return float((v * self.product(v)).sum())
+
 
 class _StepGrowth(_OnMatrices):
     """L^-1/2 Q L^-1/2 of heavy ball."""
@@ -197,7 +203,7 @@ def _searched(
     model: _LinearModel, b: float, tol: float, confidence: float, seed: int | torch.Generator | None
 ) -> Estimate:
     """The rate at which the gain is 1, below the deterministic threshold, where it is infinite."""
-    generator = generator_for(seed, model.space.device)
+    generator, tol = generator_for(seed, model.space.device), min(tol, _SEARCHED)
     spent, start = 0, None
 
     def gain(rate: float, cold: bool = False) -> Eigenpairs:
@@ -220,8 +226,10 @@ def _searched(
     while excess(low) >= 0:
         low -= math.log(2)
     at = float(brentq(excess, low, high, xtol=1e-12, rtol=1e-12))
-    slope = (excess(at + 1e-3) - excess(at - 1e-3)) / 2e-3 if at + 1e-3 < high else 1.0
     found = gain(math.exp(at), cold=True)
+    near = min(1e-4, (math.log(ceiling) - at) / 2)
+    around = [_NesterovGain(model, b, math.exp(at + by)).form(found.vectors) for by in (-near, near)]
+    slope = (math.log(around[1]) - math.log(around[0])) / (2 * near)  # of the gain, by that of its Rayleigh quotient
     value, below, above = (math.exp(at) * float(x[0]) ** (-1 / slope) for x in (found.values, found.high, found.low))
     return Estimate(value, float("nan"), below, above, confidence, spent, "mean square", found.converged)
 
