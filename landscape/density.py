@@ -36,7 +36,7 @@ _FIRST = 8  # steps before the first look at the error
 _USUAL = 8  # times the products that are planned, what an accuracy may take where nothing is said
 _FEW = 3  # steps, without which the change over two of them is not known
 _BACK = (1, 2)  # steps, over which the measure changes by about as much as its quadrature errs, or more
-_ALIKE = 1.25  # times that, since the last steps may err alike
+_DOUBT = 0.5  # of what going on has moved, since the last steps may err alike
 _RESOLVED = 0.05  # relative residual up to which a pair that was passed in is taken for an eigenpair
 _BOOKKEEPING = 1e-13  # relative; of sums over many eigenvalues in float64
 _COPIES = "Lanczos vectors were not kept: nodes may be copies of one eigenvalue, and are not to be counted"
@@ -64,11 +64,16 @@ def spectral_density(
     least, and more than there are copies of an eigenvalue. n products at most are spent: where ``vectors * steps``
     are as many, all eigenvalues are computed.
 
-    **The bound** of the Wasserstein-1 error is the sum of what starts miss, drawn from its law at half the risk, since
-    what it is drawn from is an estimate too (see `wasserstein`); of the quadrature's error, for which 5/4 of the change
-    over the last step is taken, or over the last two if that is larger; of twice the residuals of eigenvalues that were
-    taken out, over n (Lidskii); and of rounding. The second is an estimate: an eigenvalue or a cluster that no start
-    has come to see is not in it.
+    Nodes and weights are not those of the Gauss quadratures, but of the process as it would go on after the last step
+    (see `continuation`). They have the same moments, up to degree 2m - 1 but for what is kept from leaving the range
+    of the Ritz values, and the quadrature's part of the error is a third to a half; with ``deflate=0`` they are the
+    quadratures'.
+
+    **The bound** of the Wasserstein-1 error is the sum of what starts miss, drawn from its law (see `wasserstein`); of
+    the quadrature's error, for which the change over the last step is taken, or over the last two if that is larger,
+    and half the distance from the Gauss quadratures; of twice the residuals of eigenvalues that were taken out, over n
+    (Lidskii); and of rounding. The second is an estimate: an eigenvalue or a cluster that no start has come to see is
+    not in it.
 
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
@@ -121,6 +126,7 @@ class _Part:
 
     Attributes:
         starts: quadratures of what was not taken out.
+        rest: nodes and weights of that, all starts together, with sum 1.
         now: nodes and weights, all starts together, before anything was.
         before: the same some steps earlier, for each of `_BACK`.
         taken: which nodes are resolved eigenvalues.
@@ -130,6 +136,7 @@ class _Part:
     """
 
     starts: tuple[Quadrature, ...]
+    rest: Measure
     now: Measure
     before: list[Measure]
     taken: Tensor
@@ -276,9 +283,12 @@ class _Run:
         if block.kept and not self.plain and not self.parts:
             norm = float(rule.nodes.abs().max())
             taken = rule.resolved(self.n - len(self.values), self.space.rounding * norm)
-        before = [rule.mean if ended else block.before(back) for back in _BACK if ended or back < block.steps]
+        rows = 0 if self.plain else block.rows(len(rule.nodes))
+        now = block.before(0, rows) if rows else rule.mean
+        before = [now if ended else block.before(back, rows) for back in _BACK if ended or back < block.steps]
+        rest = merged(rule.without(taken))[:2] if self.plain else block.continued(taken)
         return _Part(
-            rule.without(taken), rule.mean, before, taken, rule.nodes[taken], rule.residuals[taken],
+            rule.without(taken), rest, now, before, taken, rule.nodes[taken], rule.residuals[taken],
             self.n if ended else block.steps, float(rule.mean[1] @ rule.residuals) if ended else 0.0,
         )  # fmt: skip
 
@@ -290,11 +300,12 @@ class _Run:
         residuals = torch.cat([self.residuals, *(part.residuals for part in parts)])
         values, order = values.sort()
         starts = tuple(q for part in parts for q in part.starts) if len(values) < self.n else ()
+        rest = _together([part.rest for part in parts], parts) if starts else None
         operator = self.operator
         density = SpectralDensity(
             starts, values, self.n, operator.matvecs, math.inf, self.confidence, True, operator.kernel,
             "; ".join(filter(None, (operator.note, self.note, self.copies))), residuals[order], self.space.rounding,
-            min((part.steps for part in parts), default=0),
+            min((part.steps for part in parts), default=0), rest,
         )  # fmt: skip
         bound = 2 * float(residuals.sum()) / self.n
         norm = float(density.nodes.abs().max())
@@ -303,31 +314,32 @@ class _Run:
         bound += self.space.rounding * size + _BOOKKEEPING * norm
         if starts:
             left = (self.n - len(values)) / self.n
-            nodes, weights, _ = merged(starts)
-            sampling = Sampling(nodes, weights, self.n - len(values), len(starts))
-            bound += left * sampling.distance((1 + self.confidence) / 2)
-            self.quadrature = (1 - len(self.values) / self.n) * _quadrature_error(parts)
+            assert rest is not None
+            bound += left * Sampling(*rest, self.n - len(values), len(starts)).distance(self.confidence)
+            self.quadrature = (1 - len(self.values) / self.n) * _changes(parts)
+            self.quadrature += left * _DOUBT * distance(*rest, *merged(starts)[:2])
             bound += self.quadrature
         return dataclasses.replace(
             density, wasserstein=bound, converged=bound <= self.rtol * norm or not parts or self.rtol == math.inf
         )
 
 
-def _quadrature_error(parts: list[_Part]) -> float:
+def _changes(parts: list[_Part]) -> float:
     """By how much the measure of all starts changed over the last steps: the most of several counts of steps."""
     now = _together([part.now for part in parts], parts)
     counts = min(len(part.before) for part in parts)
     changes = [distance(*now, *_together([part.before[i] for part in parts], parts)) for i in range(counts)]
     unfinished = sum(part.unfinished * len(part.starts) for part in parts) / sum(len(part.starts) for part in parts)
-    return _ALIKE * max(changes, default=math.inf) + unfinished
+    return max(changes, default=math.inf) + unfinished
 
 
 def _together(measures: list[Measure], parts: list[_Part]) -> Measure:
-    """The average of measures over all starts."""
+    """The average of measures over all starts, nodes ascending."""
     total = sum(len(part.starts) for part in parts)
     shares = [len(part.starts) / total for part in parts]
     weights = [share * weights for share, (_, weights) in zip(shares, measures, strict=True)]
-    return torch.cat([nodes for nodes, _ in measures]), torch.cat(weights)
+    nodes, which = torch.cat([nodes for nodes, _ in measures]).unique(return_inverse=True)
+    return nodes, torch.zeros_like(nodes).index_add_(0, which, torch.cat(weights))
 
 
 def _checked(vectors: Tensor, space: VectorSpace) -> Tensor:

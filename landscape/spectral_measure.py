@@ -26,7 +26,8 @@ class SpectralDensity:
     r"""The share of eigenvalues at each place, :math:`\phi = \frac1n \sum_i \delta_{\lambda_i}`, estimated.
 
     It is a measure: eigenvalues that are known one by one, each of mass 1/n, and for all others the average of the
-    Gauss quadratures of random starts. Nothing is smoothed.
+    Gauss quadratures of random starts, or what has their moments and is closer (see `continuation`). Nothing is
+    smoothed.
 
     **Intervals.** What a random start gives an eigenvalue has a known law (see `wasserstein`), so that one start has
     intervals too. Those of shares of eigenvalues, in `cdf`, `mass` and `quantile`, invert the Beta law of the mass
@@ -52,6 +53,9 @@ class SpectralDensity:
         rounding: relative error of the products.
         steps: m, Lanczos steps of each start, whose quadratures are exact for polynomials of degree 2m - 1; by
             default as many as it has nodes.
+        continued: nodes, ascending, and weights with sum 1 that stand for all starts in `nodes`, `weights`, and
+            shares of eigenvalues; by default the average of their quadratures. Moments, and all intervals, are of
+            the quadratures themselves.
 
     Example:
         >>> import torch
@@ -73,6 +77,7 @@ class SpectralDensity:
     errors: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     rounding: float = 0.0
     steps: int = 0
+    continued: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of_eigenvalues(cls, values: Tensor, *, confidence: float = 0.95) -> SpectralDensity:
@@ -97,9 +102,13 @@ class SpectralDensity:
 
     @functools.cached_property
     def _measure(self) -> tuple[Tensor, Tensor]:
-        rest, atoms = self._rest, torch.full_like(self.deflated, 1 / self.size)
-        nodes, order = torch.cat([rest[0], self.deflated]).sort(stable=True)
-        return nodes, torch.cat([self._sampled * rest[1], atoms])[order]
+        (rest, shares), atoms = self._shown, torch.full_like(self.deflated, 1 / self.size)
+        nodes, order = torch.cat([rest, self.deflated]).sort(stable=True)
+        return nodes, torch.cat([self._sampled * shares, atoms])[order]
+
+    @property
+    def _shown(self) -> tuple[Tensor, Tensor]:
+        return self._rest[:2] if self.continued is None else self.continued
 
     @property
     def nodes(self) -> Tensor:
@@ -169,19 +178,24 @@ class SpectralDensity:
         """
         if not low <= high:
             raise SettingError(f"low must be a number and high one that is not below it, got {low!r} and {high!r}")
-        nodes, weights, _ = self._rest
-        share = _whole(float(weights[(nodes >= low) & (nodes <= high)].sum()))
-        entering, leaving = self._leaking(low, high)
+        (share, of_starts), (entering, leaving) = self._shares(low, high), self._leaking(low, high)
         known = (self.deflated >= low) & (self.deflated <= high)
         reach = self._errors + self._floor
         surely = (self.deflated - reach >= low) & (self.deflated + reach <= high)
         maybe = (self.deflated + reach >= low) & (self.deflated - reach <= high)
         left = self.size - len(self.deflated)
-        least = int(surely.sum()) + left * self._end(_whole(share - leaving), upper=False)
-        most = int(maybe.sum()) + left * self._end(_whole(share + entering), upper=True)
+        least = int(surely.sum()) + left * self._end(_whole(of_starts - leaving), upper=False)
+        most = int(maybe.sum()) + left * self._end(_whole(of_starts + entering), upper=True)
         value = (int(known.sum()) + left * share) / self.size
         stderr = self._sampled * math.sqrt(2 * share * (1 - share) / (len(self.starts) * left + 2))
         return self._estimate(1.0, value, stderr, min(least / self.size, value), max(most / self.size, value))
+
+    def _shares(self, low: float, high: float) -> tuple[float, float]:
+        """Mass in an interval of what stands for the starts, and of their quadratures."""
+        found = []
+        for nodes, weights in (self._shown, self._rest[:2]):
+            found.append(_whole(float(weights[(nodes >= low) & (nodes <= high)].sum())))
+        return found[0], found[1]
 
     def _leaking(self, low: float, high: float) -> tuple[float, float]:
         """Mass of nodes outside that may be inside an interval, and of nodes inside that may be outside.

@@ -20,6 +20,7 @@ from scipy.linalg import eigvals_banded
 from scipy.special import chdtrc
 from torch import Tensor
 
+from .continuation import longer, symmetric_coupling
 from .lanczos import LanczosBasis
 from .operators import Observed
 from .quadrature import Quadrature, gauss
@@ -31,6 +32,8 @@ _WORTH = 0.1  # of the error that knowing an eigenvalue's mass saves, what its r
 _SMALL = 100  # vectors of a basis, of which all is quickly known
 _CHANGE = 1e-7  # of T, relative: its square and rounding over it are both small
 _NOTHING = 1e-24  # weight that is rounding
+_LONGER = 3  # times the rows of T that are added when it goes on, with which little of the staircase is left,
+_ROWS = 256  # and at most, since eigenvalues of dense matrices take cubic time
 _IMPLAUSIBLE = 1e-8  # probability of weights so large that more eigenvalues must be behind them
 
 
@@ -156,41 +159,80 @@ class StartBlock:
 
     def shorter(self, steps: int) -> Rule:
         """The rule of some steps before."""
-        basis = self.basis
-        size = max(basis.size - steps * self.starts, min(self.starts, basis.size))
+        basis, size = self.basis, self._size(steps)
         if isinstance(basis, ThreeTerm):
             found = gauss(basis, size)
             return Rule(found.nodes, found.weights.sqrt()[None], found.residuals, 1)
         if size == basis.size:
             values, Y = (torch.from_numpy(np.ascontiguousarray(found)) for found in basis.eigh())
-            coupling = torch.from_numpy(np.ascontiguousarray(basis.R))
         else:
             values, Y = torch.linalg.eigh(torch.from_numpy(basis.T[:size, :size].copy()))
-            coupling = torch.from_numpy(basis.T[size : size + self.starts, size - self.starts : size].copy())
+        coupling = self._coupling(size)
         residuals = (coupling @ Y[size - coupling.shape[1] :]).square().sum(dim=0).sqrt()
         return Rule(values, Y, residuals, self.starts)
 
-    def before(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Nodes and mean weights of the rule some steps before, without its eigenvectors, which take most of the time.
+    def _size(self, steps: int) -> int:
+        """Of T, some steps before."""
+        return max(self.basis.size - steps * self.starts, min(self.starts, self.basis.size))
 
-        A node's mean weight is its derivative by a multiple of the projection on the starts that is added to T. From
-        a central difference it is right to about 1e-8, and clusters that are closer keep their weight together.
+    def _coupling(self, size: int) -> Tensor:
+        """Of the block that ends there to the next."""
+        basis, starts = self.basis, self.starts
+        found = basis.R if size == basis.size else basis.T[size : size + starts, size - starts : size]
+        return torch.from_numpy(np.array(found, order="C"))
+
+    # ------------------------------------------------------------------ measures
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there are further steps, and what they begin with is known."""
+        return not self.ended and self.basis.R.shape == (self.starts, self.starts)
+
+    def rows(self, size: int) -> int:
+        """How many to add to so many: with them little is left of the staircase."""
+        return min(_LONGER * size, _ROWS) if self.goes_on else 0
+
+    def continued(self, taken: Tensor) -> tuple[Tensor, Tensor]:
+        """Nodes and mean weights of what is left when some Ritz pairs are taken out, as if steps went on.
+
+        No node is outside of the Ritz values, and so of the spectrum: those beyond are moved to the ends. Where the
+        starts' space ends, it is the rule.
         """
-        size = self.basis.size - steps * self.starts
-        if self.starts == 1 or size < _SMALL:
-            return self.shorter(steps).mean
-        T = self.basis.T[:size, :size]
-        band = np.zeros((self.starts + 1, size))
-        for below in range(self.starts + 1):
-            band[below, : size - below] = T.diagonal(-below)
+        starts, rule, T = self.starts, self.rule, torch.from_numpy(self.basis.T.copy())
+        nodes, weights = rule.nodes[~taken], rule.weights[:, ~taken]
+        if len(nodes) and (rows := self.rows(len(nodes))):
+            values, Y = (nodes, rule.Y[:, ~taken]) if self.kept else torch.linalg.eigh(T)
+            A, B = T[-starts:, -starts:], symmetric_coupling(self._coupling(len(T)))
+            nodes, Z = torch.linalg.eigh(longer(values.diag(), Y[-starts:], A, B, rows))
+            nodes, weights = nodes.clamp(rule.nodes[0], rule.nodes[-1]), (Y[:starts] @ Z[: len(values)]).square()
+        return nodes, (weights / weights.sum(dim=1, keepdim=True)).mean(dim=0)
+
+    def before(self, steps: int, rows: int = 0) -> tuple[Tensor, Tensor]:
+        """Nodes and mean weights of the rule some steps before, or of T with so many rows more than it had then.
+
+        Without its eigenvectors, which take most of the time: a node's mean weight is its derivative by a multiple of
+        the projection on the starts that is added to T. From a central difference it is right to about 1e-8, and
+        clusters that are closer keep their weight together.
+        """
+        starts, size = self.starts, self._size(steps)
+        T = torch.from_numpy(self.basis.T[:size, :size].copy())
+        if rows:
+            A, B = T[-starts:, -starts:], symmetric_coupling(self._coupling(size))
+            T = longer(T, torch.eye(size, dtype=T.dtype)[-starts:], A, B, rows)
+        if starts == 1 or len(T) < _SMALL:
+            nodes, Y = torch.linalg.eigh(T)
+            return nodes, Y[:starts].square().mean(dim=0)
+        band = np.zeros((2 * starts, len(T)))
+        for below in range(2 * starts):
+            band[below, : len(T) - below] = T.diagonal(-below)
         change = _CHANGE * float(np.abs(band).max())
         moved = []
         for sign in (1, -1):
             shifted = band.copy()
-            shifted[0, : self.starts] += sign * change
+            shifted[0, :starts] += sign * change
             moved.append(torch.from_numpy(eigvals_banded(shifted, lower=True, check_finite=False)))
         up, down = moved
-        return (up + down) / 2, (up - down) / (2 * change * self.starts)
+        return (up + down) / 2, (up - down) / (2 * change * starts)
 
     def ritz_vectors(self, taken: Tensor) -> Tensor:
         """Ritz vectors of the last rule, (n, d)."""
