@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .audit import Audit, Criterion
 from .catalogue import CATALOGUE
+from .phases import phases
 
 if TYPE_CHECKING:
     from .run import Run
@@ -27,8 +28,8 @@ def run_audit_as_dict(run: Run, players: Iterable[str] | None = None) -> dict[st
         players: whose; default: all.
 
     Returns:
-        ``v``, ``run``, ``status``, ``reason`` and ``players``: by name, each as `audit_as_dict` gives it. No number
-        is rounded; NaN and infinities are None.
+        ``v``, ``run``, ``status``, ``reason`` and ``players``: by name, each as `audit_as_dict` gives it, with
+        the ``phases`` of the run. No number is rounded; NaN and infinities are None.
 
     Raises:
         RunError: if the run has no such player.
@@ -42,6 +43,8 @@ def run_audit_as_dict(run: Run, players: Iterable[str] | None = None) -> dict[st
     """
     names = run.players if players is None else list(players)
     audits = {name: audit_as_dict(run.audit(name)) for name in names}
+    for name, content in audits.items():
+        content["phases"] = [dataclasses.asdict(phase) for phase in phases(run, name)]
     reason = run.meta.get("reason")
     return {"v": AUDIT_VERSION, "run": run.name, "status": run.status, "reason": reason, "players": audits}
 

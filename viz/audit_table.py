@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from losscope.probes import Assumption, Audit, Criterion
+from losscope.probes.phases import Phase
 
 from .explain import explanation
-from .words import against, evidence, headline, interval, number, short_symbol, split, together, verdict
+from .words import against, course, evidence, headline, interval, number, short_symbol, split, together, verdict
 
 __all__ = ["audit_table", "print_audit"]
 
@@ -20,13 +21,21 @@ STYLES = {"good": "green", "edge": "yellow", "bad": "bold red", "open": "blue", 
 HOLDS: tuple[tuple[bool | None, str], ...] = ((False, "not met"), (None, "not checked"), (True, "met"))
 
 
-def print_audit(audit: Audit, console: Console | None = None, *, title: str = "", explain: bool = False) -> None:
+def print_audit(
+    audit: Audit,
+    console: Console | None = None,
+    *,
+    title: str = "",
+    phases: Sequence[Phase] = (),
+    explain: bool = False,
+) -> None:
     """Print an audit: a row for each criterion that applies, what does not apply and why, and what it all rests on.
 
     Args:
         audit: the audit.
         console: where to; default: standard output, without colours when that is not a terminal.
         title: what was audited.
+        phases: of the run.
         explain: say of every criterion what it compares, means and presumes, and who derived it.
 
     Example:
@@ -38,16 +47,19 @@ def print_audit(audit: Audit, console: Console | None = None, *, title: str = ""
         No verdict: No criterion applies: no measurement...
     """
     console = console or Console(highlight=False)
-    shown = audit_table(audit, title=title, signs=_can_show_signs(console), explain=explain)
+    shown = audit_table(audit, title=title, phases=phases, signs=_can_show_signs(console), explain=explain)
     console.print(shown, highlight=False)
 
 
-def audit_table(audit: Audit, *, title: str = "", signs: bool = True, explain: bool = False) -> RenderableType:
+def audit_table(
+    audit: Audit, *, title: str = "", phases: Sequence[Phase] = (), signs: bool = True, explain: bool = False
+) -> RenderableType:
     """What `print_audit` prints.
 
     Args:
         audit: the audit.
         title: what was audited.
+        phases: of the run.
         signs: whether the console can show more than ASCII.
         explain: whether to explain every criterion.
     """
@@ -59,6 +71,8 @@ def audit_table(audit: Audit, *, title: str = "", signs: bool = True, explain: b
     if audit.steps is not None:
         many = f"{audit.measurements} measurement" + ("s" if audit.measurements != 1 else "")
         parts.append(Text(f"Medians over {many}, steps {audit.steps[0]:,} to {audit.steps[1]:,}.", style="dim"))
+    if phases:
+        parts.append(Text(f"Phases: {course(phases)}.", style="dim"))
     if audit.note:
         parts.append(Text(f"Note: {audit.note}."))
     lines, rest = split(audit)

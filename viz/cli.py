@@ -127,6 +127,7 @@ def audit(
     """
     with _one_line_errors():
         from losscope.probes.audit_json import run_audit_as_dict
+        from losscope.probes.phases import phases
 
         from .audit_table import print_audit
         from .facts import read_run
@@ -140,7 +141,8 @@ def audit(
             print(json.dumps(run_audit_as_dict(read, names), allow_nan=False, indent=2))
         for each in [] if as_json else audits:
             several = len(read.players) > 1
-            print_audit(each, title=f"{read.name}: {each.player}" if several else read.name, explain=explain)
+            title = f"{read.name}: {each.player}" if several else read.name
+            print_audit(each, title=title, phases=phases(read, each.player), explain=explain)
     if failing.fails(audits):
         raise typer.Exit(EXIT_FAILED)
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from losscope.landscape import LosscopeError, RunError
 from losscope.probes import Run, Sharpness, Spectrum, Stability, Trace, Watch, watch
 from losscope.probes.folder import check_folder
+from losscope.probes.phases import phases
 
 from .audit_table import print_audit
 from .figure import figure
@@ -259,7 +260,7 @@ def run_demo(out: Path | None = None, steps: int = STEPS, seed: int = 0) -> tupl
         check_folder(home / name, {}, resume=False)
     runs = [train(seed, steps, home / name) for name, train in trainings]
     for run in runs:
-        print_audit(run.audit(), console, title=f"Audit of {home / run.name}")
+        print_audit(run.audit(), console, title=f"Audit of {home / run.name}", phases=phases(run))
     console.print("", reading(*runs), "", "Written:", sep="\n")
     for run in runs:
         for path in write_figures(run):

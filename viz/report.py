@@ -16,6 +16,7 @@ from losscope.landscape import RunError
 from losscope.probes import Criterion, Run
 from losscope.probes.audit_json import run_audit_as_dict, strict
 from losscope.probes.catalogue import CATALOGUE
+from losscope.probes.phases import phases
 
 from . import series, words
 from .facts import player_facts, read_run, run_facts
@@ -143,6 +144,8 @@ def _player(run: Run, name: str, index: int) -> dict[str, Any]:
             )
             for width, size in (("wide", WIDE[kind]), ("narrow", NARROW[kind]))
         }
+        if kind == "stability" and (course := words.course(phases(run, name))):
+            caption = f"{caption} Here: {course}."
         figures.append({"kind": kind, "caption": caption} | drawn)
     return {
         "name": name, "audit": audit, "headline": said, "applies": applies, "barred": words.together(barred),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from losscope.probes import Audit, Criterion
+from losscope.probes.phases import Phase
 
 __all__ = [
     "VERDICTS",
@@ -14,6 +15,7 @@ __all__ = [
     "Verdict",
     "against",
     "compared",
+    "course",
     "evidence",
     "headline",
     "interval",
@@ -162,6 +164,19 @@ def together(criteria: Sequence[Criterion]) -> list[str]:
     for criterion in criteria:
         found.setdefault(criterion.reason, []).append(criterion.name)
     return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
+
+
+def course(phases: Sequence[Phase]) -> str:
+    """The phases of a run in a line; empty where none has a name.
+
+    Example:
+        >>> from losscope.probes.phases import Phase
+        >>> from losscope.viz.words import course
+        >>> course([Phase("progressive sharpening", 0, 300), Phase("edge of stability", 300, 2980)])
+        'progressive sharpening (steps 0 to 300), edge of stability (300 to 2,980)'
+    """
+    said = [f"{phase.name} ({phase.first:,} to {phase.last:,})" for phase in phases]
+    return ", ".join(said).replace("(", "(steps ", 1)
 
 
 def evidence(audit: Audit) -> list[str]:

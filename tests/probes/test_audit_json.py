@@ -12,6 +12,7 @@ from losscope.landscape import RunError
 from losscope.probes import Assumption, Audit, Criterion
 from losscope.probes.audit_json import AUDIT_VERSION, audit_as_dict, run_audit_as_dict, strict
 from losscope.probes.catalogue import CATALOGUE
+from losscope.probes.phases import phases
 
 LINE = {
     "name", "symbol", "kind", "verdict", "reason", "formula", "measured", "low", "high", "threshold", "ratio",
@@ -67,6 +68,8 @@ def test_a_run_with_players():
     run = run_of([*hovering(player="G"), *minibatch(player="D")], G={}, D={"batch_size": 32})
     found = run_audit_as_dict(run)
     assert (found["v"], found["run"], found["status"], found["reason"]) == (1, "run", "finished", None)
+    shaded = {name: found["players"][name].pop("phases") for name in "GD"}
+    assert shaded == {name: [dataclasses.asdict(phase) for phase in phases(run, name)] for name in "GD"}
     assert found["players"] == {name: audit_as_dict(run.audit(name)) for name in "GD"}
     assert list(run_audit_as_dict(run, ["D"])["players"]) == ["D"]
     assert meta(G={})["players"]  # the run is not changed

@@ -32,6 +32,7 @@ def test_audit_says_verdicts_and_exits_with_0(run: Path) -> None:
     assert "At the edge: The sharpness is 1.0" in result.stdout
     assert "sharpness: AT_EDGE (necessary and sufficient)" in result.stdout
     assert "Does not apply\n  trace: " in result.stdout
+    assert "Phases: progressive sharpening (steps " in result.stdout
     assert "\x1b" not in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
 

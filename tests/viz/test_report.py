@@ -124,7 +124,10 @@ def test_the_audit_table_is_the_audit(page: Page, tmp_path: Path) -> None:
 def test_the_data_is_the_run(page: Page) -> None:
     assert page.data["meta"]["players"]["model"]["batch_size"] == 32
     run = run_of(minibatch(), model={"batch_size": 32})
-    assert page.data["audit"]["players"]["model"] == audit_as_dict(run.audit())
+    audited = page.data["audit"]["players"]["model"]
+    (phase,) = audited.pop("phases")
+    assert audited == audit_as_dict(run.audit())
+    assert f"Here: progressive sharpening (steps {phase['first']:,} to {phase['last']:,})." in page.words
     assert sum(r["probe"] == "sharpness" for r in page.data["records"]) == 300
     assert len(page.data["logged"]["model"]["loss"]["steps"]) == 3000
 
