@@ -24,7 +24,7 @@ from .random_matrix import tracy_widom_quantile
 __all__ = ["Bulk", "BulkEdge", "bulk_of", "three_term_coefficients"]
 
 _USED = 2 / 3  # of the levels: the last ones feel what is left of a node that had not converged
-_SEEN = 3.0  # times n^(1/3): after so many steps eigenvalues at the edge are seen one by one
+_SEEN = 3.0  # times the root of (half the width / 2 units): then eigenvalues at an edge are seen one by one
 _FEWEST = 6  # levels of coefficients that show whether these settle
 _LIKE = 0.1  # relative, of coefficients of a law and those that are called like it
 _FIRST = 3  # levels that show it
@@ -124,7 +124,7 @@ def bulk_of(starts: Sequence[Quadrature], steps: int, size: int) -> Bulk | None:
     law, rigid = _named(alpha.mean(dim=0), beta.mean(dim=0))
     first = float(alpha[:, 0].mean()), float(beta[:, 0].mean())
     alpha, beta = _for_all(alpha[:, 1:], beta[:, 1:], first[0], size)
-    lower, upper = (_edge(alpha, beta, first, size, sign) for sign in (-1, 1))
+    lower, upper = (_edge(alpha, beta, first, size, sign, rigid=rigid) for sign in (-1, 1))
     return Bulk(lower, upper, law, rigid)
 
 
@@ -162,10 +162,13 @@ def _for_all(alpha: Tensor, beta: Tensor, mean: float, size: int) -> tuple[Tenso
     return alpha + 2 * skew * gone, beta / left.clamp(min=0.25).sqrt()
 
 
-def _edge(alpha: Tensor, beta: Tensor, first: tuple[float, float], size: int, sign: int) -> BulkEdge:
-    ends = alpha + 2 * sign * beta
-    (starts, levels), means = ends.shape, ends.mean(dim=0)
+def _edge(alpha: Tensor, beta: Tensor, first: tuple[float, float], size: int, sign: int, *, rigid: bool) -> BulkEdge:
     middle, half = float(alpha.mean()), float(beta.mean())
+    unit = _unit(middle, half, first, size, sign)
+    ends = alpha + 2 * sign * beta
+    if rigid:  # with n^(1/3) levels for a semicircle of n eigenvalues, and fewer where most of them are zeros
+        ends = ends[:, : max(_FEWEST, int(_SEEN * math.sqrt(half / unit)))]
+    (starts, levels), means = ends.shape, ends.mean(dim=0)
     if starts > 1:
         within, degrees = float(ends.var(dim=0).mean()) / starts, levels * (starts - 1)
     else:  # from one level to the next (von Neumann, Ann. Math. Stat. 12, 367, 1941)
@@ -174,7 +177,7 @@ def _edge(alpha: Tensor, beta: Tensor, first: tuple[float, float], size: int, si
     chance = float(fdtri(levels - 1, degrees, 1 - _RISK)) * within
     unsettled = math.sqrt(max(0.0, between - chance))
     stderr = math.sqrt(max(within, between) / levels)
-    return BulkEdge(float(means.mean()), stderr, unsettled, _unit(middle, half, first, size, sign), 4 * half)
+    return BulkEdge(float(means.mean()), stderr, unsettled, unit, 4 * half)
 
 
 def _unit(middle: float, half: float, first: tuple[float, float], size: int, sign: int) -> float:

@@ -124,7 +124,7 @@ def outliers(
     pairs: Eigenpairs | Sequence[Eigenpairs] = (),
     *,
     null: float | Eigenpairs | Sequence[float | Eigenpairs] = (),
-    confidence: float = 0.95,
+    confidence: float = 0.99,
 ) -> Outliers:
     r"""Which eigenvalues stand apart from the bulk of a spectrum.
 

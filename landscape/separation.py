@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ __all__ = ["SideMethod", "SideView", "by_bulk", "by_gap", "by_null"]
 _SHARE = 0.1  # of all eigenvalues: what there is more of is no outlier
 _RANKS = 64  # extreme eigenvalues of a side that are looked at
 _APART = 4.0  # units of Tracy and Widom's law from an outlier to the next eigenvalue
-_SPARSER = 1.75  # times the spacing of eigenvalues at the edge of the bulk: that of outliers
-_PATIENCE = 4  # how often eigenvalues are taken out of a bulk that none stands out of
+_OWN = 1.0  # unit of that law, by which the edge of a bulk moves inwards without its extreme eigenvalue
+_PATIENCE = 12  # how often eigenvalues are taken out of a bulk that none stands out of
 _LEAST = 10  # eigenvalues that a bulk and outliers take
 _AFTER = range(3, 10)  # how many gaps a gap is compared with
 
@@ -99,12 +100,10 @@ class SideView:
         """A place between that many eigenvalues and the rest."""
         return math.inf if count == 0 else float(self.values[count - 1 : count + 1].mean())
 
-    def excess(self, edge: BulkEdge, count: int, risk: float) -> float:
-        """How far the next eigenvalue after so many lies beyond the reach of an edge, in units of that."""
-        if count >= len(self.values):
-            return -math.inf
-        beyond = float(self.values[count] - self.residuals[count]) - self.sign * edge.value
+    def excess(self, edge: BulkEdge, rank: int, risk: float) -> float:
+        """How far the eigenvalue of a rank lies beyond the reach of the edge that is without it, in units of that."""
         reach = edge.reach(risk, whole=False)
+        beyond = float(self.values[rank] - self.residuals[rank]) - self.sign * edge.value - _OWN * edge.unit
         return beyond / reach - 1 if reach > 0 else math.copysign(math.inf, beyond - reach)
 
     def too_heavy(self, edge: float, count: int) -> bool:
@@ -167,43 +166,55 @@ def _one_side(pairs: Eigenpairs, sign: int) -> tuple[Tensor, Tensor]:
 def by_bulk(views: Sequence[SideView], size: int, risk: float) -> list[SideMethod]:
     """By the edges of a bulk in one piece: eigenvalues are taken out, outermost first, until the rest is one.
 
-    Several outliers at one place bend the fit so that none of them stands out of it, but then its coefficients are
-    not constant. So the search goes on until they are, and what nearly was before counts only where it never ends.
+    Whether an eigenvalue stands out is asked of the bulk without it, which it bends: half of the way towards itself
+    where it is just beyond the edge. Others that are still in the bulk bend it too, and several at one place so that
+    none of them stands out; but then the coefficients are not constant, and the search goes on until they are. Of
+    all places where it could have ended, the one counts that leaves the most constant bulk.
     """
     name, most = "random matrix", min(int(_SHARE * size), _RANKS - 1)
     if not views[0].measures:
         return [_silent(name, "it needs a spectral density")] * 2
     if views[0].steps >= size and (point := _point(views[0].measures, views[0].rounding)) is not None:
         return [_around(view, view.sign * point) for view in views]
-    found: list[tuple[int, int, int, list[SideMethod]]] = []
-    counts, sure, in_vain = [0, 0], [0, 0], 0
-    while max(counts) <= most and in_vain <= _PATIENCE and (bulk := _bulk(views, counts)) is not None:
-        edges = bulk.upper, bulk.lower
-        excess = [view.excess(edge, k, risk) for view, edge, k in zip(views, edges, counts, strict=True)]
+
+    @functools.cache
+    def bulk_without(above: int, below: int) -> Bulk | None:
+        return bulk_of(_without(views, (above, below)), views[0].steps, views[0].size)
+
+    found: list[tuple[int, float, int, list[SideMethod]]] = []
+    counts, sure, in_vain = (0, 0), (0, 0), 0
+    while max(counts) <= most and in_vain <= _PATIENCE and (bulk := bulk_without(*counts)) is not None:
+        unsettled = [edge.unsettled for edge in (bulk.upper, bulk.lower)]
+        excess = [
+            _excess(view, counts[side], bulk_without(*_one_more(counts, side)), risk) for side, view in enumerate(views)
+        ]
         if max(excess) > 0:
             side = excess.index(max(excess))
-            sure[side] = counts[side] + 1
-            counts, in_vain = list(sure), 0
+            sure = (counts[0] + 1, sure[1]) if side == 0 else (sure[0], counts[1] + 1)
+            counts, in_vain = sure, 0
             continue
-        unsettled = [edge.unsettled for edge in edges]
         if in_vain == 0:  # what was taken out last stood out
             says = [_by_edge(view, bulk, k, risk) for view, k in zip(views, counts, strict=True)]
-            changing = sum(x > 0 for x in unsettled)
-            found.append((sum(m.count is None for m in says), changing, len(found), says))
+            found.append((sum(m.count is None for m in says), max(unsettled), len(found), says))
         if max(unsettled) == 0:
             break
-        counts[unsettled.index(max(unsettled))] += 1
-        in_vain += 1
-    if not found and counts == [0, 0]:
+        counts, in_vain = _one_more(counts, unsettled.index(max(unsettled))), in_vain + 1
+    if not found and counts == (0, 0):
         return [_silent(name, "it needs more Lanczos steps")] * 2
     if not found:
         return [_silent(name, f"no bulk in one piece: {max(counts)} eigenvalues lie beyond its edge")] * 2
     return min(found)[-1]
 
 
-def _bulk(views: Sequence[SideView], counts: Sequence[int]) -> Bulk | None:
-    """The bulk without that many eigenvalues above and below."""
-    return bulk_of(_without(views, counts), views[0].steps, views[0].size)
+def _one_more(counts: tuple[int, int], side: int) -> tuple[int, int]:
+    return (counts[0] + 1, counts[1]) if side == 0 else (counts[0], counts[1] + 1)
+
+
+def _excess(view: SideView, rank: int, bulk: Bulk | None, risk: float) -> float:
+    """How far the eigenvalue of a rank stands out of the bulk that is without it."""
+    if bulk is None or rank >= len(view.values):
+        return -math.inf
+    return view.excess(bulk.upper if view.sign > 0 else bulk.lower, rank, risk)
 
 
 def _without(views: Sequence[SideView], counts: Sequence[int]) -> list[Quadrature]:
@@ -235,20 +246,16 @@ def _by_edge(view: SideView, bulk: Bulk, k: int, risk: float) -> SideMethod:
 
 
 def _stands_apart(view: SideView, bulk: Bulk, edge: BulkEdge, k: int, risk: float) -> bool:
-    """Whether a gap follows the k-th eigenvalue, and those before it are not as dense as those after.
+    """Whether a gap follows the k-th eigenvalue.
 
     Where the bulk is like no law that has a rigid edge, the gap must be exceptional in itself.
     """
     if k >= len(view.values):
         return True
     gap = float(view.values[k - 1] - view.residuals[k - 1] - view.values[k] - view.residuals[k])
-    before, after = (
-        -view.values[some].diff() for some in (slice(max(0, k - _AFTER.stop), k), slice(k, k + _AFTER.stop))
-    )
-    if len(before) >= 2 and len(after) >= 2 and float(before.mean()) < _SPARSER * float(after.mean()):
-        return False
     if bulk.rigid:
         return gap > _APART * edge.unit
+    after = -view.values[k : k + _AFTER.stop].diff()
     return len(after) >= _AFTER.start and _chance(1, gap, after) <= risk
 
 

@@ -67,6 +67,7 @@ def by_method(side: OutlierSide) -> dict[str, int | None]:
 SPIKED = {
     "one": lambda seed: symmetric([1.5], seed),
     "three": lambda seed: symmetric([1.5, 2.0, 4.0], seed),
+    "five at one place": lambda seed: symmetric([1.5] * 5, seed),
     "ten": lambda seed: symmetric(torch.linspace(1.5, 6.0, 10).tolist(), seed),
     "both sides": lambda seed: symmetric([1.5, 3.0, -1.5, -2.0, -50.0], seed),
     "small and shifted": lambda seed: 1e-6 * symmetric([1.6, 2.5, -1.7], seed) + 3e-5 * torch.eye(N, dtype=F64),
@@ -74,7 +75,7 @@ SPIKED = {
     "square covariance": lambda seed: covariance(1.0, [1.5, 4.0], seed),
 }
 TRUTH = {
-    "one": (1, 0), "three": (3, 0), "ten": (10, 0), "both sides": (2, 3), "small and shifted": (2, 1),
+    "one": (1, 0), "three": (3, 0), "five at one place": (5, 0), "ten": (10, 0), "both sides": (2, 3), "small and shifted": (2, 1),
     "covariance": (3, 0), "square covariance": (2, 0),
 }  # fmt: skip
 
