@@ -40,7 +40,7 @@ from .hessian import Hessian
 from .mean_estimates import Accuracy, Mean, Ratio
 from .minibatch_draws import MinibatchDraws
 from .objective import Objective
-from .operators import Observed
+from .operators import Observed, SymmetricOperator
 from .results import Estimate
 from .space import generator_for
 
@@ -118,7 +118,7 @@ def minibatch_sharpness(
     min_draws: int = 50,
     max_draws: int = 500,
     preconditioner: Tensor | Mapping[str, Tensor] | Sequence[Tensor] | None = None,
-    hessian: Hessian | None = None,
+    hessian: Hessian | Observed | None = None,
     confidence: float = 0.95,
     memory: int | None = None,
     seed: int | torch.Generator | None = None,
@@ -204,7 +204,7 @@ def _rest(draws: MinibatchDraws, whole: Observed, accuracy: Accuracy) -> dict[st
     """What needs the loss, the gradient or the Hessian of all samples, by name."""
     n, B, found = draws.samples, draws.batch_size, draws.forms
     spread = B * (n - 1) / (n - B) if n > B else math.nan
-    loss, g = whole.operator.value_and_gradient()  # type: ignore[attr-defined]
+    loss, g = _innermost(whole).value_and_gradient()  # type: ignore[attr-defined]
     per_loss = 1 / (2 * loss) if loss > 0 else math.nan
     square, form = (float((g * x).sum(dtype=torch.float64)) for x in (g, whole @ g))
     squares = Mean(found.square)
@@ -241,6 +241,10 @@ def _few(draws: MinibatchDraws) -> str:
 def _of_pairs(values: Tensor) -> Tensor:
     """The means of both mini-batches of each pair, (m,) -> (m / 2,)."""
     return values.unflatten(0, (-1, 2)).mean(dim=1)
+
+
+def _innermost(operator: SymmetricOperator) -> SymmetricOperator:
+    return _innermost(operator.operator) if isinstance(operator, Observed) else operator
 
 
 def _check(batch_size: int, samples: int, counts: tuple[int, int]) -> None:

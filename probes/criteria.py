@@ -111,11 +111,12 @@ def _where_gradients_are(window: list[Record]) -> list[Assumption]:
     dead = median(column(window, "dead_share"))
     if dead is not None and dead > 0.1:
         found.append(Assumption(f"the top eigenvector is where gradients are ({dead:.0%} is not)", False))
-    ratios = [median(column(window, f"sharpness_epsilon_{factor}", "threshold")) for factor in (10, 100)]
     ratio = median(column(window, "sharpness", "threshold"))
-    if ratio and ratios[0] is not None and ratios[1] is not None:
-        said = f"the ratio does not hang on epsilon ({ratios[0]:.3g} and {ratios[1]:.3g} at 10 and 100 times it)"
-        found.append(Assumption(said, ratios[0] > 0.9 * ratio))
+    ten, hundred = (median(column(window, f"sharpness_epsilon_{factor}", "threshold")) for factor in (10, 100))
+    if ratio and hundred is not None:
+        at_ten = "" if ten is None else f"{ten:.3g} at 10 times it, "
+        said = f"the ratio does not hang on epsilon ({at_ten}{hundred:.3g} at 100 times it)"
+        found.append(Assumption(said, (hundred if ten is None else ten) > 0.9 * ratio))
     return found
 
 

@@ -9,7 +9,7 @@ from .snapshot import Snapshot
 
 __all__ = ["NAMES", "minibatch_values"]
 
-NAMES = {
+_ATTRIBUTES = {
     "batch_sharpness": "mean_of_ratios",
     "batch_sharpness_ratio": "ratio_of_means",
     "interaction_aware": "interaction_aware",
@@ -18,7 +18,8 @@ NAMES = {
     "aligned_trace": "aligned_trace",
     "frobenius": "frobenius",
 }
-"""Names of the records, of the audit's catalogue, by those of the estimate."""
+NAMES = tuple(_ATTRIBUTES)
+"""What it is called in the records, by the audit's catalogue."""
 
 
 def minibatch_values(snapshot: Snapshot, rtol: float) -> dict[str, float | None]:
@@ -30,12 +31,12 @@ def minibatch_values(snapshot: Snapshot, rtol: float) -> dict[str, float | None]
     """
     assert snapshot.batch_size is not None
     found = minibatch_sharpness(
-        snapshot.objective, snapshot.batch_size, rtol=rtol, hessian=snapshot._hessian,
+        snapshot.objective, snapshot.batch_size, rtol=rtol, hessian=snapshot.hessian,
         preconditioner=None if snapshot.seen is None else snapshot.seen.preconditioner,
         seed=snapshot._seed_of("minibatches"),
     )  # fmt: skip
     values: dict[str, float | None] = {"minibatch_draws": float(found.draws)}
-    for name, attribute in NAMES.items():
+    for name, attribute in _ATTRIBUTES.items():
         estimate: Estimate | None = getattr(found, attribute)
         if estimate is not None:
             values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from losscope.landscape import NonFiniteError, SettingError, top_eigenpairs
@@ -55,8 +56,9 @@ class Stability(Probe):
 
     def needs(self) -> Needs:
         """Top eigenpair, and the trace at the full level."""
-        rtol = self.rtol if self.level == "full" else None
-        return Needs(1, self.tol, self.bound_every, rtol, training_gradient=True, seen=True)
+        full = self.level == "full"
+        rtol = self.rtol if full else None
+        return Needs(1, self.tol, self.bound_every, rtol, training_gradient=True, seen=True, midpoint=full)
 
     def measure(self, snapshot: Snapshot) -> Measurement:
         """All criteria of the level at this step."""
@@ -65,13 +67,18 @@ class Stability(Probe):
         reasons = [snapshot.hessian.note]
         if trace is not None:
             values |= {"trace": trace.value, "trace_low": trace.low, "trace_high": trace.high}
-            for part, names in ((self._noise, NAMES), (self._larger_epsilon, ())):
+            parts: tuple[tuple[str, Callable[[Snapshot], Values], tuple[str, ...]], ...] = (
+                ("mini-batches", self._noise, NAMES),
+                ("larger epsilon", self._larger_epsilon, ()),
+                ("critical sharpness", _along_the_update, ()),
+            )
+            for what, part, names in parts:
                 try:
                     values |= part(snapshot)
                 except NonFiniteError:
                     raise
                 except Exception as error:  # e.g. batches of a kind that cannot be cut; the rest still stands
-                    reasons.append(f"{', '.join(names) or 'larger epsilon'}: {type(error).__name__}: {error}")
+                    reasons.append(f"{what}: not measured: {type(error).__name__}: {error}")
                     values |= dict.fromkeys(names)
         sharpness, low, high = (values[f"sharpness{end}"] for end in ("", "_low", "_high"))
         threshold, largest = values["threshold"], values["threshold_largest"]
@@ -103,6 +110,11 @@ class Stability(Probe):
             values |= {"one_over_lr": 1 / snapshot.lr, "two_over_lr": 2 / snapshot.lr}
         if (match := snapshot.gradient_match()) is not None:
             values["gradient_cosine"], values["gradient_scale"] = match
+        if (norm := snapshot.training_gradient_norm) is not None:
+            values |= {
+                "training_gradient_norm": norm,
+                "training_gradient_largest": snapshot.training_gradient_largest,
+            }
         return values, pairs.kernel
 
     def _noise(self, snapshot: Snapshot) -> Values:
@@ -116,20 +128,37 @@ class Stability(Probe):
         return values
 
     def _larger_epsilon(self, snapshot: Snapshot) -> Values:
-        """The sharpness with ten and a hundred times epsilon: coordinates that only epsilon moves are dead."""
+        """The sharpness with a hundred times epsilon, and with ten if that changes it.
+
+        Coordinates that only epsilon moves are dead. The sharpness falls as epsilon grows, so that what a hundred
+        times it leaves, ten times it does.
+        """
         if snapshot.seen is None or (pair := snapshot.seen_pair(self.tol)) is None:
             return {}
         values: Values = {}
         direction = pair[0].to_parameters(pair[1].vectors)
-        for factor in (10, 100):
+        for factor in (100, 10):
             operator = snapshot.seen.with_epsilon(factor).of(snapshot.hessian)
             found = top_eigenpairs(
                 operator, tol=max(self.tol, operator.space.rounding), start=operator.from_parameters(direction),
                 max_matvecs=20, seed=snapshot._seed_of(f"epsilon {factor}"),
             )  # fmt: skip
             values[f"sharpness_epsilon_{factor}"] = float(found.values[0])
-            direction = operator.to_parameters(found.vectors)
+            if float(found.values[0]) > 0.9 * float(pair[1].values[0]):
+                break
         return values
+
+
+def _along_the_update(snapshot: Snapshot) -> Values:
+    """The critical sharpness, by forward passes alone."""
+    found = snapshot.critical_sharpness()
+    if found is None:
+        return {}
+    numbers = (found.value, found.low, found.high)
+    return {
+        f"critical_sharpness{end}": x if math.isfinite(x) else None
+        for end, x in zip(("", "_low", "_high"), numbers, strict=True)
+    }
 
 
 def _over(value: float | None, threshold: float | None) -> float | None:

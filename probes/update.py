@@ -13,8 +13,11 @@ from losscope.landscape.stability import critical_sharpness
 
 __all__ = ["Update", "sharpness_along"]
 
-EVALUATIONS = 24
-"""Most forward passes for the critical sharpness; mostly it takes four to eight."""
+EVALUATIONS = 10
+"""Most forward passes for the critical sharpness; mostly it takes four to six."""
+
+ACCURACY = 0.1
+"""Relative half-width to which it is bracketed: it is evidence, and no verdict."""
 
 
 class Update:
@@ -45,13 +48,16 @@ class Update:
         self._pairs = None
 
 
-def sharpness_along(objective: Objective, update: Tensor | None, lr: float | None) -> Estimate | None:
+def sharpness_along(
+    objective: Objective, update: Tensor | None, lr: float | None, begin: float | None = None
+) -> Estimate | None:
     """The critical sharpness along an update made at one rate, by forward passes alone.
 
     Args:
         objective: at the weights before the update.
         update: (n,) the update; None where it is not known.
         lr: its rate; None where parameter groups differ.
+        begin: the rate to begin the search at; None for that of the update.
 
     Returns:
         See `losscope.landscape.stability.critical_sharpness`; None where there was no one rate, or no update.
@@ -60,4 +66,4 @@ def sharpness_along(objective: Objective, update: Tensor | None, lr: float | Non
         return None
     if not bool(torch.isfinite(update).all()) or not bool(update.any()):
         return None
-    return critical_sharpness(objective, update / lr, rate=lr, max_evaluations=EVALUATIONS)
+    return critical_sharpness(objective, update / lr, rate=begin or lr, rtol=ACCURACY, max_evaluations=EVALUATIONS)

@@ -24,7 +24,8 @@ def test_needs_merge_to_the_strictest():
 
 def test_what_the_probes_need():
     merged = Sharpness(4, tol=1e-3, bound_every=50).needs() | Trace(rtol=0.05).needs() | Stability(rtol=0.2).needs()
-    assert merged == Needs(4, 1e-3, 50, 0.05, trace_matvecs=100, training_gradient=True, seen=True)
+    assert merged == Needs(4, 1e-3, 50, 0.05, trace_matvecs=100, training_gradient=True, seen=True, midpoint=True)
+    assert Stability(level="sharpness").needs() == Needs(1, 1e-2, 200, training_gradient=True, seen=True)
 
 
 def test_guards_are_followed_from_one_measurement_to_the_next():

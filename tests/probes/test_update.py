@@ -130,12 +130,12 @@ def test_it_is_that_of_the_update_from_the_weights_before_it() -> None:
     def probe(snapshot: Snapshot) -> dict[str, float]:
         found = snapshot.critical_sharpness()
         assert found is not None and snapshot.update is not None and snapshot.lr == 0.02
-        direct = critical_sharpness(snapshot.objective, snapshot.update / 0.02, rate=0.02, max_evaluations=24)
-        return {"value": found.value, "direct": direct.value}
+        direct = critical_sharpness(snapshot.objective, snapshot.update / 0.02, rate=0.02, rtol=1e-3)
+        return {"value": direct.value, "low": found.low, "high": found.high}
 
     _, run = watched(lambda p: torch.optim.Adam(p, lr=0.02), probe)
     for record in run.run.select("probe"):
-        assert record.value == record.values["direct"] > 0
+        assert 0 < record.low <= record.value <= record.high <= 1.3 * record.low
 
 
 def test_the_weights_stay_where_they_are_for_the_next_probe() -> None:
