@@ -244,7 +244,7 @@ def test_a_loss_that_is_not_finite_is_recorded_as_such(number: float, tmp_path: 
 
     run, messages = quietly(loop)
     assert messages == [] and run.run.status == "finished"
-    lost = [r for r in Run(tmp_path / "run").records if r.status == "nonfinite"]
+    lost = [r for r in Run(tmp_path / "run").records if r.status == "nonfinite" and r.probe != "midpoint"]
     assert [(r.probe, r.step) for r in lost] == [
         (p, t) for t in (2, 3) for p in ("sharpness", "trace", "stability", "checksum")
     ]
@@ -342,7 +342,7 @@ def test_matvecs_in_the_records_are_the_products_made(on_error: str) -> None:
     assert all(r.matvecs >= 5 for r in run.select("own"))
     # What several probes need is computed once, and the first one pays.
     assert all(r.matvecs > 0 for p in ("sharpness", "trace") for r in run.select(p))
-    assert all(r.matvecs == 0 for r in run.select("stability"))
+    assert all(r.matvecs == 1 for r in run.select("stability"))  # that with the gradient, for mini-batch criteria
     for shared, name in (("sharpness", "sharpness"), ("trace", "trace")):
         assert [r.value for r in run.select(shared)] == [r.values[name] for r in run.select("stability")]
 
