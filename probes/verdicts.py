@@ -13,11 +13,11 @@ from .run import Run
 
 __all__ = ["LiveAudit", "Verdict", "Verdicts"]
 
-MEASUREMENTS = 16
-"""Records of each probe that the live audit remembers: their last quarter, and at least five, are judged."""
+REMEMBERED = {"stability": 5, "log": 2000}
+"""Records that the live audit remembers: the measurements it judges, and losses, for how often they rose."""
 
-LOGGED = 2000
-"""Logged values it remembers, for the share of steps in which the loss rose."""
+OTHERS = 16
+"""Records it remembers of any other probe."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Verdict:
 class LiveAudit:
     """The audit of one player over its latest measurements, from memory that stays bounded.
 
-    It is `Run.audit` of a run that holds the last `MEASUREMENTS` records of each probe: where measurements are
-    evenly spaced it rests on the last five, so that a change shows soon and its cost does not grow with the run.
+    It is `Run.audit` of a run that holds the last records of each probe, and the first measurement, with whose loss
+    later ones are compared. It rests on the last five measurements, so that a change shows soon, and its cost does
+    not grow with the run.
     """
 
     def __init__(self, player: str) -> None:
@@ -59,6 +60,7 @@ class LiveAudit:
         self._kept: dict[str, deque[Record]] = {}
         self._failed: dict[str, Record] = {}
         self._bounded: dict[str, Record] = {}
+        self._first: list[Record] = []
 
     def note(self, record: Record) -> None:
         """Remember a record, of whatever probe; of failures in a row the first, which says since when."""
@@ -66,16 +68,24 @@ class LiveAudit:
             self._failed.setdefault(record.probe, record)
             return
         self._failed.pop(record.probe, None)
-        most = LOGGED if record.probe == "log" else MEASUREMENTS
-        self._kept.setdefault(record.probe, deque(maxlen=most)).append(record)
+        kept = self._kept.setdefault(record.probe, deque(maxlen=REMEMBERED.get(record.probe, OTHERS)))
+        if record.probe == "stability":
+            self._first = self._first or [record]
+            if not _moves(record) and any(map(_moves, kept)):
+                return  # measured at a rate of zero, which the audit leaves out
+        kept.append(record)
         if record.high is not None:  # upper bounds are renewed more seldom than values
             self._bounded[record.probe] = record
 
     def look(self, meta: Mapping[str, Any]) -> Audit:
         """The audit now, with the run's facts as they stand."""
         kept = [record for records in self._kept.values() for record in records]
-        older = [record for record in self._bounded.values() if all(record is not each for each in kept)]
+        older = [*self._first, *self._bounded.values()]
         return audit(Run.from_records(dict(meta), [*older, *kept, *self._failed.values()]), self.player)
+
+
+def _moves(record: Record) -> bool:
+    return record.values.get("threshold") is not None
 
 
 class Verdicts:

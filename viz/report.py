@@ -145,7 +145,7 @@ def _player(run: Run, name: str, index: int) -> dict[str, Any]:
             for width, size in (("wide", WIDE[kind]), ("narrow", NARROW[kind]))
         }
         if kind == "stability" and (course := words.course(phases(run, name))):
-            caption = f"{caption} Here: {course}."
+            caption = f"{caption} Phases: {course}."
         figures.append({"kind": kind, "caption": caption} | drawn)
     return {
         "name": name, "audit": audit, "headline": said, "applies": applies, "barred": words.together(barred),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import losscope.probes.verdicts as live
-from audited_runs import flips, steady
+from audited_runs import flips, stability, steady
 from drawn_runs import meta, run_of
 from losscope.landscape import SettingError
 from losscope.probes import Audit, Player, Record, Run, Stability, Verdict, Watch, watch
@@ -279,7 +279,19 @@ def test_it_rests_on_the_last_five_measurements_and_its_memory_is_bounded():
     seen = watcher.look(meta(model={}))
     assert seen.steps == (records[-5].step, records[-1].step) and seen.measurements == 5
     held = sum(len(kept) for kept in watcher._kept.values())
-    assert held <= live.LOGGED + live.MEASUREMENTS
+    assert held == sum(live.REMEMBERED.values())
+
+
+def test_it_rests_on_the_last_five_where_they_are_unevenly_spaced():
+    records = [stability(2**i, 0.5) for i in range(12)]
+    assert live_audit(records).steps == (2**7, 2**11)
+
+
+def test_a_pause_at_a_rate_of_zero_pushes_no_measurement_out():
+    paused = [dataclasses.replace(r, step=r.step + 600) for r in steady(0.5, threshold=None, rate=None)]
+    seen = live_audit([*steady(0.5), *paused])
+    assert seen.steps == (350, 550) and seen["sharpness"].verdict == "BELOW_EDGE"
+    assert live_audit(paused)["sharpness"].verdict == "NOT_APPLICABLE"
 
 
 def test_failures_push_no_measurement_out():
@@ -287,7 +299,7 @@ def test_failures_push_no_measurement_out():
     lost = [Record(600 + 50 * i, "model", "stability", status="nonfinite", reason="nan") for i in range(40)]
     records = [*steady(0.5), *lost]
     seen = live_audit(records)
-    assert seen == run_of(records).audit() and seen["sharpness"].verdict == "INCONCLUSIVE"
+    assert seen.criteria == run_of(records).audit().criteria and seen["sharpness"].verdict == "INCONCLUSIVE"
     assert "from step 600 on" in seen["sharpness"].reason
     again = live_audit([*records, *(dataclasses.replace(r, step=r.step + 5000) for r in steady(0.5))])
     assert again["sharpness"].verdict == "BELOW_EDGE"  # a checkpoint was loaded

@@ -127,7 +127,7 @@ def test_the_data_is_the_run(page: Page) -> None:
     audited = page.data["audit"]["players"]["model"]
     (phase,) = audited.pop("phases")
     assert audited == audit_as_dict(run.audit())
-    assert f"Here: progressive sharpening (steps {phase['first']:,} to {phase['last']:,})." in page.words
+    assert f"Phases: progressive sharpening (steps {phase['first']:,} to {phase['last']:,})." in page.words
     assert sum(r["probe"] == "sharpness" for r in page.data["records"]) == 300
     assert len(page.data["logged"]["model"]["loss"]["steps"]) == 3000
 
