@@ -202,6 +202,7 @@ def same(a: SpectralDensity, b: SpectralDensity) -> None:
         for name in ("nodes", "weights", "residuals"):
             assert torch.equal(getattr(one, name), getattr(other, name))
     assert torch.equal(a.deflated, b.deflated) and torch.equal(a.errors, b.errors)
+    assert torch.equal(a.nodes, b.nodes) and torch.equal(a.weights, b.weights)
     for name in ("size", "matvecs", "wasserstein", "confidence", "converged", "kernel", "note", "rounding", "steps"):
         assert getattr(a, name) == getattr(b, name), name
 

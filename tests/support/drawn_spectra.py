@@ -32,7 +32,12 @@ def scaled(density: SpectralDensity, factor: float) -> SpectralDensity:
     for q in density.starts:
         nodes, order = (factor * q.nodes).sort()
         starts.append(Quadrature(nodes, q.weights[order], abs(factor) * q.residuals[order]))
-    return dataclasses.replace(density, starts=tuple(starts), deflated=(factor * density.deflated).sort().values)
+    continued = None
+    if density.continued is not None:
+        nodes, order = (factor * density.continued[0]).sort()
+        continued = nodes, density.continued[1][order]
+    deflated = (factor * density.deflated).sort().values
+    return dataclasses.replace(density, starts=tuple(starts), deflated=deflated, continued=continued)
 
 
 def spiked(outliers: Iterable[float], width: float = 1.0, size: int = 400, starts: int = 3) -> SpectralDensity:
