@@ -31,6 +31,10 @@ MOST = 2000
 
 _DRAWS, _REWEIGHTINGS, _HUBER = 400, 12, 1.345
 
+_LENGTH = 3
+"""Length of the stretches in memories of the residuals. Measured coverage of the 95 % intervals, over autoregressive
+series of 40 to 300 measurements: 90 to 98 % where those are worth 20 independent ones, down to 73 % where worth 3."""
+
 
 @dataclass(frozen=True)
 class Smoothness:
@@ -47,7 +51,7 @@ class Smoothness:
         explained: share of the sharpness's scatter (sum of absolute deviations from the median) that the line takes
             away; 0 where it takes away none.
         measurements: how many there are.
-        effective: how many independent ones they are worth, about.
+        effective: how many independent ones they are worth, about; with less than 20 the intervals are too narrow.
     """
 
     L0: float
@@ -64,7 +68,7 @@ class Smoothness:
     @property
     def explains(self) -> bool:
         """Whether the sharpness grows with the gradient beyond chance, and that is a good part of its scatter."""
-        return self.L1_low > 0 and self.explained >= 0.2
+        return self.L1_low > 0 and self.explained >= 0.2 and self.effective >= 5
 
     @property
     def words(self) -> str:
@@ -140,7 +144,7 @@ def smoothness_of(norms: list[float], sharpness: list[float], seed: int = 0) -> 
     L0, L1 = (float(v) for v in _line(x[None], y[None])[:, 0])
     residuals = y - L0 - L1 * x
     memory = max(_memory(residuals), _memory(residuals * (x - x.mean())))
-    length = min(max(math.ceil(2 * memory), math.ceil(n ** (1 / 3))), n // 4)
+    length = min(max(math.ceil(_LENGTH * memory), math.ceil(n ** (1 / 3))), n // 4)
     blocks = n / length
     fits = _line(*_resampled(x, y, length, seed))
     spread = fits.std(dim=1) * math.sqrt(blocks / (blocks - 1))
