@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import statistics
@@ -89,7 +90,7 @@ def phases(run: Run, player: str | None = None) -> tuple[Phase, ...]:
     """
     points = _points(run, player)
     steps, losses = run.logged("loss", player) if _full_batch(run, player) else ((), ())
-    logged = [(int(s), float(v)) for s, v in zip(steps, losses, strict=True)]
+    logged = sorted((int(s), float(v)) for s, v in zip(steps, losses, strict=True))
     found: list[Phase] = []
     for piece in _without_gaps(points):
         found += _of(piece, logged)
@@ -170,7 +171,8 @@ def _comes_down(
     if last > 1 + (ratios[peak] - 1) / 2:
         return False
     a, b = points[first].step, points[min(end, len(points) - 1)].step
-    losses = [v for s, v in logged if a <= s <= b] or [p.loss for p in points[first : end + 1]]
+    within = slice(bisect.bisect_left(logged, (a, -math.inf)), bisect.bisect_left(logged, (b + 1, -math.inf)))
+    losses = [v for _, v in logged[within]] or [p.loss for p in points[first : end + 1]]
     losses = [v for v in losses if math.isfinite(v)]
     return len(losses) > 1 and losses[0] > 0 and max(losses) > SPIKE * losses[0]
 

@@ -14,6 +14,7 @@ from losscope.landscape import RunError, SpectralDensity
 from .audit import Audit, audit
 from .density_arrays import ARRAYS, from_arrays
 from .folder import META, RECORDS
+from .phases import Phase, phases
 from .records import Record
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ class Run:
     def audit(self, player: str | None = None) -> Audit:
         """The stability audit of one player over the last part of the run."""
         return audit(self, self._player(player))
+
+    def phases(self, player: str | None = None) -> tuple[Phase, ...]:
+        """The phases that one player went through: see `losscope.probes.phases`."""
+        return phases(self, self._player(player))
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per record; ``values`` as columns ``values.<name>``.

@@ -159,6 +159,7 @@ def test_drawn_runs():
     assert rise.name == SHARPENING and rise.last < 1500
     two = run_of([*hovering(player="G"), *minibatch(player="D")], G={}, D={"batch_size": 32})
     assert phases(two) == phases(two, "G") != phases(two, "D")
+    assert two.phases() == phases(two) and two.phases("D") == phases(two, "D")
     with pytest.raises(RunError, match="no player"):
         phases(two, "E")
 
