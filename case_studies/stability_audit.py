@@ -107,7 +107,13 @@ CASES = (
     # Of these the band is not calibrated to a percent: that they hover at the threshold of their own is what is shown.
     Case("heavy ball 0.5", 3000, lambda p: SGD(p, lr=3 / 20, momentum=0.5), hovers=AROUND),
     Case("AdamW", 2000, lambda p: AdamW(p, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1), hovers=AROUND),
-    Case("NAdam", 2000, lambda p: NAdam(p, lr=3.6e-4, betas=(0.9, 0.99)), hovers=AROUND),
+    Case(
+        "NAdam",
+        2000,
+        lambda p: NAdam(p, lr=3.6e-4, betas=(0.9, 0.99)),
+        hovers=AROUND,
+        verdicts=("AT_EDGE", "INCONCLUSIVE"),  # its curvature jumps about: under one seed the bounds reach to 1.21
+    ),
     Case("RMSprop, momentum 0.5", 2000, lambda p: RMSprop(p, lr=1.5e-4, momentum=0.5), hovers=AROUND),
     Case("Adagrad", 2000, lambda p: Adagrad(p, lr=1e-2), hovers=AROUND),
     Case("heavy ball", 3000, lambda p: SGD(p, lr=3.8 / 20, momentum=0.9), ends=(0.85, 1.0), every=10),
@@ -121,7 +127,7 @@ def row(case: Case, seed: int, run: Run) -> str:
     """A line of the table."""
     ratio, line = ratios(run), run.audit()["sharpness"]
     return (
-        f"{case.name:24} {seed:4} {line.threshold:9.5g} {line.formula:17}"
+        f"{case.name:24} {seed:4} {line.threshold:9.5g} {line.formula:27}"
         f" {max(ratio.values()):7.3f} {later_half(ratio):7.3f} {line.ratio:7.3f}  {line.verdict} ({line.reason})"
     )
 
@@ -133,8 +139,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--out", type=Path, help="folder for the runs; default: they are kept in memory")
     options = parser.parse_args()
-    print("                                                            ratio: over the     the")
-    print("case                     seed threshold formula           largest  later half audited  verdict")
+    print("                                                                      ratio: later")
+    print("case                     seed threshold formula                     largest    half audited  verdict")
     failed = []
     for case in (case for case in CASES if options.only in case.name):
         for seed in range(options.seeds):
