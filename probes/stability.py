@@ -71,6 +71,7 @@ class Stability(Probe):
                 ("mini-batches", self._noise, NAMES),
                 ("larger epsilon", self._larger_epsilon, ()),
                 ("critical sharpness", _along_the_update, ()),
+                ("smallest eigenvalue", _lowest, ()),
             )
             for what, part, names in parts:
                 try:
@@ -102,8 +103,6 @@ class Stability(Probe):
             "loss": snapshot.loss,
             "gradient_norm": snapshot.gradient_norm,
         }
-        if math.isfinite(lowest := pairs.rest[0]):
-            values["lowest"] = lowest
         if snapshot.seen is not None and seen is not None:
             values["dead_share"] = snapshot.seen.dead_share(seen[0], pairs.vectors[:, 0])
         if snapshot.lr is not None and snapshot.lr > 0:
@@ -159,6 +158,12 @@ def _along_the_update(snapshot: Snapshot) -> Values:
         f"critical_sharpness{end}": x if math.isfinite(x) else None
         for end, x in zip(("", "_low", "_high"), numbers, strict=True)
     }
+
+
+def _lowest(snapshot: Snapshot) -> Values:
+    """The smallest eigenvalue of the Hessian, where an upper bound of the largest is renewed too."""
+    found = snapshot.lowest()
+    return {} if found is None else {"lowest": float(found.values[0])}
 
 
 def _over(value: float | None, threshold: float | None) -> float | None:

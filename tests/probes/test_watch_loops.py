@@ -342,7 +342,8 @@ def test_matvecs_in_the_records_are_the_products_made(on_error: str) -> None:
     assert all(r.matvecs >= 5 for r in run.select("own"))
     # What several probes need is computed once, and the first one pays.
     assert all(r.matvecs > 0 for p in ("sharpness", "trace") for r in run.select(p))
-    assert all(r.matvecs == 1 for r in run.select("stability"))  # that with the gradient, for mini-batch criteria
+    first, *others = (r.matvecs for r in run.select("stability"))
+    assert set(others) == {1} and 1 < first <= 21  # that with the gradient; at first also the smallest eigenvalue
     for shared, name in (("sharpness", "sharpness"), ("trace", "trace")):
         assert [r.value for r in run.select(shared)] == [r.values[name] for r in run.select("stability")]
 
