@@ -229,8 +229,8 @@ def _negative_curvature(window: Sequence[Record], everything: Sequence[Record]) 
     holds = True if share <= FLAT else False if share >= SADDLE else None
     if window[-1].step - last.step > BOUND_STAYS_FRESH:
         holds = None
-    text = f"no negative curvature to speak of (eigenvalues from {lowest:.3g} to {top:.3g} at step {last.step})"
-    return Assumption(text, holds)
+    seen = f"the smallest eigenvalue found was {lowest:.3g}, the largest {top:.3g}, at step {last.step}"
+    return Assumption(f"no negative curvature to speak of ({seen})", holds)
 
 
 def _weight_decay(facts: Facts) -> Assumption | None:

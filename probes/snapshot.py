@@ -253,12 +253,15 @@ class Snapshot:
 
     @functools.cached_property
     def _lowest(self) -> Eigenpairs:
-        return top_eigenpairs(self.hessian, which="SA", tol=0.1, max_matvecs=20, seed=self._seed_of("lowest"))
+        operator = self.hessian if self.seen is None else self.seen.of(self.hessian)
+        tol = max(0.1, operator.space.rounding)
+        return top_eigenpairs(operator, which="SA", tol=tol, max_matvecs=20, seed=self._seed_of("lowest"))
 
     def lowest(self) -> Eigenpairs | None:
-        """The smallest eigenvalue of the Hessian, at most 20 products; None where no upper bound was renewed either.
+        """The smallest eigenvalue, by at most 20 products; None where no upper bound was renewed either.
 
-        It is negative at a saddle, at whatever rate. The Ritz value is an upper bound of it.
+        Of the Hessian, or of P^-1 H as `seen_pair`. It is negative at a saddle, at whatever rate. The Ritz value is an
+        upper bound of it.
         """
         return self._lowest if self.step in (self.memory.bound_step, self.memory.seen_bound_step) else None
 

@@ -161,7 +161,7 @@ def _along_the_update(snapshot: Snapshot) -> Values:
 
 
 def _lowest(snapshot: Snapshot) -> Values:
-    """The smallest eigenvalue of the Hessian, where an upper bound of the largest is renewed too."""
+    """The smallest eigenvalue, where an upper bound of the largest is renewed too."""
     found = snapshot.lowest()
     return {} if found is None else {"lowest": float(found.values[0])}
 

@@ -151,7 +151,7 @@ def test_a_saddle() -> None:
             half_squared_error(model(x), x).backward()
             optimizer.step()
     found = assumed(run.run)[CURVED]
-    assert found.holds is False and "from -1 to 1 at step 0" in found.text
+    assert found.holds is False and "found was -1, the largest 1, at step 0" in found.text
 
 
 # --------------------------------------------------------------------------- drawn records

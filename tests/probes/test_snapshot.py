@@ -60,6 +60,38 @@ def test_the_smallest_eigenvalue_where_the_upper_bound_is_renewed(seed: int) -> 
     assert all(1 <= r.matvecs <= 60 for r in measured)
 
 
+def test_with_a_preconditioner_it_is_of_what_the_optimizer_sees() -> None:
+    """After one step of Adam P is |g|, but for epsilon."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    H, P = torch.func.hessian(lambda w: loss_at(model, w))(flat), torch.func.grad(lambda w: loss_at(model, w))(flat)
+    inverse = (P.abs() + 1e-2).rsqrt()
+    exact = torch.linalg.eigvalsh(inverse[:, None] * H * inverse)
+    found: list[float] = []
+
+    class Seen(Probe):
+        name = "seen"
+
+        def needs(self) -> Needs:
+            return Needs(1, 1e-3, seen=True)
+
+        def measure(self, snapshot: Snapshot) -> Measurement:
+            assert snapshot.seen_pair(1e-3) is not None
+            lowest = snapshot.lowest()
+            assert lowest is not None
+            found.append(float(lowest.values[0]))
+            return Measurement()
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, eps=1e-2)
+    options: dict[str, Any] = {"criterion": F.mse_loss, "probes": [Seen()], "every": [0], "on_error": "raise"}
+    with watch(model, optimizer, data=(X, Y), **options):
+        F.mse_loss(model(X), Y).backward()
+        optimizer.step()
+    low, high = float(exact[0]), float(exact[-1])
+    assert low - 1e-9 <= found[0] <= low + 0.1 * abs(low) + 0.02 * high
+
+
 def test_the_value_is_negative_at_a_saddle() -> None:
     found = trained(0).select("lowest")[0]
     assert found.value is not None and found.value < 0 and found.values["exact"] < 0  # type: ignore[operator]
