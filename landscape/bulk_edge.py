@@ -29,6 +29,7 @@ _FEWEST = 6  # levels of coefficients that show whether these settle
 _LIKE = 0.1  # relative, of coefficients of a law and those that are called like it
 _FIRST = 3  # levels that show it
 _TOLERANCE = 0.02  # of the bulk's width, what an edge may move by from level to level
+_OWN = 3.0  # units of Tracy and Widom's law, by which that of a random matrix does
 _RISK = 1e-3  # that scatter alone looks like something that is not constant
 
 
@@ -42,6 +43,7 @@ class BulkEdge:
         unsettled: standard deviation between levels beyond what scatter gives: what is no constant in them.
         unit: of Tracy and Widom's law: by so much the extreme eigenvalue of the bulk scatters.
         width: of the bulk, from edge to edge.
+        tolerance: what of ``unsettled`` is little enough to speak of an edge.
     """
 
     value: float
@@ -49,11 +51,12 @@ class BulkEdge:
     unsettled: float
     unit: float
     width: float
+    tolerance: float
 
     @property
     def settled(self) -> bool:
         """Whether there is an edge: whether coefficients are constant, or nearly so."""
-        return self.unsettled <= _TOLERANCE * self.width
+        return self.unsettled <= self.tolerance
 
     def reach(self, risk: float, *, whole: bool = True) -> float:
         """How far outwards of the edge the bulk's extreme eigenvalue lies at most, with probability 1 - risk.
@@ -177,7 +180,8 @@ def _edge(alpha: Tensor, beta: Tensor, first: tuple[float, float], size: int, si
     chance = float(fdtri(levels - 1, degrees, 1 - _RISK)) * within
     unsettled = math.sqrt(max(0.0, between - chance))
     stderr = math.sqrt(max(within, between) / levels)
-    return BulkEdge(float(means.mean()), stderr, unsettled, unit, 4 * half)
+    tolerance = max(_TOLERANCE * 4 * half, _OWN * unit if rigid else 0.0)
+    return BulkEdge(float(means.mean()), stderr, unsettled, unit, 4 * half, tolerance)
 
 
 def _unit(middle: float, half: float, first: tuple[float, float], size: int, sign: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -18,10 +20,12 @@ from .spectral_measure import SpectralDensity
 
 __all__ = ["SideMethod", "SideView", "by_bulk", "by_gap", "by_null"]
 
+_LAW = "random matrix"
 _SHARE = 0.1  # of all eigenvalues: what there is more of is no outlier
 _RANKS = 64  # extreme eigenvalues of a side that are looked at
 _APART = 4.0  # units of Tracy and Widom's law from an outlier to the next eigenvalue
-_OWN = 1.0  # unit of that law, by which the edge of a bulk moves inwards without its extreme eigenvalue
+_OWN = 1.0  # unit of that law, by which the edge of a large bulk moves inwards without its extreme eigenvalue
+_FINITE = 2.0  # times n^(-1/3), relative to infinitely many: by how much farther with n eigenvalues
 _PATIENCE = 12  # how often eigenvalues are taken out of a bulk that none stands out of
 _LEAST = 10  # eigenvalues that a bulk and outliers take
 _AFTER = range(3, 10)  # how many gaps a gap is compared with
@@ -77,14 +81,8 @@ class SideView:
         # Starts that kept three vectors only see an eigenvalue several times; no more is taken out of them then.
         once = density is not None and (len(density.deflated) == 0 or "copies" in density.note)
         sources += [_distinct(q) if once else (q.nodes, q.residuals) for q in self.measures]
-        ranks = min(_RANKS, max((len(v) for v, _ in sources), default=0))
-        table = torch.full((2, len(sources), ranks), -math.inf, dtype=torch.float64)
-        for row, (values, residuals) in enumerate(sources):
-            values, order = values.sort(descending=True)
-            table[0, row, : len(values)] = values[:ranks]
-            table[1, row, : len(values)] = residuals[order][:ranks]
-        best = table[0].argmax(dim=0, keepdim=True)  # by Cauchy the i-th Ritz value is a lower bound in each source
-        self.values, self.residuals = (table[i].gather(0, best)[0] for i in (0, 1))
+        self._sources = sources
+        self.values, self.residuals = _extremes(sources)
         known = 0.0 if density is None else density.rounding
         self.rounding = max(known, 1e-8) * max((float(v.abs().max()) for v, _ in sources if len(v)), default=0.0)
         self.median = self._median()
@@ -96,6 +94,16 @@ class SideView:
         mass = torch.cat([q.weights for q in self.measures])[order].cumsum(0)
         return float(nodes[int(torch.searchsorted(mass, 0.5 * float(mass[-1])).clamp(max=len(nodes) - 1))])
 
+    def beside(self, place: float, share: float) -> SideView:
+        """What is known without a place that has such a share of all eigenvalues."""
+        rest = copy.copy(self)
+        rest.size = max(1, round((1 - share) * self.size))
+        rest.measures = [_away(q, place, self.rounding) for q in self.measures]
+        apart = [(v - place).abs() > r + self.rounding for v, r in self._sources]
+        rest._sources = [(v[some], r[some]) for (v, r), some in zip(self._sources, apart, strict=True)]
+        rest.values, rest.residuals = _extremes(rest._sources)
+        return rest
+
     def cut(self, count: int) -> float:
         """A place between that many eigenvalues and the rest."""
         return math.inf if count == 0 else float(self.values[count - 1 : count + 1].mean())
@@ -103,7 +111,8 @@ class SideView:
     def excess(self, edge: BulkEdge, rank: int, risk: float) -> float:
         """How far the eigenvalue of a rank lies beyond the reach of the edge that is without it, in units of that."""
         reach = edge.reach(risk, whole=False)
-        beyond = float(self.values[rank] - self.residuals[rank]) - self.sign * edge.value - _OWN * edge.unit
+        own = _OWN * (1 + _FINITE * self.size ** (-1 / 3)) * edge.unit
+        beyond = float(self.values[rank] - self.residuals[rank]) - self.sign * edge.value - own
         return beyond / reach - 1 if reach > 0 else math.copysign(math.inf, beyond - reach)
 
     def too_heavy(self, edge: float, count: int) -> bool:
@@ -116,6 +125,18 @@ class SideView:
         """How many eigenvalues lie beyond an edge for sure, as far as residuals go."""
         above = self.values - self.residuals > edge
         return int(above.to(torch.int64).cumprod(0).sum())
+
+
+def _extremes(sources: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The largest values of all sources, and their residuals."""
+    ranks = min(_RANKS, max((len(v) for v, _ in sources), default=0))
+    table = torch.full((2, len(sources), ranks), -math.inf, dtype=torch.float64)
+    for row, (values, residuals) in enumerate(sources):
+        values, order = values.sort(descending=True)
+        table[0, row, : len(values)] = values[:ranks]
+        table[1, row, : len(values)] = residuals[order][:ranks]
+    best = table[0].argmax(dim=0, keepdim=True)  # by Cauchy the i-th Ritz value is a lower bound in each source
+    return table[0].gather(0, best)[0], table[1].gather(0, best)[0]
 
 
 def _measures(density: SpectralDensity) -> list[Quadrature]:
@@ -146,6 +167,11 @@ def _distinct(q: Quadrature) -> tuple[Tensor, Tensor]:
     return nodes[kept], residuals[kept]
 
 
+def _away(q: Quadrature, place: float, rounding: float) -> Quadrature:
+    some = (q.nodes - place).abs() > q.residuals + rounding
+    return Quadrature(q.nodes[some], q.weights[some] / q.weights[some].sum(), q.residuals[some])
+
+
 def _mirror(q: Quadrature, sign: int) -> Quadrature:
     return Quadrature(sign * q.nodes, q.weights, q.residuals)
 
@@ -166,23 +192,36 @@ def _one_side(pairs: Eigenpairs, sign: int) -> tuple[Tensor, Tensor]:
 def by_bulk(views: Sequence[SideView], size: int, risk: float) -> list[SideMethod]:
     """By the edges of a bulk in one piece: eigenvalues are taken out, outermost first, until the rest is one.
 
+    An eigenvalue of high multiplicity, such as the zeros of a singular matrix, is set aside first. It is the bulk
+    itself where nearly all eigenvalues are there, and the others are like no random matrix.
+    """
+    if not views[0].measures:
+        return [_silent(_LAW, "it needs a spectral density")] * 2
+    place, share = _heaviest(views[0].measures, views[0].rounding)
+    if share < _SHARE:
+        return _by_law(views, risk)[0]
+    says, rigid = _by_law([view.beside(view.sign * place, share) for view in views], risk)
+    if share >= 1 - _SHARE and views[0].steps >= size and not rigid:
+        return [_around(view, view.sign * place) for view in views]
+    beside = f"; beside it, one eigenvalue has multiplicity {share * size:.3g}"
+    return [dataclasses.replace(m, reason=m.reason + beside) for m in says]
+
+
+def _by_law(views: Sequence[SideView], risk: float) -> tuple[list[SideMethod], bool]:
+    """What the bulk says of both sides, and whether it is that of a random matrix.
+
     Whether an eigenvalue stands out is asked of the bulk without it, which it bends: half of the way towards itself
     where it is just beyond the edge. Others that are still in the bulk bend it too, and several at one place so that
     none of them stands out; but then the coefficients are not constant, and the search goes on until they are. Of
     all places where it could have ended, the one counts that leaves the most constant bulk.
     """
-    name, most = "random matrix", min(int(_SHARE * size), _RANKS - 1)
-    if not views[0].measures:
-        return [_silent(name, "it needs a spectral density")] * 2
-    if views[0].steps >= size and (point := _point(views[0].measures, views[0].rounding)) is not None:
-        return [_around(view, view.sign * point) for view in views]
 
     @functools.cache
     def bulk_without(above: int, below: int) -> Bulk | None:
         return bulk_of(_without(views, (above, below)), views[0].steps, views[0].size)
 
-    found: list[tuple[int, float, int, list[SideMethod]]] = []
-    counts, sure, in_vain = (0, 0), (0, 0), 0
+    found: list[tuple[int, float, int, list[SideMethod], bool]] = []
+    counts, sure, in_vain, most = (0, 0), (0, 0), 0, min(int(_SHARE * views[0].size), _RANKS - 1)
     while max(counts) <= most and in_vain <= _PATIENCE and (bulk := bulk_without(*counts)) is not None:
         unsettled = [edge.unsettled for edge in (bulk.upper, bulk.lower)]
         excess = [
@@ -195,15 +234,15 @@ def by_bulk(views: Sequence[SideView], size: int, risk: float) -> list[SideMetho
             continue
         if in_vain == 0:  # what was taken out last stood out
             says = [_by_edge(view, bulk, k, risk) for view, k in zip(views, counts, strict=True)]
-            found.append((sum(m.count is None for m in says), max(unsettled), len(found), says))
+            found.append((sum(m.count is None for m in says), max(unsettled), len(found), says, bulk.rigid))
         if max(unsettled) == 0:
             break
         counts, in_vain = _one_more(counts, unsettled.index(max(unsettled))), in_vain + 1
-    if not found and counts == (0, 0):
-        return [_silent(name, "it needs more Lanczos steps")] * 2
-    if not found:
-        return [_silent(name, f"no bulk in one piece: {max(counts)} eigenvalues lie beyond its edge")] * 2
-    return min(found)[-1]
+    if found:
+        return min(found)[3:]
+    if counts == (0, 0):
+        return [_silent(_LAW, "it needs more Lanczos steps")] * 2, False
+    return [_silent(_LAW, f"no bulk in one piece: {max(counts)} eigenvalues lie beyond its edge")] * 2, False
 
 
 def _one_more(counts: tuple[int, int], side: int) -> tuple[int, int]:
@@ -242,7 +281,7 @@ def _by_edge(view: SideView, bulk: Bulk, k: int, risk: float) -> SideMethod:
         count, reason = None, f"{k} eigenvalues do not go with the bulk, and {count} lie beyond the reach of its edge"
     elif k and not _stands_apart(view, bulk, edge, k, risk):
         count, reason = None, f"no gap after the {k} eigenvalues that do not go with the bulk"
-    return SideMethod("random matrix", count, value, low, high, reason)
+    return SideMethod(_LAW, count, value, low, high, reason)
 
 
 def _stands_apart(view: SideView, bulk: Bulk, edge: BulkEdge, k: int, risk: float) -> bool:
@@ -259,21 +298,24 @@ def _stands_apart(view: SideView, bulk: Bulk, edge: BulkEdge, k: int, risk: floa
     return len(after) >= _AFTER.start and _chance(1, gap, after) <= risk
 
 
-def _point(measures: Sequence[Quadrature], rounding: float) -> float | None:
-    """The one place where nearly all of the mass is, if there is one: an eigenvalue of high multiplicity."""
-    heaviest = max(measures, key=lambda q: float(q.weights.max()))
-    place = float(heaviest.nodes[heaviest.weights.argmax()])
-    here = [float(q.weights[(q.nodes - place).abs() <= q.residuals + rounding].sum()) for q in measures]
-    return place if sum(here) / len(here) >= 1 - _SHARE else None
+def _heaviest(measures: Sequence[Quadrature], rounding: float) -> tuple[float, float]:
+    """The place where most of the mass is, as far as products tell places apart, and its share."""
+    nodes, order = torch.cat([q.nodes for q in measures]).sort()
+    known = torch.cat([q.residuals for q in measures])[order] <= rounding
+    weights = torch.cat([q.weights for q in measures])[order] / len(measures)
+    mass = torch.cat([weights.new_zeros(1), torch.where(known, weights, 0.0).cumsum(0)])
+    ends = (torch.searchsorted(nodes, nodes + x, right=x > 0) for x in (rounding, -rounding))
+    here = mass[next(ends)] - mass[next(ends)]
+    return float(nodes[here.argmax()]), float(here.max())
 
 
 def _around(view: SideView, place: float) -> SideMethod:
     """Where Lanczos processes have ended, so that one eigenvalue of high multiplicity is all the bulk there is."""
     count, low, high = view.beyond(place + view.rounding), place - view.rounding, place + view.rounding
-    if count > _SHARE * view.size or view.size < _LEAST:
-        return _silent("random matrix", f"of {view.size} eigenvalues, {count} are too many for outliers")
+    if count > _SHARE * view.size or view.size < _LEAST or count >= _RANKS:
+        return _silent(_LAW, f"of {view.size} eigenvalues, {count} are too many for outliers")
     reason = "the bulk is one eigenvalue of high multiplicity"
-    return SideMethod("random matrix", count, place, low, high, reason)
+    return SideMethod(_LAW, count, place, low, high, reason)
 
 
 def by_null(view: SideView, nulls: Sequence[float | Eigenpairs]) -> list[SideMethod]:
@@ -319,6 +361,8 @@ def by_gap(view: SideView, risk: float) -> SideMethod:
     if count == 0:
         return SideMethod("gap", 0, math.nan, math.nan, math.nan, f"no gap is exceptional; {seen}")
     low, high = float(values[count]), float(values[count - 1])
+    if view.measures and view.too_heavy((low + high) / 2, count):
+        return _silent("gap", f"far more than {count} eigenvalues lie beyond the gap after these")
     return SideMethod("gap", count, (low + high) / 2, low, high, f"the gap after {count} is exceptional; {seen}")
 
 

@@ -68,15 +68,18 @@ SPIKED = {
     "one": lambda seed: symmetric([1.5], seed),
     "three": lambda seed: symmetric([1.5, 2.0, 4.0], seed),
     "five at one place": lambda seed: symmetric([1.5] * 5, seed),
+    "ten at one place": lambda seed: symmetric([3.0] * 10, seed),
     "ten": lambda seed: symmetric(torch.linspace(1.5, 6.0, 10).tolist(), seed),
     "both sides": lambda seed: symmetric([1.5, 3.0, -1.5, -2.0, -50.0], seed),
     "small and shifted": lambda seed: 1e-6 * symmetric([1.6, 2.5, -1.7], seed) + 3e-5 * torch.eye(N, dtype=F64),
     "covariance": lambda seed: covariance(0.5, [1.5, 2.0, 3.0], seed),
     "square covariance": lambda seed: covariance(1.0, [1.5, 4.0], seed),
+    "singular covariance": lambda seed: covariance(3.0, [2.0, 2.0, 3.0], seed),
 }
 TRUTH = {
-    "one": (1, 0), "three": (3, 0), "five at one place": (5, 0), "ten": (10, 0), "both sides": (2, 3), "small and shifted": (2, 1),
-    "covariance": (3, 0), "square covariance": (2, 0),
+    "one": (1, 0), "three": (3, 0), "five at one place": (5, 0), "ten at one place": (10, 0), "ten": (10, 0),
+    "both sides": (2, 3), "small and shifted": (2, 1), "covariance": (3, 0), "square covariance": (2, 0),
+    "singular covariance": (3, 0),
 }  # fmt: skip
 
 
@@ -106,6 +109,34 @@ def test_below_the_threshold_nothing_is_separated(strengths: list[float], kind: 
         assert counts(found) == (0, 0)
         assert found.upper.status == found.lower.status == "not separated"
         assert found.upper.agreed and "not separated: random matrix 0, gap 0" in repr(found)
+
+
+@pytest.mark.parametrize("aspect", [3.0, 10.0])
+def test_zeros_are_set_aside(aspect: float) -> None:
+    """A covariance of fewer samples than dimensions; with 100 samples, all of its eigenvalues are found exactly."""
+    for seed in range(3):
+        found = found_in(covariance(aspect, [], seed), seed)
+        assert counts(found) == (0, 0)
+        law = found.upper.methods[0]
+        assert law.edge == pytest.approx((1 + math.sqrt(aspect)) ** 2, rel=0.05)
+        assert f"one eigenvalue has multiplicity {1000 - int(1000 / aspect)}" in law.reason or aspect == 3.0
+
+
+def test_a_semicircle_beside_one_eigenvalue_of_high_multiplicity() -> None:
+    A = -3 * torch.eye(N, dtype=F64)
+    A[:600, :600] = symmetric([1.6, 3.0], 0, 600)
+    found = found_in(A)
+    assert counts(found) == (2, 0) and "semicircle" in found.upper.methods[0].reason
+    assert found.lower.edge == pytest.approx(-2, abs=0.1)
+
+
+def test_copies_of_one_eigenvalue_are_not_taken_for_few() -> None:
+    """Of an eigenvalue of multiplicity 60, 4 starts see 4 copies, and what these weigh tells that there are more."""
+    values = torch.cat([torch.linspace(-1, 1, N - 60, dtype=F64), torch.full((60,), 2.5, dtype=F64)])
+    found = found_in(Diagonal(values))
+    assert found.upper.count == 0
+    assert by_method(found.upper) == {"random matrix": None, "gap": None}
+    assert all("far more than" in m.reason for m in found.upper.methods)
 
 
 def test_scale_and_sign() -> None:

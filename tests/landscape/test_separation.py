@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from losscope.landscape import SpectralDensity, spectral_density, top_eigenpairs
-from losscope.landscape.separation import SideView, _chance, by_bulk, by_gap, by_null
+from losscope.landscape.separation import SideView, _chance, _heaviest, by_bulk, by_gap, by_null
 from spectra import rotated
 
 F64 = torch.float64
@@ -107,3 +107,26 @@ def test_copies_of_an_eigenvalue_are_one() -> None:
     view = SideView(density, (), 1, 600)
     assert view.values[:3].tolist() == pytest.approx([5.0, 3.0, 2.9], abs=1e-6)
     assert view.beyond(1.5) == 3 and 0.9 < float(view.values[3]) <= 1.0
+
+
+def test_the_bulk_keeps_to_its_risk() -> None:
+    """Of matrices of 300 without spikes, on two sides at a risk of 0.025 each."""
+    alarms = 0
+    for seed in range(60):
+        W = torch.randn(300, 300, generator=torch.Generator().manual_seed(seed), dtype=F64)
+        values = torch.linalg.eigvalsh((W + W.T) / math.sqrt(600))
+        views = [view_of(values, sign) for sign in (1, -1)]
+        alarms += any(found.count != 0 for found in by_bulk(views, 300, 0.025))
+    assert alarms <= 7  # 3 are expected; more have a probability of 0.01
+
+
+def test_the_heaviest_place() -> None:
+    values = torch.cat([torch.zeros(300), torch.linspace(1, 2, 700)]).double()
+    view = view_of(values)
+    place, share = _heaviest(view.measures, view.rounding)
+    assert (place, share) == (pytest.approx(0.0, abs=1e-7), pytest.approx(0.3))
+    rest = view.beside(place, share)
+    assert rest.size == 700 and len(rest.measures[0].nodes) == 700
+    assert float(rest.measures[0].weights.sum()) == pytest.approx(1.0)
+    lower = view_of(values, -1)
+    assert float(lower.values[0]) == 0.0 and float(lower.beside(-place, share).values.max()) == -1.0
