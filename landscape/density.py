@@ -60,20 +60,20 @@ def spectral_density(
     that no start would resolve by itself: with 8 starts of 64 steps some hundreds. They count one eigenvalue each,
     which takes their random weights out of the error, at no product more: on Hessians of trained small networks it
     falls 4 to 30 times with 48 products, and 45 to 30,000 times with 512. Of untrained ones, whose bulk is wide, it
-    falls 8 to 20 times with 512; with fewer than 64, one start of many steps is as good. It takes two starts at
-    least, and more than there are copies of an eigenvalue. n products at most are spent: where ``vectors * steps``
-    are as many, all eigenvalues are computed.
+    falls 8 to 20 times with 512; with fewer than 64, two starts mostly do best. It takes two at least, and more than
+    there are copies of an eigenvalue. n products at most are spent: where ``vectors * steps`` are as many, all
+    eigenvalues are computed.
 
     Nodes and weights are not those of the Gauss quadratures, but of the process as it would go on after the last step
-    (see `continuation`). They have the same moments, up to degree 2m - 1 but for what is kept from leaving the range
-    of the Ritz values, and the quadrature's part of the error is a third to a half; with ``deflate=0`` they are the
+    (see `continuation`), which halves the quadrature's part of the error. They have the same moments, up to degree
+    2m - 1, but for what is kept from leaving the range of the Ritz values. With ``deflate=0`` they are the
     quadratures'.
 
     **The bound** of the Wasserstein-1 error is the sum of what starts miss, drawn from its law (see `wasserstein`); of
     the quadrature's error, for which the change over the last step is taken, or over the last two if that is larger,
-    and half the distance from the Gauss quadratures; of twice the residuals of eigenvalues that were taken out, over n
-    (Lidskii); and of rounding. The second is an estimate: an eigenvalue or a cluster that no start has come to see is
-    not in it.
+    and half the distance from the Gauss quadratures; of twice the nuclear norm of the residuals of eigenvalues that
+    were taken out, over n (Lidskii); and of rounding. The second is an estimate: an eigenvalue or a cluster that no
+    start has come to see is not in it.
 
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
@@ -131,6 +131,7 @@ class _Part:
         before: the same some steps earlier, for each of `_BACK`.
         taken: which nodes are resolved eigenvalues.
         values: those, and their residuals.
+        moving: the nuclear norm of these residuals together.
         steps: made.
         unfinished: how far from its nodes the mass of starts that have ended may be.
     """
@@ -142,6 +143,7 @@ class _Part:
     taken: Tensor
     values: Tensor
     residuals: Tensor
+    moving: float
     steps: int
     unfinished: float
 
@@ -289,7 +291,8 @@ class _Run:
         rest = merged(rule.without(taken))[:2] if self.plain else block.continued(taken)
         return _Part(
             rule.without(taken), rest, now, before, taken, rule.nodes[taken], rule.residuals[taken],
-            self.n if ended else block.steps, float(rule.mean[1] @ rule.residuals) if ended else 0.0,
+            block.moving(taken), self.n if ended else block.steps,
+            float(rule.mean[1] @ rule.residuals) if ended else 0.0,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ results
@@ -307,7 +310,7 @@ class _Run:
             "; ".join(filter(None, (operator.note, self.note, self.copies))), residuals[order], self.space.rounding,
             min((part.steps for part in parts), default=0), rest,
         )  # fmt: skip
-        bound = 2 * float(residuals.sum()) / self.n
+        bound = 2 * (float(self.residuals.sum()) + sum(part.moving for part in parts)) / self.n
         norm = float(density.nodes.abs().max())
         # Rounding is in proportion to each product, a coarser error (finite differences) to the largest.
         size = norm if self.space.coarse else math.sqrt(float(density.weights @ density.nodes.square()))

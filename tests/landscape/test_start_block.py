@@ -112,6 +112,21 @@ def test_near_copies_are_one_cluster_until_they_are_told_apart() -> None:
     assert not block_of(Diagonal(values), starts=4, steps=6).rule.resolved(400, 1e-14).any()
 
 
+def test_taking_some_out_moves_eigenvalues_by_no_more_than_their_coupling() -> None:
+    values = SPECTRA["decaying"]
+    block = block_of(Diagonal(values), starts=3, steps=10)
+    taken = block.rule.resolved(300, 1e-14)
+    U, theta = block.ritz_vectors(taken), block.rule.nodes[taken]
+    residual = values[:, None] * U - U * theta
+    moving = block.moving(taken)
+    assert moving == pytest.approx(float(torch.linalg.matrix_norm(residual, "nuc")), rel=1e-6)
+    assert 0 < moving < 0.9 * float(block.rule.residuals[taken].sum())
+    P = torch.eye(300, dtype=F64) - U @ U.T
+    apart = U @ theta.diag() @ U.T + P @ values.diag() @ P
+    assert float((torch.linalg.eigvalsh(apart) - values.sort().values).abs().sum()) <= 2 * moving
+    assert block.moving(torch.zeros(30, dtype=torch.bool)) == 0
+
+
 def test_one_start_resolves_nothing() -> None:
     rule = block_of(Diagonal(SPECTRA["outliers"]), starts=1, steps=40).rule
     assert float(rule.residuals[-1]) < 1e-6 and not rule.resolved(300, 1e-14).any()
