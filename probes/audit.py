@@ -6,11 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .clipping import clipping
 from .criteria import sharpness
 from .criterion import Assumption, Criterion
+from .evidence import evidence
 from .noise_criteria import noise_criteria
+from .preconditions import preconditions
 from .records import Record
-from .window import Oscillation, ambiguity, curvature_records, last_part, latest_bound, noted, observed
+from .window import Oscillation, ambiguity, curvature_records, fresh_bound, last_part, noted, observed
 
 if TYPE_CHECKING:
     from .run import Run
@@ -72,9 +75,11 @@ def audit(run: Run, player: str) -> Audit:
     curvature = curvature_records(run, player, window)
     facts = observed(run.meta.get("players", {}).get(player, {}), window, everything)
     facts["ambiguous"] = ambiguity(curvature)
+    dtype = str(facts.get("weights_dtype") or facts.get("dtype") or "")
+    facts["clipped"] = clipping(window, measured, full_batch=facts["full_batch"], dtype=dtype).share
     oscillation = Oscillation(run, player, window, facts)
     # The sharpness probe bounds the Hessian, which is not what a preconditioned optimizer's threshold concerns.
-    bound = latest_bound(
+    bound = fresh_bound(
         run, player, window, ("stability",) if facts.get("preconditioned") else ("stability", "sharpness")
     )
     lines: tuple[Criterion, ...] = (
@@ -85,7 +90,10 @@ def audit(run: Run, player: str) -> Audit:
     if lost:
         lines = tuple(_lost_since(lost[0], line) for line in lines)
     steps = (window[0].step, window[-1].step) if window else None
-    return Audit(player, steps, len(window), lines, oscillation.words, noted(curvature))
+    return Audit(
+        player, steps, len(window), lines, oscillation.words, noted(curvature),
+        preconditions(run, player, window, facts), evidence(run, player, window, facts),
+    )  # fmt: skip
 
 
 def _lost_since(record: Record, line: Criterion) -> Criterion:

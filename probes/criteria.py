@@ -9,7 +9,7 @@ from losscope.landscape.stability import judge
 
 from .criterion import Assumption, Criterion
 from .records import Record
-from .window import Bound, Oscillation, column, median, ratio_of
+from .window import Bound, Oscillation, Ratio, column, median, ratio_of
 
 __all__ = ["not_applicable", "not_what_is_trained", "sharpness", "unchecked"]
 
@@ -46,6 +46,8 @@ def not_what_is_trained(facts: dict[str, Any]) -> str | None:
         return "with a summed loss the curvature that is trained on depends on the batch size; use a mean"
     if facts.get("perturbed") and facts["full_batch"] is None:
         return "SAM's threshold is one of full batches, and whether steps are is not known: pass batch_size= to watch"
+    if (share := facts.get("clipped") or 0.0) > 0.1 and not facts["full_batch"]:
+        return f"gradients were clipped in {share:.0%} of the measured updates, and the thresholds are of whole ones"
     scale = facts.get("gradient_scale")
     if facts["full_batch"] and scale is not None and abs(scale - 1) > 0.02:
         return (
@@ -91,8 +93,8 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
     line: dict[str, Any] = {"name": "sharpness", "symbol": symbol, "formula": formula, "kind": kind}
     if reason := not_applicable(facts, window):
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason, **numbers)
-    if ratio.high is None and bound is not None and ratio.measured is not None and ratio.ratio is not None:
-        numbers |= {"high": ratio.measured * bound.gap, "ratio_high": ratio.ratio * bound.gap}
+    if bound is not None and (carried := _carried(ratio, bound)) is not None:
+        numbers |= carried
         percent = f"{bound.gap - 1:.0%}"
         assumptions.append(Assumption(f"the upper bound is still {percent} above, as at step {bound.step}", None))
     line |= numbers | {"assumptions": tuple(assumptions)}
@@ -103,6 +105,14 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
         ratio_high = None  # the rest of what the optimizer moves may be sharper
     verdict = judge(ratio.ratio, ratio.ratio_low, ratio_high, necessary=stochastic, oscillates=oscillation.seen)
     return Criterion(**line, verdict=verdict, reason=_sharpness_reason(verdict, ratio_high, facts, oscillation))
+
+
+def _carried(ratio: Ratio, bound: Bound) -> dict[str, float] | None:
+    """Upper ends from a bound that was found at another step, where there are none here or these are looser."""
+    if ratio.measured is None or ratio.ratio is None:
+        return None
+    high = ratio.measured * bound.gap
+    return {"high": high, "ratio_high": ratio.ratio * bound.gap} if ratio.high is None or high < ratio.high else None
 
 
 def _where_gradients_are(window: list[Record]) -> list[Assumption]:

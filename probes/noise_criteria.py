@@ -193,6 +193,8 @@ def _interpolation(window: Sequence[Record]) -> Assumption:
 
 def _judged(entry: Entry, ratio: Ratio, facts: Facts, oscillation: Oscillation, edge: _Edge) -> tuple[str, str]:
     """The verdict of a line that applies, and its reason."""
+    if entry.name == "noise_interaction" and ratio.ratio is not None:
+        return _of_one_step(ratio)
     necessary = entry.kind == "necessary"
     seen = None if entry.name == "trace" else oscillation.seen
     verdict = judge(ratio.ratio, ratio.ratio_low, ratio.ratio_high, necessary=necessary, oscillates=seen)
@@ -207,6 +209,15 @@ def _judged(entry: Entry, ratio: Ratio, facts: Facts, oscillation: Oscillation, 
         return verdict, "between the edges of small and of large batches, which differ under momentum"
     said = _REASONS["necessary" if necessary else entry.kind].get(verdict)
     return verdict, said or (oscillation.words if seen is not None else "near the threshold")
+
+
+def _of_one_step(ratio: Ratio) -> tuple[str, str]:
+    """Above or below 1 it tells where the expected loss goes; at 1 that it stands still, which is no edge."""
+    if ratio.ratio_low is not None and ratio.ratio_low > 1.1:
+        return "ABOVE_EDGE", "to second order, the next step raises the loss of all samples in expectation"
+    if ratio.ratio_high is not None and ratio.ratio_high < 0.9:
+        return "BELOW_EDGE", "to second order, the next step lowers the loss of all samples in expectation"
+    return "INCONCLUSIVE", "about 1, as wherever the loss stands still: it tells of oscillation, not of an edge"
 
 
 _ACROSS = "the interval of the ratio reaches across 0.9 or 1.1"

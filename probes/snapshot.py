@@ -16,6 +16,7 @@ from losscope.landscape import (
     Eigenpairs,
     Estimate,
     Hessian,
+    KernelError,
     Objective,
     Preconditioned,
     SpectralDensity,
@@ -210,17 +211,17 @@ class Snapshot:
         k = min(max(k, self.needs.eigenpairs), self.objective.space.size)
         tol = min(tol, self.needs.eigenpair_tol)
         if self._eigenpairs is None or len(self._eigenpairs.values) < k or self._eigenpairs.tol > tol:
-            cold = self.memory.eigenvectors is None or self._bound_is_due(self.memory.bound_step)
-            start = None if cold else self._start()
-            self._eigenpairs = top_eigenpairs(
-                self.hessian,
-                k,
-                tol=tol,
-                start=start,
-                guards=self.needs.guards,
-                max_matvecs=max(100, 20 * (k + self.needs.guards)),
-                seed=self._seed_of("eigenpairs"),
-            )
+            start = self._start()
+            cold = start is None or self._bound_is_due(self.memory.bound_step)
+            most = max(100, 20 * (k + self.needs.guards))
+
+            def found(start: Tensor | None) -> Eigenpairs:
+                return top_eigenpairs(
+                    self.hessian, k, tol=tol, start=start, guards=self.needs.guards, max_matvecs=most,
+                    seed=self._seed_of("eigenpairs"),
+                )  # fmt: skip
+
+            self._eigenpairs = _renewed(found, start) if cold else found(start)
             self.memory.eigenvectors = torch.cat((self._eigenpairs.vectors, self._eigenpairs.guards), dim=1)
             if cold:
                 self.memory.bound_step = self.step
@@ -237,14 +238,23 @@ class Snapshot:
         """The preconditioned Hessian and its largest eigenpair; None where the optimizer has no preconditioner.
 
         Started like `eigenpairs`, from the last one's direction in the parameters, since P changes.
+
+        Raises:
+            KernelError: if products are so inaccurate in its coordinates that they tell nothing.
         """
         if self.seen is None or self._seen_pair is not None:
             return self._seen_pair
         operator = self.seen.of(self.hessian)
-        cold = self.memory.seen is None or self._bound_is_due(self.memory.seen_bound_step)
-        start = None if cold or self.memory.seen is None else operator.from_parameters(self.memory.seen)
+        start = None if self.memory.seen is None else operator.from_parameters(self.memory.seen)
+        cold = start is None or self._bound_is_due(self.memory.seen_bound_step)
         tol = max(tol, operator.space.rounding)  # where P is small, differences of gradients resolve little
-        pair = top_eigenpairs(operator, tol=tol, start=start, max_matvecs=100, seed=self._seed_of("seen"))
+        if not tol < 1:
+            raise KernelError(f"{operator.kernel} resolves nothing of P^-1 H: its error is {tol:.2g} times the largest")
+
+        def found(start: Tensor | None) -> Eigenpairs:
+            return top_eigenpairs(operator, tol=tol, start=start, max_matvecs=100, seed=self._seed_of("seen"))
+
+        pair = _renewed(found, start) if cold else found(start)
         self.memory.seen = operator.to_parameters(pair.vectors)
         if cold:
             self.memory.seen_bound_step = self.step
@@ -326,6 +336,20 @@ class Snapshot:
     def _seed_of(self, purpose: str) -> int:
         """An independent seed for each purpose and step."""
         return random.Random(f"{self.seed} {self.step} {purpose}").getrandbits(62)
+
+
+def _renewed(found: Callable[[Tensor | None], Eigenpairs], start: Tensor | None) -> Eigenpairs:
+    """Upper bounds from a random start; the pairs from it, or from the last ones where these are the larger.
+
+    To a loose tolerance a random start may converge to the second of two eigenvalues that are close.
+    """
+    fresh = found(None)
+    if start is None:
+        return fresh
+    followed = found(start)
+    if not float(followed.values.sum()) > float(fresh.values.sum()):
+        return fresh
+    return replace(followed, high=torch.maximum(fresh.high, followed.values), rest=fresh.rest, bound=fresh.bound)
 
 
 def _is_within(estimate: Estimate, rtol: float) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from losscope.landscape import NonFiniteError, SettingError, top_eigenpairs
+from losscope.landscape.stability import linearised_rows, mean_square_threshold
 
 from .noise import NAMES, minibatch_values
 from .probe import Measurement, Needs, Probe
@@ -35,6 +36,9 @@ class Stability(Probe):
         rtol: relative half-width of the intervals of trace and batch sharpness.
         every: when; None follows `watch`.
         bound_every: renew the upper bound of the sharpness when it is this many steps old.
+        mean_square: at the full level of mini-batch training with squared loss, also the exact mean-square threshold
+            of the model linearised at the weights. For small problems: it takes the Jacobians of all samples' outputs,
+            2000 at most, and products of their number times the square of their rank.
 
     Raises:
         SettingError: if an argument means nothing.
@@ -43,8 +47,9 @@ class Stability(Probe):
     name = "stability"
 
     def __init__(
-        self, *, level: str = "full", tol: float = 1e-2, rtol: float = 0.1, every: Any = None, bound_every: int = 200
-    ) -> None:
+        self, *, level: str = "full", tol: float = 1e-2, rtol: float = 0.1, every: Any = None, bound_every: int = 200,
+        mean_square: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(every)
         if level not in _LEVELS:
             raise SettingError(f"level must be one of {_LEVELS}, got {level!r}")
@@ -52,7 +57,10 @@ class Stability(Probe):
             raise SettingError(
                 f"need 0 < tol < 1, rtol > 0 and bound_every >= 1; got {tol!r}, {rtol!r}, {bound_every!r}"
             )
+        if mean_square and level != "full":
+            raise SettingError('mean_square=True needs level="full"')
         self.level, self.tol, self.rtol, self.bound_every = level, tol, rtol, bound_every
+        self.mean_square = mean_square
 
     def needs(self) -> Needs:
         """Top eigenpair, and the trace at the full level."""
@@ -69,6 +77,7 @@ class Stability(Probe):
             values |= {"trace": trace.value, "trace_low": trace.low, "trace_high": trace.high}
             parts: tuple[tuple[str, Callable[[Snapshot], Values], tuple[str, ...]], ...] = (
                 ("mini-batches", self._noise, NAMES),
+                ("mean_square", self._mean_square, ("mean_square",) if self.mean_square else ()),
                 ("larger epsilon", self._larger_epsilon, ()),
                 ("critical sharpness", _along_the_update, ()),
                 ("smallest eigenvalue", _lowest, ()),
@@ -125,6 +134,14 @@ class Stability(Probe):
         if trace > 0 and aligned is not None:
             values["mu"] = aligned * batch / trace  # tr(Sigma) / (2L tr H)
         return values
+
+    def _mean_square(self, snapshot: Snapshot) -> Values:
+        batch = snapshot.batch_size
+        if not self.mean_square or batch is None or batch >= snapshot.objective.samples:
+            return {}
+        rows = linearised_rows(snapshot.objective)
+        found = mean_square_threshold(rows, batch, replacement=False, tol=1e-3, seed=snapshot._seed_of("mean square"))
+        return {"mean_square": 2 / found.value, "mean_square_low": 2 / found.high, "mean_square_high": 2 / found.low}
 
     def _larger_epsilon(self, snapshot: Snapshot) -> Values:
         """The sharpness with a hundred times epsilon, and with ten if that changes it.

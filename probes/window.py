@@ -16,12 +16,25 @@ if TYPE_CHECKING:
     from .run import Run
 
 __all__ = [
-    "Bound", "Oscillation", "Ratio", "ambiguity", "column", "curvature_records", "last_part", "latest_bound", "median",
-    "noted", "observed", "ratio_of",
+    "Bound",
+    "Oscillation",
+    "Ratio",
+    "ambiguity",
+    "column",
+    "curvature_records",
+    "fresh_bound",
+    "last_part",
+    "median",
+    "noted",
+    "observed",
+    "ratio_of",
 ]  # fmt: skip
 
 BOUND_STAYS_FRESH = 200
 """An upper bound of the sharpness this many steps old still speaks for the present (stated as an assumption)."""
+
+LEAST_GAP = 1.01
+"""A bound found at one measurement says of others no more than the tolerance of their eigenvalues."""
 
 SAME_GRADIENT = 0.995
 """Cosine from which a step's gradient counts as that of all the data; mini-batches are far below late in training."""
@@ -58,13 +71,29 @@ def ratio_of(window: Sequence[Record], name: str, threshold: str, largest: str |
     low, high = f"{name}_low", f"{name}_high"
     return Ratio(
         median(column(window, name)),
-        median(column(window, low)),
-        median(column(window, high)),
+        _bound(window, (name, None), (low, None)),
+        _bound(window, (name, None), (high, None)),
         median(column(window, threshold)),
         median(column(window, name, threshold)),
-        median(column(window, low, largest or threshold)),
-        median(column(window, high, threshold)),
+        _bound(window, (name, threshold), (low, largest or threshold)),
+        _bound(window, (name, threshold), (high, threshold)),
     )
+
+
+def _bound(window: Sequence[Record], value: tuple[str, str | None], bound: tuple[str, str | None]) -> float | None:
+    """The median of the bounds; where some values have none, the median value with the median way to a bound.
+
+    The median of a few bounds alone would be one of their values, not of all the others.
+    """
+    values, bounds = column(window, *value), column(window, *bound)
+    if len(bounds) >= len(values) or not bounds:
+        return median(bounds)
+    middle = statistics.median(values)
+    pairs = [(v[0], b[0]) for r in window if (v := column([r], *value)) and (b := column([r], *bound))]
+    if middle > 0 and all(v > 0 for v, _ in pairs):
+        ways = [b / v for v, b in pairs]
+        return middle * statistics.median(max(w, LEAST_GAP) if bound[0].endswith("_high") else w for w in ways)
+    return middle + statistics.median(b - v for v, b in pairs)
 
 
 def column(window: Sequence[Record], name: str, divisor: str | None = None) -> list[float]:
@@ -122,22 +151,23 @@ class Oscillation:
 
 @dataclass(frozen=True)
 class Bound:
-    """The last upper bound of the sharpness, relative to the value it was found with."""
+    """An upper bound of the sharpness, relative to the value it was found with."""
 
     step: int
     gap: float
 
 
-def latest_bound(run: Run, player: str, window: Sequence[Record], probes: Sequence[str]) -> Bound | None:
-    """The last upper bound of the sharpness by any of these probes, if it is recent."""
+def fresh_bound(run: Run, player: str, window: Sequence[Record], probes: Sequence[str]) -> Bound | None:
+    """The tightest recent upper bound of the sharpness by any of these probes.
+
+    Those of a random start are tight, those of a warm one are not.
+    """
     found = []
     for record in [record for probe in probes for record in run.select(probe, player)]:
-        if record.value is not None and record.value > 0 and record.high is not None:
-            found.append(Bound(record.step, record.high / record.value))
-    latest = max(found, key=lambda bound: bound.step, default=None)
-    if latest is None or not window or window[-1].step - latest.step > BOUND_STAYS_FRESH:
-        return None
-    return latest
+        fresh = window and window[-1].step - record.step <= BOUND_STAYS_FRESH
+        if fresh and record.value is not None and record.value > 0 and record.high is not None:
+            found.append(Bound(record.step, max(record.high / record.value, LEAST_GAP)))
+    return min(found, key=lambda bound: (bound.gap, -bound.step), default=None)
 
 
 _AMBIGUOUS = "ambiguous: "  # how the note of an ambiguous Hessian begins

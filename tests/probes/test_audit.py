@@ -140,6 +140,15 @@ def test_the_sharpness_probe_bounds_it_too():
     assert line.ratio_high == pytest.approx(0.55)
 
 
+def test_the_bound_of_one_measurement_is_none_of_what_the_others_measured():
+    """A rate that was halved at the last one, the only one with an upper bound."""
+    records = [*(stability(10 * i, 0.98, width=None) for i in range(4)), stability(40, 0.50, lr=0.05, width=0.04)]
+    line = audit_of(records, **FULL)["sharpness"]
+    assert line.ratio == pytest.approx(0.98)
+    assert line.ratio_high == pytest.approx(0.98 * 1.04)
+    assert line.verdict != "BELOW_EDGE"
+
+
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.85])
 def test_a_part_of_the_parameters_bounds_it_from_below_only(ratio):
     line = audit_of(steady(ratio), **FULL, covers_optimizer=False)["sharpness"]

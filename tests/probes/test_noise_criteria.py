@@ -116,6 +116,9 @@ def test_necessary_lines_exclude_nothing_when_they_hold(name, s_mu, verdict):
 )
 def test_what_is_only_seen_speaks_of_any_loss_and_never_counts_as_exceeded(name, family, value, verdict):
     audit = audit_of(steady(0.3, s_mu=value), **SMALL, loss_family=family)
+    if name == "noise_interaction" and value == 20.0:
+        verdict = "INCONCLUSIVE"  # it is about 1 wherever the loss stands still
+        assert "not of an edge" in audit[name].reason
     assert (audit[name].verdict, audit[name].kind) == (verdict, "empirical")
     assert audit.above_edge == (value == 30.0 and family == "squared")  # by the necessary lines alone
 
