@@ -8,6 +8,7 @@ are batched.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -198,7 +199,8 @@ class Together:
                 among them.
         """
         content = self._gathered(chosen)
-        with self.wanted.objective.evaluation(0, content) as batch, _traceable():
+        with self.wanted.objective.evaluation(0, content) as batch, _traceable(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of operations that are vectorised slowly: the faster way is timed for
             return self._vectorised(batch, len(chosen))
 
     def _gathered(self, chosen: Tensor) -> Any:
