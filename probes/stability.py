@@ -9,7 +9,7 @@ from typing import Any
 from losscope.landscape import NonFiniteError, SettingError, top_eigenpairs
 from losscope.landscape.stability import linearised_rows, mean_square_threshold
 
-from .noise import NAMES, minibatch_values
+from .minibatches import NAMES, minibatch_values
 from .probe import Measurement, Needs, Probe
 from .sharpness import upper_bound
 from .snapshot import Snapshot

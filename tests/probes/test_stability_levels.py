@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from losscope.landscape import Hessian, Objective, SettingError
 from losscope.landscape.stability import linearised_rows, mean_square_threshold, minibatch_sharpness
 from losscope.probes import Run, Snapshot, Stability, watch
-from losscope.probes.noise import NAMES
+from losscope.probes.minibatches import NAMES
 
 
 def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
