@@ -1,5 +1,6 @@
 """The result of a spectral density: its functionals, exactly and with intervals that cover."""
 
+import dataclasses
 import math
 import pickle
 
@@ -132,6 +133,23 @@ def test_shares_of_eigenvalues_invert_the_beta_law() -> None:
     found = density.mass(0.5, 2.0)
     for end, tail in ((found.low, 0.95), (found.high, 0.05)):
         assert stats.beta(500 * end, 500 * (1 - end)).cdf(0.1) == pytest.approx(tail, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["flat", "heavy tails", "outliers"])
+def test_shares_are_of_what_goes_on_and_moments_of_the_quadratures(name: str) -> None:
+    """Whose moments it has, but for what was kept from leaving the range of the Ritz values."""
+    values = ALL_KINDS[name]
+    density = spectral_density(Diagonal(values), vectors=3, steps=8, seed=0)
+    plain = dataclasses.replace(density, continued=None)
+    assert len(density.nodes) > 2 * len(plain.nodes) and density.bounds == pytest.approx(plain.bounds)
+    for p in range(5):
+        one, other = density.moment(p), plain.moment(p)
+        assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
+        assert float(density.weights @ density.nodes**p) == pytest.approx(one.value, rel=0.01, abs=0.01)
+    for x in (between(values, q) for q in (0.05, 0.3, 0.6, 0.95)):
+        value, low, high = density.cdf(x)
+        assert value == pytest.approx(float(density.weights[density.nodes <= x].sum()))
+        assert low <= min(value, plain.cdf(x)[0]) and max(value, plain.cdf(x)[0]) <= high
 
 
 def test_the_trace_is_n_times_the_first_moment_and_agrees_with_hutchinson() -> None:
