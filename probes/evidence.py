@@ -77,14 +77,17 @@ def _ratios(pairs: Iterable[tuple[float | None, float | None]]) -> list[float]:
 
 def _critical_sharpness(window: Sequence[Record]) -> str | None:
     """How far along the update the loss is below where it began, in lengths of the update."""
+    known = [r.values["critical_sharpness"] for r in window if "critical_sharpness" in r.values]
+    uphill = sum(value is None for value in known)
+    others = f"; {uphill} of {len(known)} measured updates lead uphill from the start" if uphill else ""
     ratio = median(column(window, "critical_sharpness", "two_over_lr"))
     if ratio is None:
-        return None
+        return others.removeprefix("; ") or None
     said = f"critical sharpness along the update: {ratio:.3g} of 2/lr"
     if ratio < 0.01:
-        return f"{said}, the loss falls on far beyond the update's length"
+        return f"{said}, the loss falls on far beyond the update's length{others}"
     meaning = "so that it raises the loss" if ratio > 1 else "so that it lowers the loss"
-    return f"{said}, {meaning}; at {1 / ratio:.3g} times its length it would leave the loss as it is"
+    return f"{said}, {meaning}; at {1 / ratio:.3g} times its length it would leave the loss as it is{others}"
 
 
 def _trend(window: Sequence[Record]) -> str | None:

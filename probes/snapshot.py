@@ -177,12 +177,13 @@ class Snapshot:
     @functools.cached_property
     def _critical_sharpness(self) -> Estimate | None:
         found = sharpness_along(self.objective, self.update, self.lr, self.memory.critical_rate)
-        if found is not None and 0 < found.value < math.inf:
-            self.memory.critical_rate = 2 / found.value
+        self.memory.critical_rate = None if found is None else 2 / found.value
         return found
 
     def critical_sharpness(self) -> Estimate | None:
-        """The curvature that forward passes see along the update from w_t; None without one update at one rate.
+        """The curvature that forward passes see along the update from w_t.
+
+        None without one update at one rate, and where the update leads up from the start, as a mini-batch's may.
 
         Above 2/lr the update raises the loss. See `losscope.landscape.stability.critical_sharpness`.
         """

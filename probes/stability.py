@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -166,14 +165,14 @@ class Stability(Probe):
 
 
 def _along_the_update(snapshot: Snapshot) -> Values:
-    """The critical sharpness, by forward passes alone."""
+    """The critical sharpness, by forward passes alone, or that there is none because the update leads uphill."""
     found = snapshot.critical_sharpness()
     if found is None:
-        return {}
-    numbers = (found.value, found.low, found.high)
+        return {} if snapshot.update is None or snapshot.lr is None else {"critical_sharpness": None}
     return {
-        f"critical_sharpness{end}": x if math.isfinite(x) else None
-        for end, x in zip(("", "_low", "_high"), numbers, strict=True)
+        "critical_sharpness": found.value,
+        "critical_sharpness_low": found.low,
+        "critical_sharpness_high": found.high,
     }
 
 

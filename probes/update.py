@@ -60,10 +60,12 @@ def sharpness_along(
         begin: the rate to begin the search at; None for that of the update.
 
     Returns:
-        See `losscope.landscape.stability.critical_sharpness`; None where there was no one rate, or no update.
+        See `losscope.landscape.stability.critical_sharpness`; None where there was no one rate, or no update, or none
+        that begins downhill, as far as so many evaluations show.
     """
     if update is None or lr is None or not 0 < lr < math.inf:
         return None
     if not bool(torch.isfinite(update).all()) or not bool(update.any()):
         return None
-    return critical_sharpness(objective, update / lr, rate=begin or lr, rtol=ACCURACY, max_evaluations=EVALUATIONS)
+    found = critical_sharpness(objective, update / lr, rate=begin or lr, rtol=ACCURACY, max_evaluations=EVALUATIONS)
+    return found if found.low > 0 and found.high < math.inf else None
