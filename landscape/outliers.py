@@ -142,7 +142,7 @@ def outliers(
         pairs: extremal eigenpairs, which resolve what the density alone does not; of one end, of both, or several.
         null: for the null method: eigenpairs of matrices without structure (see `shuffled_labels`), or their
             largest eigenvalues; from both ends (``which="BE"``) for both sides.
-        confidence: see `Outliers`.
+        confidence: see `Outliers`. With less, weaker outliers are found, and more often one where there are none.
 
     Raises:
         SettingError: if neither density nor pairs are given, they are of different sizes, or an argument means

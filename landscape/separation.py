@@ -25,7 +25,7 @@ _SHARE = 0.1  # of all eigenvalues: what there is more of is no outlier
 _RANKS = 64  # extreme eigenvalues of a side that are looked at
 _APART = 4.0  # units of Tracy and Widom's law from an outlier to the next eigenvalue
 _OWN = 1.0  # unit of that law, by which the edge of a large bulk moves inwards without its extreme eigenvalue
-_FINITE = 2.0  # times n^(-1/3), relative to infinitely many: by how much farther with n eigenvalues
+_FINITE = 4.0  # times n^(-1/3), relative to infinitely many: by how much farther with n eigenvalues
 _PATIENCE = 12  # how often eigenvalues are taken out of a bulk that none stands out of
 _LEAST = 10  # eigenvalues that a bulk and outliers take
 _AFTER = range(3, 10)  # how many gaps a gap is compared with
@@ -213,36 +213,38 @@ def _by_law(views: Sequence[SideView], risk: float) -> tuple[list[SideMethod], b
     Whether an eigenvalue stands out is asked of the bulk without it, which it bends: half of the way towards itself
     where it is just beyond the edge. Others that are still in the bulk bend it too, and several at one place so that
     none of them stands out; but then the coefficients are not constant, and the search goes on until they are. Of
-    all places where it could have ended, the one counts that leaves the most constant bulk.
+    all places where it could have ended, the one counts that leaves the most constant bulk; and one where more stand
+    out only if these are not apart, and its own gap is exceptional in itself.
     """
 
     @functools.cache
     def bulk_without(above: int, below: int) -> Bulk | None:
         return bulk_of(_without(views, (above, below)), views[0].steps, views[0].size)
 
-    found: list[tuple[int, float, int, list[SideMethod], bool]] = []
+    found: list[tuple[int, bool, float, int, list[SideMethod], bool]] = []
     counts, sure, in_vain, most = (0, 0), (0, 0), 0, min(int(_SHARE * views[0].size), _RANKS - 1)
     while max(counts) <= most and in_vain <= _PATIENCE and (bulk := bulk_without(*counts)) is not None:
         unsettled = [edge.unsettled for edge in (bulk.upper, bulk.lower)]
         excess = [
             _excess(view, counts[side], bulk_without(*_one_more(counts, side)), risk) for side, view in enumerate(views)
         ]
-        if max(excess) > 0:
+        stands_out = max(excess) > 0
+        if in_vain == 0:  # what was taken out last stood out
+            law = dataclasses.replace(bulk, rigid=bulk.rigid and not stands_out)
+            says = [_by_edge(view, law, k, risk) for view, k in zip(views, counts, strict=True)]
+            silent = sum(m.count is None for m in says)
+            found.append((silent, stands_out, max(unsettled), len(found), says, bulk.rigid))
+        if stands_out:
             side = excess.index(max(excess))
             sure = (counts[0] + 1, sure[1]) if side == 0 else (sure[0], counts[1] + 1)
             counts, in_vain = sure, 0
             continue
-        if in_vain == 0:  # what was taken out last stood out
-            says = [_by_edge(view, bulk, k, risk) for view, k in zip(views, counts, strict=True)]
-            found.append((sum(m.count is None for m in says), max(unsettled), len(found), says, bulk.rigid))
         if max(unsettled) == 0:
             break
         counts, in_vain = _one_more(counts, unsettled.index(max(unsettled))), in_vain + 1
-    if found:
-        return min(found)[3:]
-    if counts == (0, 0):
+    if not found:
         return [_silent(_LAW, "it needs more Lanczos steps")] * 2, False
-    return [_silent(_LAW, f"no bulk in one piece: {max(counts)} eigenvalues lie beyond its edge")] * 2, False
+    return min(found)[4:]
 
 
 def _one_more(counts: tuple[int, int], side: int) -> tuple[int, int]:
