@@ -233,7 +233,8 @@ def _by_law(views: Sequence[SideView], risk: float) -> tuple[list[SideMethod], b
             law = dataclasses.replace(bulk, rigid=bulk.rigid and not stands_out)
             says = [_by_edge(view, law, k, risk) for view, k in zip(views, counts, strict=True)]
             silent = sum(m.count is None for m in says)
-            found.append((silent, stands_out, max(unsettled), len(found), says, bulk.rigid))
+            if not (stands_out and silent):
+                found.append((silent, stands_out, max(unsettled), len(found), says, bulk.rigid))
         if stands_out:
             side = excess.index(max(excess))
             sure = (counts[0] + 1, sure[1]) if side == 0 else (sure[0], counts[1] + 1)
@@ -243,7 +244,8 @@ def _by_law(views: Sequence[SideView], risk: float) -> tuple[list[SideMethod], b
             break
         counts, in_vain = _one_more(counts, unsettled.index(max(unsettled))), in_vain + 1
     if not found:
-        return [_silent(_LAW, "it needs more Lanczos steps")] * 2, False
+        more = f"no bulk in one piece: {max(counts)} eigenvalues lie beyond its edge"
+        return [_silent(_LAW, more if max(counts) else "it needs more Lanczos steps")] * 2, False
     return min(found)[4:]
 
 
