@@ -24,7 +24,7 @@ from losscope.landscape import (
     top_eigenpairs,
     trace,
 )
-from losscope.landscape.operators import Observed
+from losscope.landscape.operators import Observed, SymmetricOperator
 from losscope.landscape.stability import Threshold
 from losscope.landscape.tracked_trace import TrackedTrace
 
@@ -222,7 +222,7 @@ class Snapshot:
                     seed=self._seed_of("eigenpairs"),
                 )  # fmt: skip
 
-            self._eigenpairs = _renewed(found, start) if cold else found(start)
+            self._eigenpairs = _renewed(self.hessian, found, start) if cold else found(start)
             self.memory.eigenvectors = torch.cat((self._eigenpairs.vectors, self._eigenpairs.guards), dim=1)
             if cold:
                 self.memory.bound_step = self.step
@@ -255,7 +255,7 @@ class Snapshot:
         def found(start: Tensor | None) -> Eigenpairs:
             return top_eigenpairs(operator, tol=tol, start=start, max_matvecs=100, seed=self._seed_of("seen"))
 
-        pair = _renewed(found, start) if cold else found(start)
+        pair = _renewed(operator, found, start) if cold else found(start)
         self.memory.seen = operator.to_parameters(pair.vectors)
         if cold:
             self.memory.seen_bound_step = self.step
@@ -339,17 +339,21 @@ class Snapshot:
         return random.Random(f"{self.seed} {self.step} {purpose}").getrandbits(62)
 
 
-def _renewed(found: Callable[[Tensor | None], Eigenpairs], start: Tensor | None) -> Eigenpairs:
-    """Upper bounds from a random start; the pairs from it, or from the last ones where these are the larger.
+def _renewed(
+    operator: SymmetricOperator, found: Callable[[Tensor | None], Eigenpairs], start: Tensor | None
+) -> Eigenpairs:
+    """Upper bounds from a random start; the pairs from it, or from the last ones where these lead further up.
 
-    To a loose tolerance a random start may converge to the second of two eigenvalues that are close.
+    To a loose tolerance a random start may converge to the second of two eigenvalues that are close. One product with
+    the last eigenvector tells.
     """
     fresh = found(None)
     if start is None:
         return fresh
-    followed = found(start)
-    if not float(followed.values.sum()) > float(fresh.values.sum()):
+    u = start[:, :1] / torch.linalg.vector_norm(start[:, :1])
+    if not float((u * (operator @ u)).sum(dtype=torch.float64)) > float(fresh.values[0]):
         return fresh
+    followed = found(start)
     return replace(followed, high=torch.maximum(fresh.high, followed.values), rest=fresh.rest, bound=fresh.bound)
 
 
