@@ -5,6 +5,7 @@ from .block_density import block_densities
 from .blockwise import block_eigenpairs, block_traces
 from .class_means import ClassParts, class_parts
 from .class_structure import ClassStructure, class_structure
+from .collapse import Collapse, neural_collapse, neural_collapse_of_batches
 from .compositions import BlockDiagonal, Preconditioned, Restricted
 from .density import spectral_density
 from .errors import (
@@ -44,6 +45,7 @@ __all__ = [
     "BlockDiagonal",
     "ClassParts",
     "ClassStructure",
+    "Collapse",
     "DataError",
     "DiagonalEstimate",
     "DoubleBackwardError",
@@ -84,6 +86,8 @@ __all__ = [
     "diagonal",
     "frobenius_norm",
     "gradient_share",
+    "neural_collapse",
+    "neural_collapse_of_batches",
     "outliers",
     "sampling_error",
     "shuffled_labels",
