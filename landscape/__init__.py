@@ -28,6 +28,7 @@ from .hessian import Hessian
 from .inverse_fisher import InverseFisher
 from .jacobian import Jacobian
 from .krylov import top_eigenpairs
+from .layer_collapse import neural_collapse_by_layer, neural_collapse_of
 from .objective import Objective
 from .operators import SymmetricOperator
 from .outliers import Outliers, outliers
@@ -87,6 +88,8 @@ __all__ = [
     "frobenius_norm",
     "gradient_share",
     "neural_collapse",
+    "neural_collapse_by_layer",
+    "neural_collapse_of",
     "neural_collapse_of_batches",
     "outliers",
     "sampling_error",
