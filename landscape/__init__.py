@@ -40,6 +40,7 @@ from .shuffled import shuffled_labels
 from .solve import solve
 from .spectral_measure import SpectralDensity
 from .subspace import GradientShare, SubspaceOverlap, gradient_share, subspace_overlap
+from .tangent_kernel import EmpiricalKernel, tangent_kernel
 
 __all__ = [
     "BatchEffect",
@@ -52,6 +53,7 @@ __all__ = [
     "DoubleBackwardError",
     "Eigenpairs",
     "EmpiricalFisher",
+    "EmpiricalKernel",
     "Estimate",
     "GaussNewton",
     "GradientShare",
@@ -97,6 +99,7 @@ __all__ = [
     "solve",
     "spectral_density",
     "subspace_overlap",
+    "tangent_kernel",
     "top_eigenpairs",
     "trace",
     "trace_function",

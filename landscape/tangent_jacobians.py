@@ -1,0 +1,244 @@
+"""Jacobians of single samples: the derivatives of each sample's outputs by some of the parameters.
+
+Where every use of a parameter is seen in the layers, one backward pass serves all samples of a batch
+(`kernels.layer_jacobians`); other parameters (of a recurrent layer, used by hand, shared in unseen ways) are left to
+backward passes of one sample at a time. Which way a parameter goes is tried: the Jacobians must add up to the
+gradient of a random combination of all outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batches import describe, map_tensors, tensors_of, without_weights
+from .errors import LossError, NonFiniteError
+from .kernels.layer_jacobians import Call, layer_jacobians, watched_layers
+from .objective import Objective
+from .space import generator_for
+
+__all__ = ["MixedSamples", "SampleJacobians", "sample_outputs"]
+
+_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}
+_TRIED = 4
+"""Samples, and rows of outputs, that the trial looks at."""
+
+
+class MixedSamples(Exception):
+    """A sample's outputs depend on the other samples of its batch, or on its place in it."""
+
+
+def sample_outputs(
+    objective: Objective, content: Any, index: int, watching: AbstractContextManager[Any] | None = None
+) -> tuple[Tensor, int]:
+    """The outputs for the samples of a batch, (n, C) with their graph, and n; call it inside the isolation.
+
+    Args:
+        objective: whose outputs.
+        content: of the batch, or a part of it.
+        index: which batch it is of.
+        watching: entered around the model's call, where hooks that keep something are otherwise left out.
+
+    Raises:
+        LossError: if the objective has a ``loss_fn``, or the outputs are not one tensor with an equal part for each.
+    """
+    samples = samples_in(content)
+    with objective.evaluation(index, content) as batch, watching or nullcontext():
+        outputs = objective.loss.outputs(objective.model, batch)
+    found = [t for t in tensors_of(outputs) if t.is_floating_point() and t.requires_grad]
+    if len(found) != 1 or found[0].numel() % samples:
+        raise LossError(
+            "the tangent kernel is one of a single floating-point tensor of outputs, with as many entries for each of "
+            f"the {samples} samples; these are {describe(outputs)}: let forward= return that tensor (the logits)"
+        )
+    return found[0].reshape(samples, -1), samples
+
+
+def samples_in(content: Any) -> int:
+    """Number of samples in a batch: the first dimension of the first of its tensors, which are the inputs.
+
+    Raises:
+        LossError: if there is none.
+    """
+    for tensor in tensors_of(without_weights(content)):
+        if tensor.ndim and len(tensor):
+            return len(tensor)
+    raise LossError(f"no samples are seen in the batch ({describe(content)}); let its first tensor be the inputs")
+
+
+class SampleJacobians:
+    """The rows ``E J_i`` of samples i, with J_i (C, n_theta) and E (k, C).
+
+    Args:
+        objective: whose outputs and parameters.
+        rows: E; the unit matrix for all outputs.
+
+    Raises:
+        MixedSamples: if samples have no outputs of their own.
+        NonFiniteError: if outputs are NaN or infinite.
+    """
+
+    def __init__(self, objective: Objective, rows: Tensor) -> None:
+        self.objective, self.rows = objective, rows
+        self._ids = {id(p): i for i, p in enumerate(objective.parameters.values())}
+        self._parameters = list(objective.parameters.values())
+        self.alone: set[int] = set()
+        self._try()
+
+    def of(self, index: int, some: slice, rows: slice, group: Sequence[int]) -> dict[int, Tensor]:
+        """The Jacobians of some samples of a batch, (m, k, numel) by the position of the parameter.
+
+        Args:
+            index: which batch.
+            some: which of its samples.
+            rows: which of E's rows.
+            group: positions of the parameters.
+        """
+        content = cut(self.objective.batches[index].content, some)
+        together = [i for i in group if i not in self.alone]
+        found = self._together(index, content, rows, together) if together else {}
+        left = [i for i in group if i in self.alone]
+        return found | (self._one_by_one(index, content, rows, left) if left else {})
+
+    def bytes_of_sample(self, rows: int) -> int:
+        """About what one sample takes while its Jacobians are made, besides these."""
+        saved = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal saved
+            saved += tensor.nbytes if tensor.ndim else 0
+            return tensor
+
+        content = cut(self.objective.batches[0].content, slice(0, 1))
+        calls: list[Call] = []
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            sample_outputs(self.objective, content, 0, watched_layers(self.objective.model, set(self._ids), calls))
+        weights = sum(p.nbytes for module in (self.objective.model,) for p in module.parameters())
+        backward = sum(call.shape.numel() * call.x.element_size() for call in calls)
+        unfolded = max((_patch_bytes(call.module, call.shape.numel()) for call in calls), default=0)
+        return max(saved - weights, backward) + rows * backward + unfolded
+
+    # ------------------------------------------------------------------ two ways
+
+    def _together(self, index: int, content: Any, rows: slice, group: list[int]) -> dict[int, Tensor]:
+        """By one backward pass for each row over all samples, and what the layers have seen."""
+        wanted = {id(self._parameters[i]) for i in group}
+        calls: list[Call] = []
+        watching = watched_layers(self.objective.model, wanted, calls)
+        outputs, samples = sample_outputs(self.objective, content, index, watching)
+        found: dict[int, Tensor] = {}
+        if calls:
+            backs = self._backward(outputs, [call.edge for call in calls], rows)
+            for call, b in zip(calls, backs, strict=True):
+                for key, J in layer_jacobians(call, torch.stack(b), samples).items():
+                    if key in wanted:
+                        i = self._ids[key]
+                        found[i] = found[i] + J if i in found else J
+                b.clear()
+        k = len(self.rows[rows])
+        for i in group:
+            if i not in found:
+                p = self._parameters[i]
+                found[i] = p.new_zeros(()).expand(samples, k, p.numel())
+        return found
+
+    def _backward(self, outputs: Tensor, edges: list[Any], rows: slice) -> list[list[Tensor]]:
+        """The derivatives of each row's outputs by the edges: for each edge one tensor a row."""
+        found: list[list[Tensor]] = [[] for _ in edges]
+        for row in self.rows[rows]:
+            back = torch.autograd.grad(
+                [outputs], edges, [row.to(outputs.dtype).expand_as(outputs)], retain_graph=True, allow_unused=True,
+                materialize_grads=True,
+            )  # fmt: skip
+            for kept, b in zip(found, back, strict=True):
+                kept.append(b)
+        return found
+
+    def _one_by_one(self, index: int, content: Any, rows: slice, group: list[int]) -> dict[int, Tensor]:
+        """By backward passes of a single sample."""
+        chosen = [self._parameters[i] for i in group]
+        per_sample = []
+        for i in range(samples_in(content)):
+            outputs, _ = sample_outputs(self.objective, cut(content, slice(i, i + 1)), index)
+            backs = self._backward(outputs, chosen, rows)
+            per_sample.append([torch.stack(b).flatten(1) for b in backs])
+        return {i: torch.stack(J) for i, J in zip(group, zip(*per_sample, strict=True), strict=True)}
+
+    # ------------------------------------------------------------------ which way
+
+    def _try(self) -> None:
+        """Find the parameters that the layers do not account for, on the last samples: those after others."""
+        objective = self.objective
+        whole = objective.batches[0].content
+        count = samples_in(whole)
+        some, rows = slice(max(0, count - _TRIED), count), slice(0, _TRIED)
+        everything = list(range(len(self._parameters)))
+        expected, weights, outputs = self._combined(whole, some, rows)
+        self._refuse_mixed(whole, outputs)
+        try:
+            found = self.of(0, some, rows, everything)
+        except Exception:
+            found = {}
+            for i in everything:
+                try:
+                    found |= self.of(0, some, rows, [i])
+                except Exception:  # a foreign layer may fail in any way when it is called by itself
+                    self.alone.add(i)
+        self.alone |= {i for i, J in found.items() if not _adds_up(J, weights, expected[i], expected)}
+        if self.alone:
+            left = sorted(self.alone)
+            found = self.of(0, some, rows, left)
+            if not all(_adds_up(found[i], weights, expected[i], expected) for i in left):
+                raise MixedSamples("the outputs of single samples are not those of the batch")
+
+    def _combined(self, whole: Any, some: slice, rows: slice) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The gradient of ``sum w_ik (E f)_ik``, w (m, k), and the outputs (m, C)."""
+        outputs, samples = sample_outputs(self.objective, cut(whole, some), 0)
+        if not bool(torch.isfinite(outputs).all()):
+            raise NonFiniteError("the model's outputs are NaN or infinite, so that they have no tangent kernel")
+        E = self.rows[rows].to(outputs)
+        weights = torch.randn(samples, len(E), generator=generator_for(0, E.device), device=E.device).to(outputs)
+        value = (weights * (outputs @ E.T)).sum()
+        found = torch.autograd.grad(value, self._parameters, allow_unused=True, materialize_grads=True)
+        return list(found), weights, outputs.detach()
+
+    def _refuse_mixed(self, whole: Any, outputs: Tensor) -> None:
+        """Compare the outputs of a few samples with what they are in their batch."""
+        count = samples_in(whole)
+        if len(outputs) == count:
+            beside = outputs
+            outputs = sample_outputs(self.objective, cut(whole, slice(count // 2, count)), 0)[0].detach()
+        else:
+            beside = sample_outputs(self.objective, whole, 0)[0].detach()
+        beside = beside[count - len(outputs) :]
+        if not float((beside - outputs).norm()) <= _tolerance(outputs) * float(beside.norm()):
+            raise MixedSamples("the outputs of a sample depend on the others in its batch")
+
+
+def cut(content: Any, some: slice) -> Any:
+    """Some samples of a batch, in every tensor with as many."""
+    content = without_weights(content)
+    samples = samples_in(content)
+    return map_tensors(content, lambda t: t[some] if t.ndim and len(t) == samples else t)
+
+
+def _adds_up(J: Tensor, weights: Tensor, expected: Tensor, all_expected: list[Tensor]) -> bool:
+    combined = torch.einsum("mk,mki->i", weights.to(J.dtype), J)
+    scale = max(float(expected.norm()), 1e-3 * max(float(g.norm()) for g in all_expected))
+    return float((combined - expected.reshape(-1)).norm()) <= _tolerance(J) * scale
+
+
+def _tolerance(tensor: Tensor) -> float:
+    return _AGREEMENT.get(tensor.dtype, 5e-2)
+
+
+def _patch_bytes(module: Any, entries: int) -> int:
+    """What the patches of a convolution take, of a sample."""
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.ndim < 3:
+        return 0
+    return int(2 * entries // weight.shape[0] * weight[0].numel() * weight.element_size())
