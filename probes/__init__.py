@@ -1,6 +1,7 @@
 """Watching training over time: hooks, schedules, measurements, the run folder and its verdicts."""
 
 from .audit import Assumption, Audit, Criterion
+from .collapse import NeuralCollapse
 from .player import Player
 from .probe import Measurement, Needs, Probe
 from .records import SCHEMA_VERSION, Record
@@ -21,6 +22,7 @@ __all__ = [
     "Criterion",
     "Measurement",
     "Needs",
+    "NeuralCollapse",
     "Player",
     "Probe",
     "Record",

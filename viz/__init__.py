@@ -1,6 +1,7 @@
 """What people look at: figures, the report page and the command line."""
 
 from .class_structure import plot_class_structure
+from .collapse import plot_collapse
 from .figure import figure
 from .interactive import interactive_spectrum
 from .outliers import plot_outliers
@@ -14,6 +15,7 @@ __all__ = [
     "figure",
     "interactive_spectrum",
     "plot_class_structure",
+    "plot_collapse",
     "plot_outliers",
     "plot_sharpness",
     "plot_spectrum",

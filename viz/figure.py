@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from losscope.landscape import SettingError
 from losscope.probes import Run
 
+from .collapse import plot_collapse
 from .outliers import plot_outliers
 from .sharpness import plot_sharpness
 from .spectrum import plot_spectrum
@@ -25,6 +26,7 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "spectrum": plot_spectrum,
     "spectrum_over_time": plot_spectrum_over_time,
     "outliers": plot_outliers,
+    "collapse": plot_collapse,
 }
 
 
@@ -35,7 +37,8 @@ def figure(run: Run, name: str, *, player: str | None = None, size: tuple[float,
 
     Args:
         run: the run.
-        name: ``"sharpness"``, ``"stability"``, ``"spectrum"``, ``"spectrum_over_time"`` or ``"outliers"``.
+        name: ``"sharpness"``, ``"stability"``, ``"spectrum"``, ``"spectrum_over_time"``, ``"outliers"`` or
+            ``"collapse"``.
         player: which player; default: the first.
         size: width and height in inches.
 

@@ -29,11 +29,11 @@ MOST_LOGGED = 20_000
 MOST_ERRORS = 20
 WIDE = {
     "sharpness": (8.6, 5.2), "stability": (8.6, 5.0), "spectrum": (8.6, 4.4), "spectrum_over_time": (8.6, 4.8),
-    "outliers": (8.6, 5.2),
+    "outliers": (8.6, 5.2), "collapse": (8.6, 6.0),
 }  # fmt: skip
 NARROW = {
     "sharpness": (3.9, 4.8), "stability": (3.9, 5.4), "spectrum": (3.9, 3.9), "spectrum_over_time": (3.9, 3.9),
-    "outliers": (3.9, 4.8),
+    "outliers": (3.9, 4.8), "collapse": (3.9, 6.0),
 }  # fmt: skip
 CAPTIONS = {
     "sharpness": (
@@ -56,8 +56,16 @@ CAPTIONS = {
         "The largest eigenvalues, in colour where they stand apart from the bulk, and below how many do. A bar spans "
         "what the different ways of counting them say."
     ),
+    "collapse": (
+        "Neural collapse: the features' variation within classes against that between them (NC1), how unequal lengths "
+        "and angles of the class means are (NC2) and how far the classifier is from them (NC3), and the share of "
+        "samples whose nearest class mean is not the class that the classifier takes (NC4). All are 0 at collapse."
+    ),
 }
-OF_SPECTRA = ("spectrum", "spectrum_over_time", "outliers")
+OF_PROBE = {
+    "spectrum": "spectrum", "spectrum_over_time": "spectrum", "outliers": "spectrum", "collapse": "neural_collapse",
+}  # fmt: skip
+"""Figures that are on the page only where a probe has left records."""
 SYMBOLS = {
     "sharpness": "λ<sub>max</sub>(H)",
     "trace": "tr(H)",
@@ -129,9 +137,9 @@ def _player(run: Run, name: str, index: int) -> dict[str, Any]:
     said = words.headline(audit)
     applies, barred = words.split(audit)
     figures = []
-    has_spectra = any(r.probe == "spectrum" and r.player == name for r in run.records)
+    recorded = {r.probe for r in run.records if r.player == name}
     for kind, caption in CAPTIONS.items():
-        if kind in OF_SPECTRA and not has_spectra:
+        if kind in OF_PROBE and OF_PROBE[kind] not in recorded:
             continue
         drawn = {
             width: Markup(

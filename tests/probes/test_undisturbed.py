@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from losscope.probes import Player, Sharpness, Snapshot, Spectrum, Stability, Trace, watch
+from losscope.probes import NeuralCollapse, Player, Sharpness, Snapshot, Spectrum, Stability, Trace, watch
 from probe_cases import (
     CLASSES,
     MODELS,
@@ -112,6 +112,22 @@ def test_the_same_with_a_kernel_that_was_asked_for(kernel: str) -> None:
     assert train("cnn", "adam", watching).differences(unwatched("cnn", "adam")) == []
     assert {r.kernel for r in runs[0].run.records if r.kernel} == {kernel}
     assert [r.status for r in runs[0].run.select("sharpness", ok=False)] == ["ok"] * 3
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("name", ["cnn", "lstm", "transformer"])
+def test_the_same_when_layers_are_hooked_for_their_features(name: str, mode: str) -> None:
+    runs = []
+    layer = {"cnn": "1", "lstm": "recurrent", "transformer": "head"}[name]
+
+    def watching(model: nn.Module, moved: torch.optim.Optimizer, data: DataLoader) -> Any:
+        collapse = NeuralCollapse(["penultimate", layer])
+        options: dict[str, Any] = {"criterion": F.cross_entropy, "every": 3, "mode": mode, "on_error": "raise"}
+        runs.append(watch(model, moved, data=data, probes=[collapse, largest_weight], **options))
+        return runs[0]
+
+    assert train(name, "momentum", watching).differences(unwatched(name, "momentum")) == []
+    assert [r.step for r in runs[0].run.select("neural_collapse")] == [0, 3, 6]
 
 
 def test_the_same_with_a_run_folder(tmp_path: Any) -> None:
