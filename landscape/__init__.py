@@ -29,14 +29,18 @@ from .inverse_fisher import InverseFisher
 from .jacobian import Jacobian
 from .krylov import top_eigenpairs
 from .layer_collapse import neural_collapse_by_layer, neural_collapse_of
+from .noise import NoiseStatistics, gradient_noise, minibatch_noise
+from .noise_scale import NoiseScale, noise_scale, two_batch_noise
 from .objective import Objective
 from .operators import SymmetricOperator
 from .outliers import Outliers, outliers
 from .quadrature import trace_function
 from .random_matrix import MarchenkoPastur, Semicircle
 from .results import DiagonalEstimate, Eigenpairs, Estimate, NegativeCurvature, Solution
+from .sample_gradients import per_sample_gradients
 from .sampling import SamplingError, sampling_error
 from .shuffled import shuffled_labels
+from .signal_to_noise import ParameterSignal, parameter_signal, tensor_signal
 from .solve import solve
 from .spectral_measure import SpectralDensity
 from .subspace import GradientShare, SubspaceOverlap, gradient_share, subspace_overlap
@@ -66,10 +70,13 @@ __all__ = [
     "MarchenkoPastur",
     "MonteCarloFisher",
     "NegativeCurvature",
+    "NoiseScale",
+    "NoiseStatistics",
     "NonFiniteError",
     "Objective",
     "Outliers",
     "ParameterError",
+    "ParameterSignal",
     "Preconditioned",
     "Restricted",
     "RunError",
@@ -88,19 +95,26 @@ __all__ = [
     "class_structure",
     "diagonal",
     "frobenius_norm",
+    "gradient_noise",
     "gradient_share",
+    "minibatch_noise",
     "neural_collapse",
     "neural_collapse_by_layer",
     "neural_collapse_of",
     "neural_collapse_of_batches",
+    "noise_scale",
     "outliers",
+    "parameter_signal",
+    "per_sample_gradients",
     "sampling_error",
     "shuffled_labels",
     "solve",
     "spectral_density",
     "subspace_overlap",
     "tangent_kernel",
+    "tensor_signal",
     "top_eigenpairs",
     "trace",
     "trace_function",
+    "two_batch_noise",
 ]

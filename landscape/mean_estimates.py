@@ -51,11 +51,11 @@ class Mean:
         m = len(self.samples)
         return float(self._moments.spread) / math.sqrt(m) if m > 1 and math.isfinite(self.value) else math.inf
 
-    def interval(self, confidence: float) -> tuple[float, float]:
-        """Student's, corrected for the samples' skewness by Hall's transformation."""
+    def interval(self, confidence: float, least_skewness: float = -math.inf) -> tuple[float, float]:
+        """Student's, corrected for the samples' skewness, or the least that theory has, by Hall's transformation."""
         if not math.isfinite(self.stderr):
             return -math.inf, math.inf
-        low, high = self._moments.interval(confidence, skewed=True)
+        low, high = self._moments.interval(confidence, skewed=True, least_skewness=least_skewness)
         return float(low), float(high)
 
 

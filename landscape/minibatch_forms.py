@@ -106,6 +106,11 @@ class OneByOne:
             rows.append(row)
         return Forms._make(torch.stack(rows).T)
 
+    def gradients(self, chosen: Tensor, first: int) -> Tensor:
+        """The gradients alone, (k, n); arguments as of a call."""
+        found = (self._gradient(samples, first + i, graph=False)[1] for i, samples in enumerate(chosen))
+        return torch.stack([self._vector(tensors) for tensors in found])
+
     @property
     def by_differences(self) -> bool:
         """Whether products are differences of gradients."""
@@ -198,10 +203,24 @@ class Together:
             Exception: whatever torch raises about operations that cannot be vectorised, batch statistics and dropout
                 among them.
         """
+        with self._evaluation(chosen) as batch:
+            loss, values = self._losses(batch, len(chosen))
+            g = _pulled_back([loss], values, [torch.ones_like(loss)], graph=self.wanted.products)
+            return self._multiplied(g, values, loss.detach().double())
+
+    def gradients(self, chosen: Tensor) -> Tensor:
+        """The gradients alone, (k, n); arguments and errors as of a call."""
+        with self._evaluation(chosen) as batch:
+            loss, values = self._losses(batch, len(chosen))
+            g = _pulled_back([loss], values, [torch.ones_like(loss)])
+            return self.wanted.objective.space.flatten_rows(g)
+
+    @contextlib.contextmanager
+    def _evaluation(self, chosen: Tensor) -> Iterator[Any]:
         content = self._gathered(chosen)
         with self.wanted.objective.evaluation(0, content) as batch, _traceable(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operations that are vectorised slowly: the faster way is timed for
-            return self._vectorised(batch, len(chosen))
+            yield batch
 
     def _gathered(self, chosen: Tensor) -> Any:
         """The samples as one content with tensors (k, B, ...)."""
@@ -214,7 +233,8 @@ class Together:
         content = take(together, order.argsort())
         return map_tensors(content, lambda t: t.unflatten(0, chosen.shape))
 
-    def _vectorised(self, batch: Any, k: int) -> Forms:
+    def _losses(self, batch: Any, k: int) -> tuple[Tensor, list[Tensor]]:
+        """Those of all mini-batches, (k,), and the parameters that each depends on, (k, ...)."""
         tensors = tensors_of(batch)
 
         def loss_of(values: list[Tensor], *parts: Tensor) -> Tensor:
@@ -227,9 +247,8 @@ class Together:
         # LayerNorm, by 1e-3.
         parameters = self.wanted.objective.parameters.values()
         values = [p.detach().expand(k, *p.shape).requires_grad_() for p in parameters]
-        loss = vmap(loss_of)(values, *tensors)
-        g = _pulled_back([loss], values, [torch.ones_like(loss)], graph=self.wanted.products)
-        return self._multiplied(g, values, loss.detach().double())
+        losses: Tensor = vmap(loss_of)(values, *tensors)
+        return losses, values
 
     def _multiplied(self, heads: list[Tensor], values: list[Tensor], loss: Tensor) -> Forms:
         g = [head.detach() for head in heads]
