@@ -11,6 +11,7 @@ from .sharpness import Sharpness
 from .snapshot import Snapshot
 from .spectrum import Spectrum
 from .stability import Stability
+from .tangent import TangentKernel
 from .trace import Trace
 from .verdicts import Verdict
 from .watch import Watch, watch
@@ -31,6 +32,7 @@ __all__ = [
     "Snapshot",
     "Spectrum",
     "Stability",
+    "TangentKernel",
     "Trace",
     "Verdict",
     "Watch",

@@ -26,6 +26,7 @@ from .oscillation import OscillationWatch
 from .player import Player
 from .probe import Measurement, Needs, Probe
 from .records import Record
+from .run import Run
 from .schedule import Schedule
 from .seen import SeenCurvature
 from .skipped import SkippedUpdates
@@ -82,6 +83,12 @@ class Follower:
         self._gradient: Tensor | None = None
         self._selection = player.signature()
         self._outside = self._outside_versions()
+
+    def recall(self, run: Run) -> None:
+        """Let the probes take up what an earlier part of this run has left."""
+        for probe in self.probes:
+            with self.guarded(probe.name):
+                probe.recall(run, self.player.name, self._memory)
 
     # ------------------------------------------------------------------ the life of an update
 

@@ -15,7 +15,8 @@ from losscope.landscape import SettingError
 from .schedule import Schedule, as_schedule
 
 if TYPE_CHECKING:
-    from .snapshot import Snapshot
+    from .run import Run
+    from .snapshot import Memory, Snapshot
 
 __all__ = ["FunctionProbe", "Measurement", "Needs", "Probe", "as_probe"]
 
@@ -107,6 +108,9 @@ class Probe:
     def measure(self, snapshot: Snapshot) -> Measurement:
         """Answer the question about this snapshot."""
         raise NotImplementedError
+
+    def recall(self, run: Run, player: str, memory: Memory) -> None:
+        """Take up what an earlier part of a run that is resumed has recorded, into the player's memory."""
 
 
 class FunctionProbe(Probe):

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class Memory:
         seen_bound_step: of that.
         trace: the dominant subspace that the last trace has left for the next.
         critical_rate: that of the last update, where the search for the next begins.
+        kept: what single probes keep, by their names.
     """
 
     eigenvectors: Tensor | None = None
@@ -57,6 +59,7 @@ class Memory:
     seen_bound_step: int | None = None
     trace: TrackedTrace = field(default_factory=TrackedTrace)
     critical_rate: float | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 class Snapshot:

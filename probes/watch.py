@@ -219,6 +219,9 @@ class Watch:
             raise SettingError("a watch can be entered once; call watch(...) again")
         if self._resume and self._verdicts is not None and self._out is not None:
             self._verdicts.recall(r for r in Run(self._out).records if r.step < self._meta["first_step"])
+        if self._resume and self._out is not None:
+            for follower in self._followers.values():
+                follower.recall(Run(self._out))
         if self._out is not None:
             self._folder = RunFolder(self._out, self._meta["identity"], resume=self._resume)
         self._state = "open"

@@ -10,6 +10,7 @@ from .sharpness import plot_sharpness
 from .spectrum import plot_spectrum
 from .spectrum_over_time import plot_spectrum_over_time
 from .stability import plot_stability
+from .tangent import plot_tangent_kernel
 
 __all__ = [
     "figure",
@@ -21,5 +22,6 @@ __all__ = [
     "plot_spectrum",
     "plot_spectrum_over_time",
     "plot_stability",
+    "plot_tangent_kernel",
     "report",
 ]

@@ -17,6 +17,7 @@ from .sharpness import plot_sharpness
 from .spectrum import plot_spectrum
 from .spectrum_over_time import plot_spectrum_over_time
 from .stability import plot_stability
+from .tangent import plot_tangent_kernel
 
 __all__ = ["FIGURES", "figure"]
 
@@ -27,6 +28,7 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "spectrum_over_time": plot_spectrum_over_time,
     "outliers": plot_outliers,
     "collapse": plot_collapse,
+    "tangent_kernel": plot_tangent_kernel,
 }
 
 
@@ -37,8 +39,8 @@ def figure(run: Run, name: str, *, player: str | None = None, size: tuple[float,
 
     Args:
         run: the run.
-        name: ``"sharpness"``, ``"stability"``, ``"spectrum"``, ``"spectrum_over_time"``, ``"outliers"`` or
-            ``"collapse"``.
+        name: ``"sharpness"``, ``"stability"``, ``"spectrum"``, ``"spectrum_over_time"``, ``"outliers"``, ``"collapse"``
+            or ``"tangent_kernel"``.
         player: which player; default: the first.
         size: width and height in inches.
 

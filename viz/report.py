@@ -29,11 +29,11 @@ MOST_LOGGED = 20_000
 MOST_ERRORS = 20
 WIDE = {
     "sharpness": (8.6, 5.2), "stability": (8.6, 5.0), "spectrum": (8.6, 4.4), "spectrum_over_time": (8.6, 4.8),
-    "outliers": (8.6, 5.2), "collapse": (8.6, 6.0),
+    "outliers": (8.6, 5.2), "collapse": (8.6, 6.0), "tangent_kernel": (8.6, 5.0),
 }  # fmt: skip
 NARROW = {
     "sharpness": (3.9, 4.8), "stability": (3.9, 5.4), "spectrum": (3.9, 3.9), "spectrum_over_time": (3.9, 3.9),
-    "outliers": (3.9, 4.8), "collapse": (3.9, 6.0),
+    "outliers": (3.9, 4.8), "collapse": (3.9, 6.0), "tangent_kernel": (3.9, 5.0),
 }  # fmt: skip
 CAPTIONS = {
     "sharpness": (
@@ -61,9 +61,15 @@ CAPTIONS = {
         "and angles of the class means are (NC2) and how far the classifier is from them (NC3), and the share of "
         "samples whose nearest class mean is not the class that the classifier takes (NC4). All are 0 at collapse."
     ),
+    "tangent_kernel": (
+        "How far the tangent kernel on fixed samples is from the first one measured, as one minus the cosine, plain "
+        "and without the constant mode (centred), and its alignment with the labels. Below: the distance between "
+        "neighbouring measurements, per step. A kernel that stays is that of lazy training."
+    ),
 }
 OF_PROBE = {
     "spectrum": "spectrum", "spectrum_over_time": "spectrum", "outliers": "spectrum", "collapse": "neural_collapse",
+    "tangent_kernel": "tangent_kernel",
 }  # fmt: skip
 """Figures that are on the page only where a probe has left records."""
 SYMBOLS = {

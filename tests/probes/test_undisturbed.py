@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from losscope.probes import NeuralCollapse, Player, Sharpness, Snapshot, Spectrum, Stability, Trace, watch
+from losscope.probes import (
+    NeuralCollapse,
+    Player,
+    Sharpness,
+    Snapshot,
+    Spectrum,
+    Stability,
+    TangentKernel,
+    Trace,
+    watch,
+)
 from probe_cases import (
     CLASSES,
     MODELS,
@@ -112,6 +122,24 @@ def test_the_same_with_a_kernel_that_was_asked_for(kernel: str) -> None:
     assert train("cnn", "adam", watching).differences(unwatched("cnn", "adam")) == []
     assert {r.kernel for r in runs[0].run.records if r.kernel} == {kernel}
     assert [r.status for r in runs[0].run.select("sharpness", ok=False)] == ["ok"] * 3
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("name", ["cnn", "lstm", "transformer"])
+def test_the_same_when_tangent_kernels_are_measured(name: str, mode: str) -> None:
+    """By hooks in the layers, single samples, and products where samples mix."""
+    runs = []
+
+    def watching(model: nn.Module, moved: torch.optim.Optimizer, data: DataLoader) -> Any:
+        options: dict[str, Any] = {"criterion": F.cross_entropy, "every": 3, "mode": mode, "on_error": "raise"}
+        runs.append(watch(model, moved, data=data, probes=[TangentKernel(samples=8), largest_weight], **options))
+        return runs[0]
+
+    assert train(name, "momentum", watching).differences(unwatched(name, "momentum")) == []
+    records = runs[0].run.select("tangent_kernel")
+    assert [r.step for r in records] == [0, 3, 6]
+    mixed = mode == "train" and name != "lstm"
+    assert {r.kernel for r in records} == {"products" if mixed else "contraction"}
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

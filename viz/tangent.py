@@ -1,0 +1,129 @@
+"""How the tangent kernel moves over a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from losscope.landscape import SettingError
+from losscope.probes import Record, Run
+
+from . import series, style
+from .marks import mark_unmeasured
+from .sharpness import _title
+from .style import BLUE, GREEN, ORANGE
+
+__all__ = ["plot_tangent_kernel"]
+
+PROBE = "tangent_kernel"
+MOST_MARKERS = 40
+
+
+def plot_tangent_kernel(
+    run: Run,
+    ax: Axes | Sequence[Axes] | np.ndarray | None = None,
+    *,
+    player: str | None = None,
+    size: tuple[float, float] = (6.4, 4.8),
+) -> Axes | np.ndarray:
+    r"""Draw how far the tangent kernel is from the first one, its alignment with the labels, and its velocity.
+
+    The distance is :math:`1 - \cos(K_0, K_t)`, plain and without the constant mode (centred). The velocity is the
+    distance between neighbouring measurements per step, drawn halfway between them on a logarithmic axis.
+
+    Args:
+        run: a run with probe ``tangent_kernel``.
+        ax: one Axes draws the distances only, two draw the velocity on the second; None makes a figure.
+        player: which player; default: the first.
+        size: width and height in inches of the figure made.
+
+    Returns:
+        The Axes drawn on: an array of two, or the one that was given.
+
+    Raises:
+        SettingError: if ``ax`` is a number of Axes other than one or two.
+        RunError: if the run has no such player.
+
+    Example:
+        >>> from losscope.probes import Record, Run
+        >>> from losscope.viz import plot_tangent_kernel
+        >>> records = [Record(step, "model", "tangent_kernel", value=0.01 * step, values={}) for step in range(9)]
+        >>> top, bottom = plot_tangent_kernel(Run.from_records({"players": {"model": {}}}, records))
+        >>> bottom.get_xlabel()
+        'optimizer step'
+    """
+    records = run.select(PROBE, player)
+    steps = np.array([r.step for r in records], dtype=int)
+    if isinstance(ax, Axes):
+        _draw_distances(run, records, ax, player, own=False)
+        style.step_axis(ax, steps)
+        return ax
+    own = ax is None
+    if ax is None:
+        figure, axes = style.new_figure((1.8, 1.0), size)
+        style.title(figure, _title(run, player))
+    else:
+        axes = np.asarray(ax, dtype=object).ravel()
+        if len(axes) != 2:
+            raise SettingError(
+                f"plot_tangent_kernel draws on one Axes, or on two (distance, velocity); got {len(axes)}"
+            )
+    _draw_distances(run, records, axes[0], player, own=own)
+    _draw_velocity(records, axes[1], own=own)
+    style.step_axis(axes[1], steps)
+    return axes
+
+
+def _draw_distances(run: Run, records: Sequence[Record], ax: Axes, player: str | None, *, own: bool) -> None:
+    ax.set_ylabel("cosine")
+    steps = np.array([r.step for r in records], dtype=int)
+    plain = np.array([np.nan if r.value is None else r.value for r in records], dtype=float)
+    if not np.isfinite(plain).any():
+        style.say(ax, "no tangent kernel recorded")
+    else:
+        lines = (
+            (plain, BLUE, "-", r"distance from the first, $S(K_0, K_t)$", "distance"),
+            (_column(records, "centred"), ORANGE, "--", "the same, centred", "centred"),
+            (_column(records, "alignment"), GREEN, ":", "alignment with the labels", "alignment"),
+        )
+        for values, colour, dash, label, gid in lines:
+            if np.isfinite(values).any():
+                marker = "o" if len(steps) <= MOST_MARKERS else None
+                ax.plot(
+                    steps, values, color=colour, linestyle=dash, linewidth=1.4, marker=marker, markersize=3, zorder=3,
+                    label=label, gid=gid,
+                )  # fmt: skip
+        ax.set_ylim(min(0.0, ax.get_ylim()[0]), None)
+    mark_unmeasured(ax, series.unmeasured(run, PROBE, player), "kernel")
+    style.legend(ax, outside=own)
+
+
+def _draw_velocity(records: Sequence[Record], ax: Axes, *, own: bool) -> None:
+    ax.set_ylabel("velocity\n[distance / step]")
+    steps = np.array([r.step for r in records], dtype=float)
+    drawn = False
+    for name, colour, dash, label in (
+        ("velocity", BLUE, "-", "plain"), ("velocity_centred", ORANGE, "--", "centred"),
+    ):  # fmt: skip
+        values = _column(records, name)
+        known = np.isfinite(values) & (values > 0)
+        known[:1] = False  # nothing was measured before it
+        if known.any():
+            middle = (steps[1:] + steps[:-1])[known[1:]] / 2
+            ax.plot(
+                middle, values[known], color=colour, linestyle=dash, linewidth=1.2, zorder=3, label=label, gid=name,
+                marker="o" if len(steps) <= MOST_MARKERS else None, markersize=3,
+            )  # fmt: skip
+            drawn = True
+    if drawn:
+        ax.set_yscale("log")
+    else:
+        style.say(ax, "no velocity: fewer than two kernels")
+    style.legend(ax, outside=own)
+
+
+def _column(records: Sequence[Record], name: str) -> np.ndarray:
+    """A number of ``values`` over the records, NaN where there is none."""
+    return np.array([np.nan if (v := r.values.get(name)) is None else v for r in records], dtype=float)
