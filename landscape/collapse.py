@@ -24,7 +24,7 @@ from torch import Tensor
 from . import collapse_geometry as geometry
 from .collapse_loss import SquaredLossParts, squared_loss_parts
 from .errors import DataError, NonFiniteError, SettingError
-from .feature_moments import Classes, FeatureMoments, NearestMeans, checked_features, class_indices
+from .feature_moments import Classes, FeatureMoments, SecondPass, checked_features, class_indices
 
 __all__ = ["BALANCES", "Collapse", "neural_collapse", "neural_collapse_of_batches"]
 
@@ -152,7 +152,7 @@ def neural_collapse(
 ) -> Collapse:
     """How collapsed features are, and the linear classifier on them with them.
 
-    Made in float64, a part of the samples at a time: besides the features it takes a (d, d) matrix and some of (C, d).
+    Made in float64, a part of the samples at a time: besides the features it takes some matrices of (C, d).
 
     Args:
         features: (n, d).
@@ -198,12 +198,12 @@ def neural_collapse_of_batches(
 ) -> Collapse:
     """`neural_collapse` of features that come in batches, as many as there are.
 
-    One pass for everything but nearest class means, which need the means: for those the batches are read again, where
-    they can be.
+    Batches that can be read again are, and some matrices of (C, d) are held. An iterator is read once: then a (d, d)
+    matrix is held too, and nearest class means, which need the means, are left out.
 
     Args:
-        batches: of (features (b, d), labels (b,)); a list, a loader, or an iterator, which leaves ``nc4`` and
-            ``nearest_mean_error`` undefined.
+        batches: of (features (b, d), labels (b,)); a list, a loader that gives the same again, or an iterator, which
+            leaves ``nc4`` and ``nearest_mean_error`` undefined.
         classes: how many, or a list of labels to measure alone.
         weight: see `neural_collapse`.
         bias: the same.
@@ -224,21 +224,24 @@ def neural_collapse_of_batches(
     """
     known = Classes(classes)
     W, b = checked_classifier(known, weight, bias)
+    _check_options(balance, ridge, W)
+    once = isinstance(batches, Iterator)
     moments = None
     for features, labels in batches:
         if moments is None:
             checked_features(features)
-            moments = FeatureMoments(known, features.shape[1], features.device)
+            moments = FeatureMoments(known, features.shape[1], features.device, scatter=once or ridge is not None)
         moments.update(features, labels)
     if moments is None:
         raise DataError("there is no batch of features; an iterator that is used up has none")
     moments.check()
-    nearest = None
-    if not isinstance(batches, Iterator):
-        nearest = NearestMeans(moments, W, b)
+    between = Between.of(moments, balance)
+    second = None
+    if not once:
+        second = SecondPass(moments, W, b, between.directions)
         for features, labels in batches:
-            nearest.update(features, labels)
-    return collapse_of_moments(moments, nearest, W, b, balance=balance, ridge=ridge)
+            second.update(features, labels)
+    return collapse_of_moments(moments, between, second, W, b, ridge=ridge)
 
 
 def _counted(labels: Tensor) -> int:
@@ -272,40 +275,81 @@ def checked_classifier(
     return made[0], made[1]
 
 
-def collapse_of_moments(
-    moments: FeatureMoments,
-    nearest: NearestMeans | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
-    balance: str = "classes",
-    ridge: float | None = None,
-) -> Collapse:
-    """All numbers from moments that are complete; small dense problems, on the host.
-
-    Raises:
-        SettingError: if ``balance`` or ``ridge`` means nothing, or there is no classifier to take the loss of.
-    """
+def _check_options(balance: str, ridge: float | None, weight: Tensor | None) -> None:
     if balance not in BALANCES:
         raise SettingError(f"balance must be 'classes' or 'samples', got {balance!r}")
     if ridge is not None and weight is None:
         raise SettingError("ridge= takes the squared loss of a classifier apart; pass its weight= (C, d)")
-    means, counts, within, v = (t.cpu() for t in (moments.means, moments.counts, moments.within, moments.variances))
-    of_samples, of_classes = (counts / counts.sum()) @ means, means.mean(dim=0)
-    share = counts / counts.sum() if balance == "samples" else torch.full_like(counts, 1 / len(counts))
-    centre = of_samples if balance == "samples" else of_classes
-    M, said = means - centre, _Said()
-    found = _within_classes(M, share, within, v, moments.resolution, said)
-    found |= _geometry(M, "", moments.resolution, said) | _of_means(M, moments.resolution, said)
-    found |= _of_classifier(M, centre, weight, bias, moments.resolution, said)
-    found |= _decisions(nearest, weight, said)
+
+
+@dataclass(frozen=True, eq=False)
+class Between:
+    """The class means about their centre; small, in float64 on the host.
+
+    Attributes:
+        balance: what weighs the same.
+        centre: (d,) mu_G.
+        M: (C, d) centred means.
+        directions: (r, d) orthonormal eigenvectors of Sigma_B, as far as it is resolved and at most C - 1.
+        values: (r,) its eigenvalues, descending.
+        trace: of Sigma_B.
+        resolution: what the features' floating-point type leaves open in the length of a mean.
+    """
+
+    balance: str
+    centre: Tensor
+    M: Tensor
+    directions: Tensor
+    values: Tensor
+    trace: float
+    resolution: float
+
+    @classmethod
+    def of(cls, moments: FeatureMoments, balance: str) -> Between:
+        """From moments that are complete."""
+        means, counts, resolution = moments.means.cpu(), moments.counts.cpu(), moments.resolution
+        share = counts / counts.sum() if balance == "samples" else torch.full_like(counts, 1 / len(counts))
+        centre = share @ means
+        M = means - centre
+        _, s, directions = torch.linalg.svd(share.sqrt()[:, None] * M, full_matrices=False)  # Sigma_B = V s^2 V'
+        cut = max(resolution, torch.finfo(s.dtype).eps * max(M.shape) * float(s[0]))
+        rank = int((s[: min(len(M) - 1, M.shape[1])] > cut).sum())
+        values = s.square()
+        return cls(balance, centre, M, directions[:rank], values[:rank], float(values.sum()), resolution)
+
+
+def collapse_of_moments(
+    moments: FeatureMoments,
+    between: Between,
+    second: SecondPass | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    ridge: float | None = None,
+) -> Collapse:
+    """All numbers from passes that are complete; without a second one, moments must have the scatter.
+
+    Raises:
+        SettingError: if ``ridge`` means nothing.
+    """
+    means, counts, v, said = moments.means.cpu(), moments.counts.cpu(), moments.variances.cpu(), _Said()
+    within = None if moments.within is None else moments.within.cpu()
+    if second is not None:
+        along = second.variances.cpu()
+    else:
+        assert within is not None
+        along = ((between.directions @ within) * between.directions).sum(dim=1)
+    found = _within_classes(between, along, counts, v, said)
+    found |= _geometry(between.M, "", between.resolution, said) | _of_means(between.M, between.resolution, said)
+    found |= _of_classifier(between.M, between.centre, weight, bias, between.resolution, said)
+    found |= _decisions(second, weight, said)
     parts = None
-    if ridge is not None and weight is not None:
+    if ridge is not None and weight is not None and within is not None:
         parts = squared_loss_parts(means, within, counts, weight, bias, ridge=ridge)
     return Collapse(
         **found, squared_loss=parts, labels=tuple(moments.classes.labels), counts=counts, means=means, variances=v,
-        mean_of_classes=of_classes, mean_of_samples=of_samples, balance=balance, left_out=moments.left_out,
-        reasons=dict(said),
+        mean_of_classes=means.mean(dim=0), mean_of_samples=(counts / counts.sum()) @ means, balance=between.balance,
+        left_out=moments.left_out, reasons=dict(said),
     )  # fmt: skip
 
 
@@ -318,26 +362,20 @@ class _Said(dict[str, str]):
         return dict.fromkeys(names, math.nan)
 
 
-def _within_classes(
-    M: Tensor, share: Tensor, within: Tensor, v: Tensor, resolution: float, said: _Said
-) -> dict[str, Any]:
-    """NC1 in its three forms: variation within classes against that between them."""
-    C, d = M.shape
-    _, s, directions = torch.linalg.svd(share.sqrt()[:, None] * M, full_matrices=False)  # Sigma_B = V s^2 V'
-    most = min(C - 1, d)
-    cut = max(resolution, torch.finfo(s.dtype).eps * max(C, d) * float(s[0]))
-    rank = int((s[:most] > cut).sum())
+def _within_classes(between: Between, along: Tensor, counts: Tensor, v: Tensor, said: _Said) -> dict[str, Any]:
+    """NC1 in its three forms: variation within classes, ``along`` the eigenvectors of Sigma_B, against that between."""
+    C, d = between.M.shape
+    rank, most = len(between.values), min(C - 1, d)
     found: dict[str, Any] = {"rank": rank}
     if rank == 0:
         return found | said.undefined("the class means coincide", "nc1", "nc1_quotient", "cdnv")
-    V = directions[:rank]
-    found["nc1"] = float((((V @ within) * V).sum(dim=1) / s[:rank].square()).sum()) / C
+    found["nc1"] = float((along / between.values).sum()) / C
     if rank < most:
         said["nc1"] = f"the class means span {rank} of {most} directions; variation along the others is not counted"
-    found["nc1_quotient"] = float(within.trace() / s.square().sum())
-    if geometry.closest(M) <= resolution:
+    found["nc1_quotient"] = float(counts @ v / counts.sum()) / between.trace
+    if geometry.closest(between.M) <= between.resolution:
         return found | said.undefined("the means of two classes coincide", "cdnv")
-    return found | {"cdnv": geometry.cdnv(M, v)}
+    return found | {"cdnv": geometry.cdnv(between.M, v)}
 
 
 def _geometry(rows: Tensor, of: str, resolution: float, said: _Said) -> dict[str, Any]:
@@ -394,12 +432,12 @@ def _of_classifier(
     return found | {"duality_variance": float(found["duality"].var(correction=0))}
 
 
-def _decisions(nearest: NearestMeans | None, weight: Tensor | None, said: _Said) -> dict[str, Any]:
+def _decisions(second: SecondPass | None, weight: Tensor | None, said: _Said) -> dict[str, Any]:
     """NC4 and the nearest-mean error."""
-    if nearest is None or not nearest.samples:
+    if second is None:
         why = "nearest means take a second pass, and an iterator has one; pass a list or a loader"
         return said.undefined(why, "nc4", "nearest_mean_error")
-    found: dict[str, Any] = {"nearest_mean_error": nearest.wrong / nearest.samples}
+    found: dict[str, Any] = {"nearest_mean_error": second.wrong / second.samples}
     if weight is None:
         return found | said.undefined(_NO_CLASSIFIER, "nc4")
-    return found | {"nc4": nearest.other / nearest.samples}
+    return found | {"nc4": second.other / second.samples}

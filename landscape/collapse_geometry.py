@@ -38,7 +38,7 @@ def equiangularity(rows: Tensor) -> tuple[float, float]:
 def etf_error(left: Tensor, right: Tensor) -> float:
     """``||A / ||A||_F - (I - 11'/C) / sqrt(C-1)||_F`` for ``A = L R'``, (C, C)."""
     C, total = len(left), 0.0
-    norm = math.sqrt(max(0.0, float(((left.T @ left) * (right.T @ right)).sum())))  # ||L R'||_F^2 = tr(L'L R'R)
+    norm = math.sqrt(sum(float((left[b.start : b.stop] @ right.T).square().sum()) for b in _blocks(C)))
     for some in _blocks(C):
         ideal = torch.full((len(some), C), -1 / C, dtype=left.dtype, device=left.device)
         ideal[torch.arange(len(some)), torch.tensor(some)] += 1

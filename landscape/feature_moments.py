@@ -7,6 +7,9 @@ The samples of class c are counted from a shift s_c near their mean, the mean of
 
 What the difference cancels is bounded: the m samples that made s_c contribute at least m |mu_c - s_c|^2 to S, so that
 at most n_c / m times the rounding of float64 is lost, however large a common offset the features have.
+
+S is a (d, d) matrix. Where the samples can be read again it is not needed: `SecondPass` adds up the variation along the
+few directions that are asked for, from the means themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from .errors import DataError, NonFiniteError, SettingError
 
-__all__ = ["Classes", "FeatureMoments", "NearestMeans"]
+__all__ = ["Classes", "FeatureMoments", "SecondPass"]
 
 IGNORED = -100
 """The label that torch's criteria leave out by default."""
@@ -94,32 +97,36 @@ def class_indices(labels: Tensor) -> Tensor:
 class FeatureMoments:
     """Counts, means and within-class scatter of the classes' features; `update` adds samples.
 
-    It holds a (d, d) matrix and two of (C, d), whatever the number of samples.
+    It holds two matrices of (C, d) and, with scatter, one of (d, d), whatever the number of samples.
 
     Args:
         classes: which labels are classes.
         size: d, the features of a sample.
         device: where to add up: that of the features. Where there is no float64 (MPS) it is done on the host.
+        scatter: whether to keep the within-class scatter too.
 
     Raises:
-        SettingError: if a (d, d) matrix takes more than 1 GiB.
+        SettingError: if that takes more than 1 GiB.
 
     Attributes:
         counts: (C,) float64, samples of each class.
         left_out: samples of no class.
     """
 
-    def __init__(self, classes: Classes, size: int, device: torch.device | str = "cpu") -> None:
-        if 8 * size * size > _MEMORY:
+    def __init__(
+        self, classes: Classes, size: int, device: torch.device | str = "cpu", *, scatter: bool = True
+    ) -> None:
+        if scatter and 8 * size * size > _MEMORY:
             raise SettingError(
-                f"features of {size:,} entries have a scatter matrix of {8 * size**2 / 2**30:.1f} GiB; average them "
-                'over positions (pooling="mean"), or pass a pooling function that makes fewer of them'
+                f"features of {size:,} entries have a scatter matrix of {8 * size**2 / 2**30:.1f} GiB, which an "
+                "iterator and ridge= need; give batches that can be read again and no ridge, or pool the features"
             )
         self.classes, self.size = classes, size
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         C = len(classes)
         self.counts, self._squares = self._zeros(C), self._zeros(C)
-        self._shift, self._sums, self._products = self._zeros(C, size), self._zeros(C, size), self._zeros(size, size)
+        self._shift, self._sums = self._zeros(C, size), self._zeros(C, size)
+        self._products = self._zeros(size, size) if scatter else None
         self.left_out = 0
         self._rounding = 0.0
 
@@ -158,8 +165,9 @@ class FeatureMoments:
             sums = torch.zeros_like(self._shift).index_add_(0, row, X)
             self._shift[first] = sums[first] / counts[first, None]
         D = X.sub_(self._shift.index_select(0, row))
-        for start in range(0, self.size, _COLUMNS):  # the upper triangle only: half the work
-            self._products[start : start + _COLUMNS, start:].addmm_(D[:, start : start + _COLUMNS].T, D[:, start:])
+        if self._products is not None:
+            for start in range(0, self.size, _COLUMNS):  # the upper triangle only: half the work
+                self._products[start : start + _COLUMNS, start:].addmm_(D[:, start : start + _COLUMNS].T, D[:, start:])
         self._sums.index_add_(0, row, D)
         self._squares.index_add_(0, row, torch.linalg.vector_norm(D, dim=1).square_())
         self.counts += counts
@@ -207,8 +215,10 @@ class FeatureMoments:
         return (self._squares / self.counts - (self._sums / self.counts[:, None]).square().sum(dim=1)).clamp(min=0)
 
     @property
-    def within(self) -> Tensor:
-        """Within-class covariance of all samples, (d, d)."""
+    def within(self) -> Tensor | None:
+        """Within-class covariance of all samples, (d, d); None without scatter."""
+        if self._products is None:
+            return None
         rest = self._sums / self.counts.sqrt()[:, None]
         upper = self._products.triu()
         return (upper + upper.triu(1).T - rest.T @ rest) / self.counts.sum()
@@ -219,31 +229,41 @@ class FeatureMoments:
         return self._rounding * float(torch.linalg.vector_norm(self.means, dim=1).max())
 
 
-class NearestMeans:
-    """In a second pass: how often the nearest class mean is another class than a classifier's, or than the label.
+class SecondPass:
+    """What takes the class means: variation along directions, and how often the nearest mean is of another class.
 
     Args:
         moments: of the features, complete.
-        weight: (C, d) rows of the classifier; None where there is none.
+        weight: (C, d) rows of a classifier; None where there is none.
         bias: (C,).
+        directions: (r, d) orthonormal rows.
 
     Raises:
         SettingError: if the classifier is one of other features.
+
+    Attributes:
+        other: samples whose nearest class mean is not the class of the classifier's largest output.
+        wrong: samples whose nearest class mean is not their label's.
+        samples: of the classes, so far.
     """
 
-    def __init__(self, moments: FeatureMoments, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+    def __init__(self, moments: FeatureMoments, weight: Tensor | None, bias: Tensor | None, directions: Tensor) -> None:
+        if weight is not None and weight.shape[1] != moments.size:
+            raise SettingError(f"weight has {weight.shape[1]} columns for features of {moments.size} entries")
         self.classes, self.device = moments.classes, moments.device
         means = moments.means
         self._origin = means.mean(dim=0)  # distances between features far from the origin would cancel
         self._means = means - self._origin
         self._half = self._means.square().sum(dim=1) / 2
-        self._weight: Tensor | None = None
-        self._bias: Tensor | None = None
+        self._maps = [self._means, directions.to(means)]
         if weight is not None:
-            if weight.shape[1] != moments.size:
-                raise SettingError(f"weight has {weight.shape[1]} columns for features of {moments.size} entries")
-            self._weight = weight.to(self._means)
-            self._bias = self._weight @ self._origin + (0 if bias is None else bias.to(self._means))
+            weight = weight.to(means)
+            self._bias = weight @ self._origin + (0 if bias is None else bias.to(means))
+            self._maps.append(weight)
+        self._sizes = [len(rows) for rows in self._maps]
+        self._all = torch.cat(self._maps)
+        self._own = self._means @ self._maps[1].T  # of each class, along the directions
+        self._along = torch.zeros(len(directions), dtype=torch.float64, device=self.device)
         self.other, self.wrong, self.samples = 0, 0, 0
 
     def update(self, features: Tensor, labels: Tensor) -> None:
@@ -251,13 +271,19 @@ class NearestMeans:
         rows = self.classes.rows(labels)
         for some, row in chunks(features, rows, self.device):
             kept = row >= 0
-            X = some.sub_(self._origin)
-            nearest = (X @ self._means.T - self._half).argmax(dim=1)
-            self.wrong += int(((nearest != row) & kept).sum())
-            self.samples += int(kept.sum())
-            if self._weight is not None and self._bias is not None:
-                decided = (X @ self._weight.T).add_(self._bias).argmax(dim=1)
-                self.other += int(((nearest != decided) & kept).sum())
+            products = (some.sub_(self._origin) @ self._all.T)[kept].split(self._sizes, dim=1)
+            row = row[kept]
+            nearest = (products[0] - self._half).argmax(dim=1)
+            self._along += (products[1] - self._own[row]).square().sum(dim=0)
+            self.wrong += int((nearest != row).sum())
+            self.samples += len(row)
+            if len(products) == 3:
+                self.other += int((nearest != (products[2] + self._bias).argmax(dim=1)).sum())
+
+    @property
+    def variances(self) -> Tensor:
+        """Within-class variance of all samples along each direction, (r,)."""
+        return self._along / self.samples
 
 
 def chunks(features: Tensor, rows: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .collapse import Collapse, checked_classifier, collapse_of_moments
+from .collapse import BALANCES, Between, Collapse, checked_classifier, collapse_of_moments
 from .errors import SettingError
-from .feature_moments import Classes, FeatureMoments, NearestMeans, checked_features, class_indices
+from .feature_moments import Classes, FeatureMoments, SecondPass, checked_features, class_indices
 from .features import PENULTIMATE, FeatureReader, Pooling
 from .isolation import MODES
 from .objective import Objective
@@ -112,6 +112,8 @@ def neural_collapse_by_layer(
         raise SettingError(f"layers must be a list of names, got {layers!r}")
     if ridge is not None and PENULTIMATE not in layers:
         raise SettingError(f"ridge= takes the loss of the classifier apart, which is that of layer {PENULTIMATE!r}")
+    if balance not in BALANCES:
+        raise SettingError(f"balance must be 'classes' or 'samples', got {balance!r}")
     evaluated = _in_mode(objective, mode)
     with evaluated.isolated():
         reader = FeatureReader(evaluated, layers, pooling, classifier)
@@ -125,19 +127,22 @@ def neural_collapse_by_layer(
             for name, rows_of in features.items():
                 if name not in moments:
                     checked_features(rows_of)
-                    moments[name] = FeatureMoments(known, rows_of.shape[1], rows_of.device)
+                    scatter = ridge is not None and name == PENULTIMATE
+                    moments[name] = FeatureMoments(known, rows_of.shape[1], rows_of.device, scatter=scatter)
                 moments[name].update(rows_of, labels)
         own = {name: (W, b) if name == PENULTIMATE else (None, None) for name in moments}
-        nearest = {}
+        between: dict[str, Between] = {}
+        second: dict[str, SecondPass] = {}
         for name, of in moments.items():
             of.check()
-            nearest[name] = NearestMeans(of, *own[name])
+            between[name] = Between.of(of, balance)
+            second[name] = SecondPass(of, *own[name], between[name].directions)
         for features, labels in reader:
             for name, rows_of in features.items():
-                nearest[name].update(rows_of, labels)
+                second[name].update(rows_of, labels)
     return {
         name: collapse_of_moments(
-            moments[name], nearest[name], *own[name], balance=balance, ridge=ridge if name == PENULTIMATE else None
+            moments[name], between[name], second[name], *own[name], ridge=ridge if name == PENULTIMATE else None
         )
         for name in layers
     }

@@ -116,6 +116,9 @@ def test_the_numbers_do_not_depend_on_how_samples_come() -> None:
     for order, size in ((by_class, 1), (by_class.flip(0), 7), (torch.arange(500), 500), (torch.arange(500), 64)):
         batches = list(zip(H[order].split(size), y[order].split(size), strict=True))
         assert neural_collapse_of_batches(batches, classes=6, weight=W, bias=b).numbers == pytest.approx(expected)
+        once = neural_collapse_of_batches(iter(batches), classes=6, weight=W, bias=b)  # from the scatter matrix
+        of_one_pass = {name: value for name, value in expected.items() if name not in ("nc4", "nearest_mean_error")}
+        assert {name: once.numbers[name] for name in of_one_pass} == pytest.approx(of_one_pass)
 
 
 def test_a_far_offset_and_a_far_first_sample_cost_no_accuracy() -> None:
@@ -261,6 +264,13 @@ def test_the_squared_loss_of_balanced_classes_is_han_papyan_and_donohos() -> Non
     assert found.squared_loss.nc23 == pytest.approx(float(nc23), rel=1e-9)
 
 
+def test_features_of_many_entries_need_no_matrix_of_their_size() -> None:
+    H, y, _, _ = problem(10, 30, 6, 3)
+    wide = F.pad(H, (0, 40_000))  # (40006, 40006) would be 12 GiB
+    found, expected = neural_collapse(wide, y).numbers, neural_collapse(H, y).numbers
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
 def test_on_the_central_path_nothing_is_perpendicular() -> None:
     H, y, _, _ = problem(6, 50, 3, 4)
     extended = torch.cat((H, torch.ones(50, 1, dtype=F64)), dim=1)
@@ -325,7 +335,8 @@ def test_what_is_undefined_is_nan_and_says_why() -> None:
     once = neural_collapse_of_batches(iter([(H, y)]), classes=4)
     assert math.isnan(once.nearest_mean_error)
     assert "second pass" in once.reasons["nearest_mean_error"]
-    assert once.nc1 == pytest.approx(alone.nc1)
+    assert once.nc1 == pytest.approx(alone.nc1, rel=1e-10)
+    assert once.nc1_quotient == alone.nc1_quotient
     same = neural_collapse(torch.full((8, 3), 0.1), torch.arange(8) % 2)
     assert math.isnan(same.nc1) and math.isnan(same.cdnv) and math.isnan(same.equiangularity)
     assert "coincide" in same.reasons["nc1"]
@@ -374,7 +385,7 @@ def test_a_head_of_zeros_has_no_direction() -> None:
         ({"weight": torch.ones(4, 7), "ridge": -1}, SettingError, "at least 0"),
         ({"classes": [0, 0]}, SettingError, "distinct"),
         ({"classes": [0, -1]}, SettingError, "at least 0"),
-        ({"features": torch.ones(60, 12_000)}, SettingError, "1.1 GiB.*pooling"),
+        ({"features": torch.ones(60, 12_000), "weight": torch.ones(4, 12_000), "ridge": 0.0}, SettingError, "1.1 GiB"),
     ],
 )  # fmt: skip
 def test_bad_input(change: dict, error: type[Exception], says: str) -> None:
