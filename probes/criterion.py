@@ -20,7 +20,7 @@ class Criterion:
     """One line of the audit.
 
     Attributes:
-        name: ``"sharpness"``, ``"trace"`` or ``"s_mu"``.
+        name: one of `losscope.probes.catalogue.CATALOGUE`, which says of each what it means and where it is from.
         symbol: what is compared, e.g. ``"lambda_max(H)"``.
         measured: median over the window, with ``low`` and ``high``, None where nothing is known.
         threshold: median over the window of what it is compared with.
