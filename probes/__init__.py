@@ -2,6 +2,7 @@
 
 from .audit import Assumption, Audit, Criterion
 from .collapse import NeuralCollapse
+from .gradient_noise import GradientNoise
 from .player import Player
 from .probe import Measurement, Needs, Probe
 from .records import SCHEMA_VERSION, Record
@@ -21,6 +22,7 @@ __all__ = [
     "Assumption",
     "Audit",
     "Criterion",
+    "GradientNoise",
     "Measurement",
     "Needs",
     "NeuralCollapse",

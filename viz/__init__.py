@@ -3,6 +3,7 @@
 from .class_structure import plot_class_structure
 from .collapse import plot_collapse
 from .figure import figure
+from .gradient_noise import plot_gradient_noise
 from .interactive import interactive_spectrum
 from .outliers import plot_outliers
 from .report import report
@@ -17,6 +18,7 @@ __all__ = [
     "interactive_spectrum",
     "plot_class_structure",
     "plot_collapse",
+    "plot_gradient_noise",
     "plot_outliers",
     "plot_sharpness",
     "plot_spectrum",

@@ -12,6 +12,7 @@ from losscope.landscape import SettingError
 from losscope.probes import Run
 
 from .collapse import plot_collapse
+from .gradient_noise import plot_gradient_noise
 from .outliers import plot_outliers
 from .sharpness import plot_sharpness
 from .spectrum import plot_spectrum
@@ -29,6 +30,7 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "outliers": plot_outliers,
     "collapse": plot_collapse,
     "tangent_kernel": plot_tangent_kernel,
+    "gradient_noise": plot_gradient_noise,
 }
 
 
@@ -39,8 +41,8 @@ def figure(run: Run, name: str, *, player: str | None = None, size: tuple[float,
 
     Args:
         run: the run.
-        name: ``"sharpness"``, ``"stability"``, ``"spectrum"``, ``"spectrum_over_time"``, ``"outliers"``, ``"collapse"``
-            or ``"tangent_kernel"``.
+        name: ``"sharpness"``, ``"stability"``, ``"spectrum"``, ``"spectrum_over_time"``, ``"outliers"``,
+            ``"collapse"``, ``"tangent_kernel"`` or ``"gradient_noise"``.
         player: which player; default: the first.
         size: width and height in inches.
 

@@ -30,10 +30,12 @@ MOST_ERRORS = 20
 WIDE = {
     "sharpness": (8.6, 5.2), "stability": (8.6, 5.0), "spectrum": (8.6, 4.4), "spectrum_over_time": (8.6, 4.8),
     "outliers": (8.6, 5.2), "collapse": (8.6, 6.0), "tangent_kernel": (8.6, 5.0),
+    "gradient_noise": (8.6, 6.0),
 }  # fmt: skip
 NARROW = {
     "sharpness": (3.9, 4.8), "stability": (3.9, 5.4), "spectrum": (3.9, 3.9), "spectrum_over_time": (3.9, 3.9),
     "outliers": (3.9, 4.8), "collapse": (3.9, 6.0), "tangent_kernel": (3.9, 5.0),
+    "gradient_noise": (3.9, 6.4),
 }  # fmt: skip
 CAPTIONS = {
     "sharpness": (
@@ -66,10 +68,15 @@ CAPTIONS = {
         "and without the constant mode (centred), and its alignment with the labels. Below: the distance between "
         "neighbouring measurements, per step. A kernel that stays is that of lazy training."
     ),
+    "gradient_noise": (
+        "The noise of gradients relative to the gradient, in samples: batches up to about that size make nearly "
+        "proportionally larger progress per step. Hollow: the gradient may be zero, so that no upper end is known. "
+        "Then the noise and the gradient's square by themselves, and how long the gradients of single draws are."
+    ),
 }
 OF_PROBE = {
     "spectrum": "spectrum", "spectrum_over_time": "spectrum", "outliers": "spectrum", "collapse": "neural_collapse",
-    "tangent_kernel": "tangent_kernel",
+    "tangent_kernel": "tangent_kernel", "gradient_noise": "gradient_noise",
 }  # fmt: skip
 """Figures that are on the page only where a probe has left records."""
 SYMBOLS = {

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from losscope.probes import (
+    GradientNoise,
     NeuralCollapse,
     Player,
     Sharpness,
@@ -156,6 +157,22 @@ def test_the_same_when_layers_are_hooked_for_their_features(name: str, mode: str
 
     assert train(name, "momentum", watching).differences(unwatched(name, "momentum")) == []
     assert [r.step for r in runs[0].run.select("neural_collapse")] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("name", ["cnn", "lstm", "transformer"])
+def test_the_same_when_single_samples_have_their_gradients_taken(name: str, mode: str) -> None:
+    """One by one or together, and by mini-batches where samples mix or dropout is drawn."""
+    runs = []
+
+    def watching(model: nn.Module, moved: torch.optim.Optimizer, data: DataLoader) -> Any:
+        noise = GradientNoise(4, draws=8, groups=4)
+        options: dict[str, Any] = {"criterion": F.cross_entropy, "every": 3, "mode": mode, "on_error": "raise"}
+        runs.append(watch(model, moved, data=data, probes=[noise, largest_weight], **options))
+        return runs[0]
+
+    assert train(name, "momentum", watching).differences(unwatched(name, "momentum")) == []
+    assert [r.step for r in runs[0].run.select("gradient_noise")] == [0, 3, 6]
 
 
 def test_the_same_with_a_run_folder(tmp_path: Any) -> None:
