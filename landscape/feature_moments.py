@@ -79,14 +79,18 @@ class Classes:
 
 
 def class_indices(labels: Tensor) -> Tensor:
-    """Labels as integers (n,): as they are, or where the one of each row is.
+    """Labels as integers (n,): as they are, whole numbers of any type, or where the one of each row is.
 
     Raises:
         DataError: if they are neither.
     """
     if not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool:
         return labels.reshape(-1).long()
-    if labels.ndim == 2 and bool(((labels == 1).sum(dim=1) == 1).all() & ((labels != 0).sum(dim=1) == 1).all()):
+    if labels.ndim < 2 or labels.shape[1:] == (1,):  # as binary cross-entropy takes them
+        whole = labels.reshape(-1).long()
+        if bool((whole == labels.reshape(-1)).all()):
+            return whole
+    elif labels.ndim == 2 and bool(((labels == 1).sum(dim=1) == 1).all() & ((labels != 0).sum(dim=1) == 1).all()):
         return labels.to(torch.float32).argmax(dim=1)
     raise DataError(
         f"labels must be class indices (n,) or one-hot rows (n, C), got {labels.dtype} of shape {tuple(labels.shape)}; "
@@ -225,8 +229,10 @@ class FeatureMoments:
 
     @property
     def resolution(self) -> float:
-        """What the features' floating-point type leaves open in the length of a mean."""
-        return self._rounding * float(torch.linalg.vector_norm(self.means, dim=1).max())
+        """What the features' floating-point type leaves open in the length of a mean, where rounding averages out."""
+        exact = 4 * torch.finfo(torch.float64).eps
+        relative = (self._rounding / self.counts.sqrt()).clamp(min=exact)
+        return float((relative * torch.linalg.vector_norm(self.means, dim=1)).max())
 
 
 class SecondPass:

@@ -29,8 +29,8 @@ def neural_collapse_of(
 ) -> Collapse:
     """How collapsed the features of a model are at one layer; see `neural_collapse`.
 
-    Every batch is evaluated twice, the second time for nearest class means; nothing of it is left in the model, and no
-    more than one batch of features is held.
+    Every batch is evaluated twice, the second time about the class means, and the first once more to find the
+    classifier; nothing of it is left in the model, and no more than one batch of features is held.
 
     Args:
         objective: model and data, with a ``criterion`` on class indices or one-hot targets.
@@ -118,6 +118,11 @@ def neural_collapse_by_layer(
     with evaluated.isolated():
         reader = FeatureReader(evaluated, layers, pooling, classifier)
         rows = None if reader.classifier is None else len(reader.classifier.weight)
+        if reader.classifier is not None and rows == 1:
+            raise SettingError(
+                f"the classifier {reader.classifier.name!r} has one output, not one for each class; name the layer "
+                "before it instead, which is measured by itself: layer=..."
+            )
         known = Classes(_counted(evaluated, rows) if classes is None else classes)
         W = b = None
         if reader.classifier is not None:

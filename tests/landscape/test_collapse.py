@@ -308,6 +308,17 @@ def test_ignored_samples_and_one_hot_labels() -> None:
     assert found.left_out == 3
 
 
+def test_half_precision_features_with_a_far_offset() -> None:
+    """The classes are 1 apart at 200, where bfloat16 numbers are 1 apart: their means are known far better."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(30_000) % 3
+    H = 200 + torch.eye(3, 8)[y] + 2 * torch.randn(30_000, 8, generator=g)
+    found, expected = neural_collapse(H.bfloat16(), y), neural_collapse(H, y)
+    assert found.rank == 2
+    assert found.nc1 == pytest.approx(expected.nc1, rel=0.1)
+    assert found.equiangularity == pytest.approx(expected.equiangularity, abs=0.05)
+
+
 def test_scale_and_rotation_change_nothing() -> None:
     H, y, W, _ = problem(9)
     Q = torch.linalg.qr(torch.randn(7, 7, dtype=F64, generator=torch.Generator().manual_seed(0))).Q

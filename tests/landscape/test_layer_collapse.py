@@ -244,6 +244,16 @@ def test_bad_input() -> None:
         neural_collapse_of(data, "conv")
 
 
+def test_one_output_for_two_classes() -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)), torch.randn(20, 4), torch.arange(20) % 2
+    data = objective(model, (x, y[:, None].float()), criterion=nn.BCEWithLogitsLoss())
+    with pytest.raises(SettingError, match=r"'2' has one output, .*layer="):
+        neural_collapse_of(data)
+    found = neural_collapse_of(data, "1")
+    assert found.nc1 == pytest.approx(neural_collapse(model[:2](x), y).nc1, rel=1e-5)
+
+
 def test_a_layer_that_is_called_twice_or_never() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
