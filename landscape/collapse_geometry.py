@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["cdnv", "equiangularity", "equinorm", "etf_error", "uniformity"]
+__all__ = ["cdnv", "closest", "distances", "equiangularity", "equinorm", "etf_error", "uniformity"]
 
 _BLOCK = 1 << 22  # pairs at a time
+_CLOSE = 1e-6  # of the squared lengths
 
 
 def equinorm(rows: Tensor) -> float:
@@ -50,7 +51,7 @@ def cdnv(means: Tensor, variances: Tensor) -> float:
     """Class-distance normalised variance: mean of ``(v_c + v_c') / (2 |mu_c - mu_c'|^2)`` over the pairs."""
 
     def ratios(some: slice) -> Tensor:
-        return (variances[some, None] + variances) / (2 * _distances(means, some).square())
+        return (variances[some, None] + variances) / (2 * distances(means, some).square())
 
     return _over_pairs(len(means), ratios)[0]
 
@@ -58,21 +59,29 @@ def cdnv(means: Tensor, variances: Tensor) -> float:
 def uniformity(rows: Tensor) -> tuple[float, float]:
     """Mean and variance (of the population) over the pairs of ``log(1/|m_c - m_c'|)`` for rows of length one."""
     unit = torch.nn.functional.normalize(rows, dim=1, eps=0.0)
-    return _over_pairs(len(rows), lambda some: -_distances(unit, some).log())
+    return _over_pairs(len(rows), lambda some: -distances(unit, some).log())
 
 
 def closest(rows: Tensor) -> float:
     """Smallest distance of two rows."""
     found = math.inf
     for some in _blocks(len(rows)):
-        apart = _distances(rows, slice(some.start, some.stop))
+        apart = distances(rows, slice(some.start, some.stop))
         apart[torch.arange(len(some)), torch.tensor(some)] = math.inf
         found = min(found, float(apart.min()))
     return found
 
 
-def _distances(rows: Tensor, some: slice) -> Tensor:
-    return torch.cdist(rows[some], rows, compute_mode="donot_use_mm_for_euclid_dist")
+def distances(rows: Tensor, some: slice) -> Tensor:
+    """Of some rows to all, by inner products, and by differences where those would cancel more than six digits."""
+    squares = rows.square().sum(dim=1)
+    both = squares[some, None] + squares
+    found = both - 2 * (rows[some] @ rows.T)
+    i, j = (found <= _CLOSE * both).nonzero(as_tuple=True)
+    if len(i) > 4 * len(rows):
+        return torch.cdist(rows[some], rows, compute_mode="donot_use_mm_for_euclid_dist")
+    found[i, j] = (rows[some][i] - rows[j]).square().sum(dim=1)
+    return found.sqrt()
 
 
 def _over_pairs(count: int, values: Callable[[slice], Tensor]) -> tuple[float, float]:

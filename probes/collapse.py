@@ -22,7 +22,7 @@ class NeuralCollapse(Probe):
     """How far features and classifier are from the simplex of neural collapse, ``value`` NC1 of the first layer.
 
     Measured in eval mode, whatever the mode of the other probes, on the data that is watched: every sample exactly, so
-    there is no interval. It takes two forward passes over that data, and one more over its first batch. ``values`` holds
+    there is no interval. It takes two forward passes over that data, and one more over its first batch. ``values`` has
     all numbers of `Collapse` by their names, those of further layers with the layer's name and a slash before it
     (``"conv1/nc1"``); a number that is undefined is missing there. ``arrays`` holds ``counts``, ``variances`` and
     ``duality`` of the classes.

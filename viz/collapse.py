@@ -34,8 +34,8 @@ PANELS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
         (
             ("equinorm", "NC2 lengths", BLUE, "-"),
             ("equiangularity", "NC2 angles", VERMILLION, "-"),
-            ("equinorm_classifier", "of the classifier", BLUE, ":"),
-            ("equiangularity_classifier", "of the classifier", VERMILLION, ":"),
+            ("equinorm_classifier", "lengths, classifier", BLUE, ":"),
+            ("equiangularity_classifier", "angles, classifier", VERMILLION, ":"),
             ("gnc2_variance", "GNC2 variance", GREEN, "-."),
             ("nc3", "NC3", PURPLE, "-"),
         ),

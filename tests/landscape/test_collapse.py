@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losscope.landscape import DataError, NonFiniteError, SettingError, neural_collapse, neural_collapse_of_batches
+from losscope.landscape.collapse_geometry import distances
 from losscope.landscape.collapse_loss import squared_loss_parts
 from losscope.landscape.feature_moments import Classes, FeatureMoments
 
@@ -147,6 +148,17 @@ def test_numbers_over_pairs_are_the_same_in_blocks(monkeypatch: pytest.MonkeyPat
     expected = neural_collapse(H, y, weight=W, bias=b).numbers
     monkeypatch.setattr("losscope.landscape.collapse_geometry._BLOCK", 20)
     assert neural_collapse(H, y, weight=W, bias=b).numbers == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-3, 1e-7, 1e-12])
+@pytest.mark.parametrize("close", [2, 40], ids=["a pair", "all"])
+def test_distances_of_means_that_nearly_coincide(close: int, apart: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 5, generator=g, dtype=F64)
+    rows[:close] = rows[0] + apart * torch.randn(close, 5, generator=g, dtype=F64)
+    expected = torch.stack([torch.stack([(a - b).norm() for b in rows]) for a in rows[3:20]])
+    found = distances(rows, slice(3, 20))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
 
 
 # --------------------------------------------------------------------------- by hand
