@@ -19,7 +19,9 @@ from .tangent_jacobians import SampleJacobians, samples_in
 __all__ = ["Pass", "contracted", "fewest_passes"]
 
 _FOR_ROWS = 0.7  # of the memory; the rest is for the graphs of a few samples
+_AT_ONCE = 128 << 20  # bytes for the graphs and Jacobians of a few samples: more are no faster
 _STRIPES = 8  # of rows: of a symmetric product only the upper half is computed
+_NARROWEST = 64  # rows of a stripe: products of fewer are slow
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _fill(pieces: list[Tensor], jacobians: SampleJacobians, each: Pass, memory: 
     total = sum(jacobians.objective.space.numels[i] for i in group)
     rows, size = pieces[0].shape[1], pieces[0].element_size()
     per_sample = jacobians.bytes_of_sample(rows) + (total + 2 * widest) * rows * size
-    at_once = max(1, int((1 - _FOR_ROWS) * memory) // per_sample)
+    at_once = max(1, min(_AT_ONCE, int((1 - _FOR_ROWS) * memory)) // per_sample)
     done = 0
     for index, batch in enumerate(jacobians.objective.batches):
         count = samples_in(batch.content)
@@ -128,6 +130,6 @@ def _fill(pieces: list[Tensor], jacobians: SampleJacobians, each: Pass, memory: 
 
 def _add_gram(kernel: Tensor, J: Tensor) -> None:
     """``kernel += J J'``, above the diagonal and on it."""
-    stripe = -(-len(J) // _STRIPES)
+    stripe = max(_NARROWEST, -(-len(J) // _STRIPES))
     for first in range(0, len(J), stripe):
         kernel[first : first + stripe, first:] += (J[first : first + stripe] @ J[first:].T).to(kernel)
