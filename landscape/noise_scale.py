@@ -159,7 +159,7 @@ def noise_scale(gradients: Tensor, batch_size: int = 1, *, confidence: float = 0
     Returns:
         Of the population that the samples were drawn from: for draws with replacement from a data set, that set.
         Where a few of its samples hold most of tr(Sigma) and may not have been drawn, no interval knows of them: of
-        64 single draws from 500 with lengths of Student's t with 3 degrees, tr(Sigma) was covered in 76 %.
+        64 single draws from 500 with entries of Student's t with 3 degrees, tr(Sigma) was covered in 76 %.
 
     Raises:
         SettingError: if an argument means nothing.
