@@ -77,7 +77,7 @@ def test_a_loop_that_lowers_its_rate_at_the_edge():
     assert heard[-1].step <= 60  # the last five measurements are at the lower rate then
     rates = {r.step: r.lr for r in run.run.select("stability")}
     assert rates[10] == 2 * rates[20] == 2 * optimizer.param_groups[0]["lr"]
-    assert run.run.select("stability")[2].value == pytest.approx(0.49)
+    assert run.run.select("stability")[2].value == pytest.approx(0.49, rel=1e-3)
     assert {v.criterion for v in heard} == {"sharpness"}  # the rest never applies
 
     plain = Regression()
