@@ -279,5 +279,5 @@ def test_samples_that_depend_on_their_batch_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double()
     data = (torch.randn(200, 4, dtype=F64), torch.randint(3, (200,)))
     with pytest.raises(LossError, match="depends on its batch"):
-        sampling_error(Objective(model, data, criterion=nn.CrossEntropyLoss(), mode="train"))
+        sampling_error(Objective(model, data, criterion=nn.CrossEntropyLoss(), mode="train"), seed=0)
     assert float(sampling_error(Objective(model, data, criterion=nn.CrossEntropyLoss()), seed=0).sampling) > 0
