@@ -21,7 +21,7 @@ from .errors import LossError
 from .groups import cut, part
 from .hessian import Hessian
 from .kernels.finite_difference import FiniteDifference
-from .kernels.functional import FunctionalLoss
+from .kernels.functional import FunctionalLoss, traceable
 from .kernels.once import second_order_errors
 from .objective import Objective
 
@@ -218,7 +218,7 @@ class Together:
     @contextlib.contextmanager
     def _evaluation(self, chosen: Tensor) -> Iterator[Any]:
         content = self._gathered(chosen)
-        with self.wanted.objective.evaluation(0, content) as batch, _traceable(), warnings.catch_warnings():
+        with self.wanted.objective.evaluation(0, content) as batch, traceable(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operations that are vectorised slowly: the faster way is timed for
             yield batch
 
@@ -291,14 +291,3 @@ def _inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
         products = x.detach().to(single) * y.detach().to(single)
         terms.append(products.flatten(1).sum(dim=1).double())
     return torch.stack(terms).sum(dim=0)
-
-
-@contextlib.contextmanager
-def _traceable() -> Iterator[None]:
-    """Keep transformer layers off the fused path that they take where no parameter requires gradients."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

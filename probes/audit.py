@@ -92,7 +92,7 @@ def audit(run: Run, player: str) -> Audit:
     steps = (window[0].step, window[-1].step) if window else None
     return Audit(
         player, steps, len(window), lines, oscillation.words, noted(curvature),
-        preconditions(run, player, window, facts), evidence(run, player, window, facts),
+        preconditions(run, player, window, facts), evidence(run, player, window, facts, oscillation),
     )  # fmt: skip
 
 

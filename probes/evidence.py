@@ -22,7 +22,9 @@ ABOVE = 1.1
 Facts = dict[str, Any]
 
 
-def evidence(run: Run, player: str, window: Sequence[Record], facts: Facts) -> tuple[str, ...]:
+def evidence(
+    run: Run, player: str, window: Sequence[Record], facts: Facts, oscillation: Oscillation
+) -> tuple[str, ...]:
     """Sentences on what was measured, each with its numbers; what was not measured is not mentioned.
 
     Args:
@@ -30,11 +32,12 @@ def evidence(run: Run, player: str, window: Sequence[Record], facts: Facts) -> t
         player: whose.
         window: the measurements that the audit rests on.
         facts: of the player, as `window.observed` completes them.
+        oscillation: what was seen of it.
     """
     if not window:
         return ()
     found = [
-        *Oscillation(run, player, window, facts).said,
+        *oscillation.said,
         _measured_rises(window, facts),
         _midpoint(run, player, window),
         _critical_sharpness(window),

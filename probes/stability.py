@@ -100,7 +100,7 @@ class Stability(Probe):
         """The largest eigenvalue of what the optimizer sees, the thresholds, and what the snapshot knows anyway."""
         seen = snapshot.seen_pair(self.tol)
         pairs = snapshot.eigenpairs(1, self.tol) if seen is None else seen[1]
-        limits = (snapshot.threshold if snapshot.seen is None else snapshot.seen.threshold).at(snapshot.gradient_norm)
+        limits = snapshot.threshold if snapshot.seen is None else snapshot.seen.threshold
         values: Values = {
             "sharpness": float(pairs.values[0]),
             "sharpness_low": float(pairs.low[0]),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
-from losscope.landscape import Eigenpairs, SettingError
+from losscope.landscape import Eigenpairs
 from losscope.landscape.class_structure import ClassStructure
 
 from . import style
@@ -58,9 +58,7 @@ def plot_class_structure(
     if isinstance(ax, Axes):
         _draw_values(structure, whole, ax)
         return ax
-    axes = _new_axes(size) if ax is None else np.asarray(ax, dtype=object).ravel()
-    if len(axes) != 2:
-        raise SettingError(f"plot_class_structure draws on one Axes, or on two (eigenvalues, map); got {len(axes)}")
+    axes = _new_axes(size) if ax is None else style.given_axes(ax, 2, "plot_class_structure", "two (eigenvalues, map)")
     _draw_values(structure, whole, axes[0])
     _draw_map(structure, axes[1])
     return axes

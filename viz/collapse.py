@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from losscope.landscape import Collapse, SettingError
+from losscope.landscape import Collapse
 from losscope.probes import Record, Run
 
 from . import series, style
@@ -96,9 +96,7 @@ def plot_collapse(
         if isinstance(shown, Run):
             style.title(figure, _title(shown, player))
     else:
-        axes = np.asarray(ax, dtype=object).ravel()
-        if len(axes) != 3:
-            raise SettingError(f"plot_collapse draws on one Axes, or on three; got {len(axes)}")
+        axes = style.given_axes(ax, 3, "plot_collapse", "three")
     if not isinstance(ax, Axes):
         for panel, drawn in zip(axes, PANELS, strict=True):
             _draw(panel, rows, places, *drawn, own=ax is None)

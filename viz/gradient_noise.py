@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from losscope.landscape import SettingError
 from losscope.probes import Record, Run
 
 from . import series, style
@@ -73,9 +72,7 @@ def plot_gradient_noise(
         figure, axes = style.new_figure(HEIGHTS, size)
         style.title(figure, _title(run, player))
     else:
-        axes = np.asarray(ax, dtype=object).ravel()
-        if len(axes) != 3:
-            raise SettingError(f"plot_gradient_noise draws on one Axes, or on three; got {len(axes)}")
+        axes = style.given_axes(ax, 3, "plot_gradient_noise", "three")
     panels = (_draw_scales, _draw_parts, _draw_norms)
     for panel, draw in zip(axes, panels, strict=False):
         if not records:

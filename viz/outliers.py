@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from losscope.landscape import SettingError
 from losscope.probes import Record, Run
 
 from . import series, style
@@ -65,9 +64,7 @@ def plot_outliers(
         figure, axes = style.new_figure((2.6, 1.0), size)
         style.title(figure, _title(run, player))
     else:
-        axes = np.asarray(ax, dtype=object).ravel()
-        if len(axes) != 2:
-            raise SettingError(f"plot_outliers draws on one Axes, or on two (eigenvalues, number); got {len(axes)}")
+        axes = style.given_axes(ax, 2, "plot_outliers", "two (eigenvalues, number)")
     _draw_values(run, axes[0], player, own=own)
     _draw_number(axes[1], _records(run, player), own=own)
     style.step_axis(axes[1], _steps(_records(run, player)))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from losscope.landscape import SettingError
 from losscope.probes import Run
 
 from . import series, style
@@ -66,9 +65,7 @@ def plot_sharpness(
         figure, axes = style.new_figure((2.2, 1.0), size)
         style.title(figure, _title(run, player))
     else:
-        axes = np.asarray(ax, dtype=object).ravel()
-        if len(axes) != 2:
-            raise SettingError(f"plot_sharpness draws on one Axes, or on two (sharpness, loss); got {len(axes)}")
+        axes = style.given_axes(ax, 2, "plot_sharpness", "two (sharpness, loss)")
     _draw_sharpness(run, axes[0], player, own=own)
     _draw_loss(run, axes[1], player, own=own)
     style.step_axis(axes[1], series.sharpness(run, player).steps)

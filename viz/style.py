@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from losscope.landscape import SettingError
+
 __all__ = [
     "BLUE",
     "GREEN",
@@ -57,6 +59,24 @@ def new_figure(heights: Sequence[float], size: tuple[float, float]) -> tuple[Fig
     for ax in axes:
         dress(ax)
     return figure, axes
+
+
+def given_axes(ax: Any, count: int, plot: str, words: str) -> np.ndarray:
+    """The Axes that a figure of several panels was given, in one dimension.
+
+    Args:
+        ax: several Axes.
+        count: how many there must be.
+        plot: name of the function that draws on them.
+        words: how many, in words.
+
+    Raises:
+        SettingError: if there are not as many.
+    """
+    axes = np.asarray(ax, dtype=object).ravel()
+    if len(axes) != count:
+        raise SettingError(f"{plot} draws on one Axes, or on {words}; got {len(axes)}")
+    return axes
 
 
 def dress(ax: Axes) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from losscope.landscape import SettingError
 from losscope.probes import Record, Run
 
 from . import series, style
@@ -65,11 +64,7 @@ def plot_tangent_kernel(
         figure, axes = style.new_figure((1.8, 1.0), size)
         style.title(figure, _title(run, player))
     else:
-        axes = np.asarray(ax, dtype=object).ravel()
-        if len(axes) != 2:
-            raise SettingError(
-                f"plot_tangent_kernel draws on one Axes, or on two (distance, velocity); got {len(axes)}"
-            )
+        axes = style.given_axes(ax, 2, "plot_tangent_kernel", "two (distance, velocity)")
     _draw_distances(run, records, axes[0], player, own=own)
     _draw_velocity(records, axes[1], own=own)
     style.step_axis(axes[1], steps)

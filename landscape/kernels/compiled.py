@@ -22,7 +22,7 @@ from ..batches import tensors_of
 from ..errors import KernelError, first_line
 from ..objective import Objective
 from ..space import contiguous_rows
-from .functional import FunctionalLoss
+from .functional import FunctionalLoss, traceable
 from .graphs import default_memory
 from .retained import Retained, allowed_distance
 
@@ -170,7 +170,7 @@ class _Program:
         parameters = [p.detach() for p in self.parameters]
         compiled_before, started = _frames_compiled(), time.perf_counter()
         # The isolation makes user's compiled modules run eagerly; this one is ours.
-        with torch.compiler.set_stance("default"), _traceable(), _transforms_put_back():
+        with torch.compiler.set_stance("default"), traceable(), _transforms_put_back():
             result = self.function(parameters, blocks, batch)
         if _frames_compiled() != compiled_before:
             self.compile_seconds += time.perf_counter() - started
@@ -209,17 +209,6 @@ def _transforms_put_back() -> Iterator[None]:
                 state._saved_tensors_hooks_enable()
             else:
                 state._saved_tensors_hooks_disable(before)
-
-
-@contextlib.contextmanager
-def _traceable() -> Iterator[None]:
-    """Keep transformer layers off the fused path that they take where no parameter requires gradients."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def shapes_of(objective: Objective) -> set[Shapes]:

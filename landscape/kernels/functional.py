@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.func import functional_call
 from ..errors import KernelError
 from ..objective import Objective
 
-__all__ = ["FunctionalLoss"]
+__all__ = ["FunctionalLoss", "traceable"]
 
 
 class FunctionalLoss:
@@ -86,3 +87,14 @@ class _Evaluated(nn.Module):
 
     def forward(self, batch: Any, then: Callable[[Tensor], Any]) -> Any:
         return then(self.loss(self.model, batch))
+
+
+@contextlib.contextmanager
+def traceable() -> Iterator[None]:
+    """Keep transformer layers off the fused path that they take where no parameter requires gradients."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

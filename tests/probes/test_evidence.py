@@ -8,12 +8,13 @@ import torch
 
 from losscope.probes import Record, Run
 from losscope.probes.evidence import evidence
+from losscope.probes.window import Oscillation
 from observed_runs import facts_and_window, observed_run
 
 
 def said(run: Run) -> tuple[str, ...]:
     facts, window = facts_and_window(run)
-    return evidence(run, "model", window, facts)
+    return evidence(run, "model", window, facts, Oscillation(run, "model", window, facts))
 
 
 def number(pattern: str, sentences: tuple[str, ...]) -> float:
