@@ -1,0 +1,106 @@
+"""Points of parameter space, in the forms that people have them: a model, a state dict, a vector, a file's content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from ..errors import ParameterError, SettingError
+from ..objective import Objective
+
+__all__ = ["Point", "buffers_at", "parameters_at"]
+
+Point: TypeAlias = "nn.Module | Mapping[str, Any] | Tensor | None"
+_WRAPPERS = ("_orig_mod.", "module.")  # torch.compile and DataParallel put these before every name
+_NESTED = ("model_state_dict", "state_dict", "model")  # where checkpoints keep the state dict
+
+
+def parameters_at(objective: Objective, point: Point, name: str = "the point") -> Tensor:
+    """The values that the objective's parameters have at a point, (n,), a copy.
+
+    Args:
+        objective: says which parameters, their order, dtype and device.
+        point: None for where the model is now; a module of the same architecture; a state dict, or a checkpoint that
+            holds one; or a vector (n,).
+        name: what to call it in errors.
+
+    Raises:
+        ParameterError: if it is of another architecture; says which tensor differs, and how.
+        SettingError: if it is none of these.
+
+    Example:
+        >>> import torch
+        >>> from losscope.landscape import Objective
+        >>> from losscope.landscape.surface import parameters_at
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> objective = Objective(model, (torch.eye(2), torch.ones(2, 1)), criterion=torch.nn.MSELoss())
+        >>> parameters_at(objective, {"weight": torch.tensor([[3.0, 4.0]])})
+        tensor([3., 4.])
+    """
+    space = objective.space
+    if point is None:
+        return space.flatten([p.detach() for p in objective.parameters.values()])
+    if isinstance(point, Tensor):
+        if point.shape != (space.size,):
+            raise ParameterError(f"{name} is a tensor of shape {tuple(point.shape)}; expected a vector ({space.size},)")
+        return point.detach().to(space.device, space.dtype, copy=True)
+    state = _tensors(point, name)
+    found = []
+    for key, parameter in _stripped(dict(objective.parameters)).items():
+        value = state.get(key)
+        if value is None:
+            some = ", ".join(sorted(state)[:4])
+            raise ParameterError(f"{name} has no tensor {key!r}: it is of another architecture (it has {some}, ...)")
+        if value.shape != parameter.shape:
+            raise ParameterError(
+                f"{name} is of another architecture: {key} has shape {tuple(value.shape)}, the model's is "
+                f"{tuple(parameter.shape)}"
+            )
+        found.append(value.detach().to(space.device, space.dtype))
+    _check_no_further(objective, state, name)
+    return space.flatten(found)
+
+
+def buffers_at(objective: Objective, point: Point) -> dict[str, Tensor]:
+    """The buffers (statistics of normalisation layers) that a point brings along, by name; a vector has none."""
+    if point is None or isinstance(point, Tensor):
+        return {}
+    state, own = _tensors(point, "the point"), dict(objective.model.named_buffers())
+    return {key: state[key].detach() for key in own if key in state and state[key].shape == own[key].shape}
+
+
+def _tensors(point: Any, name: str) -> dict[str, Tensor]:
+    """A state dict under the model's own names; a tied tensor under each of them."""
+    if isinstance(point, nn.Module):
+        named = dict(point.named_parameters(remove_duplicate=False))
+        return _stripped(named | dict(point.named_buffers(remove_duplicate=False)))
+    if not isinstance(point, Mapping):
+        raise SettingError(
+            f"{name} must be a module, a state dict, a vector of parameters or None for the live model; "
+            f"got {type(point).__name__}"
+        )
+    for key in _NESTED:
+        if isinstance(point.get(key), Mapping | nn.Module):
+            return _tensors(point[key], name)
+    return _stripped({key: value for key, value in point.items() if isinstance(value, Tensor)})
+
+
+def _stripped(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _WRAPPERS:
+        if named and all(key.startswith(prefix) for key in named):
+            return _stripped({key.removeprefix(prefix): value for key, value in named.items()})
+    return dict(named)
+
+
+def _check_no_further(objective: Objective, state: Mapping[str, Tensor], name: str) -> None:
+    """A point with more tensors than the model is of a deeper one."""
+    model = objective.model
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    further = sorted(set(state) - set(_stripped(own)))
+    if further:
+        raise ParameterError(
+            f"{name} is of another architecture: it has {len(further)} tensors that the model has not, "
+            f"{', '.join(further[:3])}{', ...' if len(further) > 3 else ''}"
+        )
