@@ -102,10 +102,10 @@ def load(path: str | Path) -> Line | Plane | LossPath | QuadraticModel:
             "read it with the losscope that wrote it, or install a newer one"
         )
     try:
-        result = _read(header["result"], arrays)
+        result: Any = _read(header["result"], arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{str(path)!r} is damaged: {error}") from error
-    if not isinstance(result, RESULTS):
+    if type(result) not in RESULTS:
         raise DataError(f"{str(path)!r} holds a {type(result).__name__}, not a result")
     return result
 
