@@ -6,6 +6,7 @@ from .points import Point, buffers_at, parameters_at
 from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
 
 __all__ = [
+    "STATISTICS",
     "Axis",
     "Line",
     "LossPath",
@@ -15,6 +16,9 @@ __all__ = [
     "Refined",
     "buffers_at",
     "load",
+    "normalisation_layers",
     "parameters_at",
+    "resolved_statistics",
     "save",
+    "statistics_at",
 ]
