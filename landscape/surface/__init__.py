@@ -1,7 +1,10 @@
 """The landscape beyond one point: slices, planes, paths, trajectories and neighbourhoods."""
 
 from .archive import load, save
+from .axes import checked_axes, orthogonalised
 from .batch_statistics import STATISTICS, normalisation_layers, resolved_statistics, statistics_at
+from .directions import between, eigenvector_directions, gradient_direction, random_direction, update_direction
+from .normalisation import normalised
 from .points import Point, buffers_at, parameters_at
 from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
 
@@ -14,11 +17,19 @@ __all__ = [
     "Point",
     "QuadraticModel",
     "Refined",
+    "between",
     "buffers_at",
+    "checked_axes",
+    "eigenvector_directions",
+    "gradient_direction",
     "load",
     "normalisation_layers",
+    "normalised",
+    "orthogonalised",
     "parameters_at",
+    "random_direction",
     "resolved_statistics",
     "save",
     "statistics_at",
+    "update_direction",
 ]

@@ -41,7 +41,7 @@ def parameters_at(objective: Objective, point: Point, name: str = "the point") -
     """
     space = objective.space
     if point is None:
-        return space.flatten([p.detach() for p in objective.parameters.values()])
+        return _copied(objective, [p.detach() for p in objective.parameters.values()])
     if isinstance(point, Tensor):
         if point.shape != (space.size,):
             raise ParameterError(f"{name} is a tensor of shape {tuple(point.shape)}; expected a vector ({space.size},)")
@@ -60,7 +60,7 @@ def parameters_at(objective: Objective, point: Point, name: str = "the point") -
             )
         found.append(value.detach().to(space.device, space.dtype))
     _check_no_further(objective, state, name)
-    return space.flatten(found)
+    return _copied(objective, found)
 
 
 def buffers_at(objective: Objective, point: Point) -> dict[str, Tensor]:
@@ -69,6 +69,12 @@ def buffers_at(objective: Objective, point: Point) -> dict[str, Tensor]:
         return {}
     state, own = _tensors(point, "the point"), dict(objective.model.named_buffers())
     return {key: state[key].detach() for key in own if key in state and state[key].shape == own[key].shape}
+
+
+def _copied(objective: Objective, tensors: list[Tensor]) -> Tensor:
+    """As one vector that shares no memory with them: flattening a single tensor gives a view of it."""
+    flat = objective.space.flatten(tensors)
+    return flat.clone() if len(tensors) == 1 else flat
 
 
 def _tensors(point: Any, name: str) -> dict[str, Tensor]:

@@ -18,10 +18,12 @@ class Axis:
     Attributes:
         vector: (n,) on the parameters' device; one unit of the coordinate moves the parameters by it.
         name: what it is, for labels: ``"random, by filters"``, ``"gradient"``, ``"eigenvector 1"``.
+        note: what is to be known of it, e.g. where it is zero since the weights are; mostly empty.
     """
 
     vector: Tensor
     name: str = "direction"
+    note: str = ""
 
     @property
     def norm(self) -> float:
