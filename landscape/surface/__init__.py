@@ -4,6 +4,8 @@ from .archive import load, save
 from .axes import checked_axes, orthogonalised
 from .batch_statistics import STATISTICS, normalisation_layers, resolved_statistics, statistics_at
 from .directions import between, eigenvector_directions, gradient_direction, random_direction, update_direction
+from .evaluation import Evaluator, evaluate, evaluate_at
+from .metrics import accuracy
 from .normalisation import normalised
 from .points import Point, buffers_at, parameters_at
 from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
@@ -11,16 +13,20 @@ from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
 __all__ = [
     "STATISTICS",
     "Axis",
+    "Evaluator",
     "Line",
     "LossPath",
     "Plane",
     "Point",
     "QuadraticModel",
     "Refined",
+    "accuracy",
     "between",
     "buffers_at",
     "checked_axes",
     "eigenvector_directions",
+    "evaluate",
+    "evaluate_at",
     "gradient_direction",
     "load",
     "normalisation_layers",

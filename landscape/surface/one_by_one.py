@@ -1,0 +1,123 @@
+"""One point after the other, by the plain forward pass, in buffers that are reused and exchanged by reference."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..elsewhere import elsewhere
+from ..kernels.functional import traceable
+from ..objective import Objective
+from .batch_statistics import resolved_statistics, statistics_at
+from .metrics import Measured
+from .span import Span
+
+__all__ = ["OneByOne"]
+
+
+class OneByOne:
+    """Evaluates points one by one. Besides the model and the axes it holds a single point.
+
+    Args:
+        measured: what is measured.
+        span: where the points are.
+        statistics: how normalisation layers take their statistics.
+        source: the objective whose data they are recomputed from; default: that which is measured.
+    """
+
+    name = "one by one"
+
+    def __init__(
+        self, measured: Measured, span: Span, statistics: str = "kept", source: Objective | None = None
+    ) -> None:
+        self.measured, self.span, self._source = measured, span, source
+        self.statistics, self.note = resolved_statistics(measured.objective, statistics)
+        self.gradients = True  # on, as in `Objective.value`, until it is seen that the loss needs none
+        self._buffers: list[Tensor] = []
+        self._shares: Tensor | None = None
+
+    def center(self) -> Tensor:
+        """At the origin, (m,) float64 on the host; its loss is `Objective.value` to the bit."""
+        with contextlib.ExitStack() as stack:
+            if self.span.live:
+                stack.enter_context(self.measured.objective.isolated())
+            else:
+                stack.enter_context(self._moved())
+                self.span.write([0.0] * len(self.span.axes), self._buffers)
+            return self._here().cpu()
+
+    def __call__(self, coordinates: Tensor) -> Tensor:
+        """At points with coordinates (G, k): (G, m) float64 on the host."""
+        rows = []
+        with self._moved():
+            for point in coordinates.tolist():
+                self.span.write(point, self._buffers)
+                rows.append(self._here())
+        return torch.stack(rows).cpu() if rows else torch.empty(0, len(self.measured.names), dtype=torch.float64)
+
+    def at(self, vector: Tensor) -> Tensor:
+        """At a point given as a vector (n,): (m,) float64 on the host."""
+        with self._moved():
+            for target, piece in zip(self._buffers, self.span.space.unflatten(vector), strict=True):
+                target.copy_(piece)
+            return self._here().cpu()
+
+    def spare_gradients(self, center: Tensor) -> None:
+        """From now on without graphs, if the values at the origin, (m,), are the same without."""
+        self.gradients = False
+        try:
+            again = self.center()
+        except RuntimeError:  # a penalty on the gradient needs them
+            self.gradients = True
+        else:
+            self.gradients = not torch.allclose(again, center, rtol=1e-6, atol=0, equal_nan=True)
+
+    def bytes_of_one(self) -> float:
+        """What the first batch's tensors take, as far as a backward pass keeps them; infinite where none can say."""
+        objective, seen, total = self.measured.objective, {p.untyped_storage().data_ptr() for p in self.span.origin}, 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal total
+            storage = tensor.untyped_storage()
+            total += storage.nbytes() if storage.data_ptr() not in seen else 0
+            seen.add(storage.data_ptr())
+            return tensor
+
+        try:
+            with (
+                objective.isolated(),
+                objective.evaluation(0) as batch,
+                torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+            ):
+                self.measured.of_batch(objective.model, batch)
+        except RuntimeError:  # torch.func inside the loss allows no hooks
+            return math.inf
+        return total
+
+    @contextlib.contextmanager
+    def _moved(self) -> Iterator[None]:
+        objective = self.measured.objective
+        self._buffers = self._buffers or [torch.empty_like(p) for p in self.span.origin]
+        with objective.isolated(), elsewhere(objective, self._buffers):
+            yield
+
+    def _here(self) -> Tensor:
+        """Where the parameters are now, (m,) on the device."""
+        objective = self.measured.objective
+        if self._shares is None:
+            self._shares = self.measured.shares()
+        total = torch.zeros_like(self._shares[0])
+        with contextlib.ExitStack() as stack:
+            if self.statistics != "kept":
+                stack.enter_context(statistics_at(objective, self.statistics, source=self._source))
+            if not self.gradients:
+                stack.enter_context(traceable())
+            stack.enter_context(torch.set_grad_enabled(self.gradients))
+            for index, share in enumerate(self._shares):
+                with objective.evaluation(index) as batch:
+                    total += share * self.measured.of_batch(objective.model, batch).detach()
+        return total
