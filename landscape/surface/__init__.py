@@ -8,6 +8,7 @@ from .evaluation import Evaluator, evaluate, evaluate_at
 from .metrics import accuracy
 from .normalisation import normalised
 from .points import Point, buffers_at, parameters_at
+from .refinement import next_on_line, next_on_plane, refine_line, refine_plane
 from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
 
 __all__ = [
@@ -29,11 +30,15 @@ __all__ = [
     "evaluate_at",
     "gradient_direction",
     "load",
+    "next_on_line",
+    "next_on_plane",
     "normalisation_layers",
     "normalised",
     "orthogonalised",
     "parameters_at",
     "random_direction",
+    "refine_line",
+    "refine_plane",
     "resolved_statistics",
     "save",
     "statistics_at",
