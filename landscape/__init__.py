@@ -44,6 +44,7 @@ from .signal_to_noise import ParameterSignal, parameter_signal, tensor_signal
 from .solve import solve
 from .spectral_measure import SpectralDensity
 from .subspace import GradientShare, SubspaceOverlap, gradient_share, subspace_overlap
+from .surface import average_sharpness, sam_sharpness
 from .tangent_kernel import EmpiricalKernel, tangent_kernel
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "SpectralDensity",
     "SubspaceOverlap",
     "SymmetricOperator",
+    "average_sharpness",
     "batch_effect",
     "block_densities",
     "block_eigenpairs",
@@ -106,6 +108,7 @@ __all__ = [
     "outliers",
     "parameter_signal",
     "per_sample_gradients",
+    "sam_sharpness",
     "sampling_error",
     "shuffled_labels",
     "solve",

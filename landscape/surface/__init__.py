@@ -1,27 +1,35 @@
 """The landscape beyond one point: slices, planes, paths, trajectories and neighbourhoods."""
 
 from .archive import load, save
+from .average_sharpness import AverageSharpness, average_sharpness
 from .axes import checked_axes, orthogonalised
 from .batch_statistics import STATISTICS, normalisation_layers, resolved_statistics, statistics_at
 from .directions import between, eigenvector_directions, gradient_direction, random_direction, update_direction
 from .evaluation import Evaluator, evaluate, evaluate_at
 from .metrics import accuracy
+from .neighbourhood import Neighbourhood, ScaledCurvature, neighbourhood, relative_flatness, scaled_curvature
 from .normalisation import normalised
 from .points import Point, buffers_at, parameters_at
 from .refinement import next_on_line, next_on_plane, refine_line, refine_plane
 from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
+from .sam_sharpness import SamSharpness, sam_sharpness
 
 __all__ = [
     "STATISTICS",
+    "AverageSharpness",
     "Axis",
     "Evaluator",
     "Line",
     "LossPath",
+    "Neighbourhood",
     "Plane",
     "Point",
     "QuadraticModel",
     "Refined",
+    "SamSharpness",
+    "ScaledCurvature",
     "accuracy",
+    "average_sharpness",
     "between",
     "buffers_at",
     "checked_axes",
@@ -30,6 +38,7 @@ __all__ = [
     "evaluate_at",
     "gradient_direction",
     "load",
+    "neighbourhood",
     "next_on_line",
     "next_on_plane",
     "normalisation_layers",
@@ -39,8 +48,11 @@ __all__ = [
     "random_direction",
     "refine_line",
     "refine_plane",
+    "relative_flatness",
     "resolved_statistics",
+    "sam_sharpness",
     "save",
+    "scaled_curvature",
     "statistics_at",
     "update_direction",
 ]

@@ -1,0 +1,267 @@
+r"""Sharpness on average: how far the loss rises when the weights are perturbed at random.
+
+.. math:: A(s) = \mathrm{E}_{e \sim N(0,\, s^2 T^2)}\, L(w + e) - L(w) = \frac{s^2}{2} \operatorname{tr}(T H T) + O(s^4)
+
+with T = I, or a diagonal of the weights' scales; with T = ``diag(|w|)`` the second order is :math:`\frac{s^2}{2} \sum_i
+w_i^2 H_{ii}`. So :math:`2 A(s) / s^2` at a small radius estimates a trace without any gradient, for losses and models
+that have none. Perturbations come in **antithetic** pairs, :math:`x = (L(w + e) + L(w - e)) / 2 - L(w)`, in which the
+gradient and all odd orders cancel, and the pairs are the **same at all radii**, so that what changes with the radius is
+not noise.
+
+The interval is Student's over the pairs after Hall's correction for skewness (x is nearly a quadratic form of normal
+numbers, skewed where a few eigenvalues are large), widened by the rounding of the loss.
+
+**Rounding** is measured: the largest |x| of a few pairs with ``e_i`` of a few units in the last place of ``w_i``. What
+the surface itself does over such a distance is far below what the arithmetic does, and the weights are rounded there as
+they are at any radius. A radius is above round-off where that adds less to the interval than sampling does.
+
+It depends on the parametrisation, as the loss's curvature does, and by itself predicts no generalisation (see
+`neighbourhood`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..elsewhere import elsewhere
+from ..errors import NonFiniteError, SettingError
+from ..intervals import check_accuracy
+from ..mean_estimates import Mean
+from ..objective import Objective
+from ..results import Estimate
+from ..space import generator_for
+from .points import parameters_at
+from .weight_scales import scale_of
+
+__all__ = ["AverageSharpness", "average_sharpness"]
+
+_ULPS = 4.0  # of a weight, standard deviation of the perturbations that show rounding alone
+_TRIALS = 8  # pairs of them
+
+
+@dataclass(frozen=True, eq=False)
+class AverageSharpness:
+    """How far the loss rises on average, over radii.
+
+    Attributes:
+        radii: (R,) float64 ascending: s, the standard deviation of each weight's perturbation, in units of its scale.
+        rises: A(s) at each, in the loss's unit; NaN with an infinite interval where the loss is not finite.
+        traces: ``2 A(s) / s^2`` at each: of tr(T H T), but for what higher orders add, which falls with ``s^2``.
+        rounding: what rounding may put a rise off by, in the loss's unit.
+        floor: the radius at which rounding adds as much to the interval as sampling; infinite where no curvature is
+            seen.
+        loss: L(w).
+        scale: T, see `weight_scales`.
+        dimension: weights that move, whose scale is not zero: a perturbation is about ``s sqrt(dimension)`` long.
+        pairs: antithetic pairs.
+        samples: (R, pairs) float64 the x of each pair at each radius.
+        note: what is to be known of them; mostly empty.
+    """
+
+    radii: Tensor
+    rises: tuple[Estimate, ...]
+    traces: tuple[Estimate, ...]
+    rounding: float
+    floor: float
+    loss: float
+    scale: str
+    dimension: int
+    pairs: int
+    samples: Tensor
+    note: str = ""
+
+    @property
+    def smallest(self) -> int | None:
+        """Which radius is the smallest above round-off; None where none is."""
+        return next((i for i, s in enumerate(self.radii.tolist()) if s >= self.floor), None)
+
+    @property
+    def trace(self) -> Estimate | None:
+        """The trace's estimate at the smallest radius above round-off, where higher orders add least."""
+        return None if self.smallest is None else self.traces[self.smallest]
+
+    @property
+    def lengths(self) -> Tensor:
+        """(R,) root mean square length of the perturbations, in units of the scale: ``s sqrt(dimension)``."""
+        return self.radii * math.sqrt(self.dimension)
+
+    def __repr__(self) -> str:
+        """The radii, the rises at both ends, the trace."""
+        first, last = self.rises[0], self.rises[-1]
+        trace = "no radius is above round-off" if self.trace is None else f"trace {self.trace!r}"
+        note = f"; {self.note}" if self.note else ""
+        return (
+            f"AverageSharpness({len(self.radii)} radii in [{float(self.radii[0]):.3g}, {float(self.radii[-1]):.3g}] "
+            f"({self.scale}), rises {first.value:.4g} to {last.value:.4g}, {self.pairs} pairs; {trace}{note})"
+        )
+
+
+def average_sharpness(
+    objective: Objective,
+    radii: float | Sequence[float] | Tensor,
+    *,
+    scale: str = "absolute",
+    rtol: float = 0.1,
+    min_pairs: int = 32,
+    max_pairs: int = 256,
+    confidence: float = 0.95,
+    seed: int | torch.Generator | None = 0,
+) -> AverageSharpness:
+    """How far the loss rises on average under Gaussian noise in the weights, at one or several radii.
+
+    Pairs are added, twice as many each time, until the interval at the smallest radius above round-off is within
+    ``rtol``. Each takes two passes over the data at each radius. A wide sweep of radii costs no accuracy: where the
+    smallest ones are below round-off, the result says so, and their intervals are as wide as that makes them.
+
+    Args:
+        objective: the loss; it is only evaluated, never differentiated.
+        radii: s, standard deviations of the perturbation of each weight, in units of its scale; sorted on return.
+        scale: T: ``"absolute"``, ``"adaptive"``, ``"filter"``, ... See `weight_scales.scale_of`.
+        rtol: half-width of the interval, relative to the rise, to stop at.
+        min_pairs: pairs before the first look at it.
+        max_pairs: most pairs.
+        confidence: nominal coverage of each interval; an estimate is ``converged`` if it is within ``rtol``.
+        seed: int, generator, or None for fresh entropy; the global stream is never used.
+
+    Raises:
+        SettingError: if an argument means nothing, or every weight has a scale of zero.
+        NonFiniteError: if the loss at the weights is NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from losscope.landscape import Objective, average_sharpness
+        >>> model = torch.nn.Linear(4, 1, bias=False).double()
+        >>> data = (torch.eye(4).double(), torch.zeros(4, 1).double())
+        >>> objective = Objective(model, data, criterion=torch.nn.MSELoss())  # |w|^2 / 4
+        >>> found = average_sharpness(objective, [1e-9, 1e-3, 1e-2])  # tr(H) = 2
+        >>> found.smallest, bool(found.trace.low < 2 < found.trace.high)
+        (1, True)
+    """
+    s = checked_radii(radii)
+    check_accuracy(rtol, confidence, min_pairs, max_pairs)
+    scales = scale_of(objective, scale)
+    dimension = int((scales > 0).sum())
+    if dimension == 0:
+        raise SettingError('every weight is zero, and so is its scale: nothing can move; use scale="absolute"')
+    generator = generator_for(seed, objective.space.device)
+    with objective.isolated():
+        pairs = _Pairs(objective, scales, generator)
+        rounding = pairs.rounding()
+        samples = torch.empty(len(s), 0, dtype=torch.float64)
+        wanted = min(min_pairs, max_pairs)
+        while True:
+            samples = torch.cat([samples, pairs.rises(s, wanted - samples.shape[1])], dim=1)
+            rises = [_estimate(x, rounding, rtol, confidence) for x in samples]
+            floor = _floor(s, rises, rounding)
+            above = [rise for radius, rise in zip(s.tolist(), rises, strict=True) if radius >= floor]
+            if wanted >= max_pairs or (above and above[0].converged):
+                break
+            wanted = min(2 * wanted, max_pairs)
+    traces = tuple(_times(rise, 2 / radius**2) for rise, radius in zip(rises, s.tolist(), strict=True))
+    note = _note(s, samples, floor)
+    return AverageSharpness(
+        s, tuple(rises), traces, rounding, floor, pairs.loss, scale, dimension, samples.shape[1], samples, note
+    )
+
+
+class _Pairs:
+    """Antithetic pairs of losses, less the loss in the middle."""
+
+    def __init__(self, objective: Objective, scales: Tensor, generator: torch.Generator) -> None:
+        self.objective, self.scales, self._generator = objective, scales, generator
+        self.loss = objective.value()
+        if not math.isfinite(self.loss):
+            raise NonFiniteError(f"the loss is {self.loss} at the weights: there is nothing that it rises from")
+        self._theta = parameters_at(objective, None)
+
+    def rises(self, radii: Tensor, count: int) -> Tensor:
+        """x of so many further pairs at each radius, (R, count) float64."""
+        drawn = (self._drawn() * self.scales for _ in range(count))
+        losses = [self._value(point) for e in drawn for s in radii.tolist() for point in self._both_sides(s * e)]
+        return (torch.tensor(losses, dtype=torch.float64).view(count, len(radii), 2).mean(dim=2) - self.loss).T
+
+    def rounding(self) -> float:
+        """The largest |x| where the weights move by a few units in the last place, or one unit of the loss's."""
+        precision = max(torch.finfo(dtype).eps for dtype in self.objective.space.dtypes)
+        e = _ULPS * precision * self._theta.abs()
+        losses = [self._value(point) for _ in range(_TRIALS) for point in self._both_sides(self._drawn() * e)]
+        apart = torch.tensor(losses, dtype=torch.float64).view(-1, 2).mean(dim=1) - self.loss
+        return max(float(apart.abs().max()), torch.finfo(self._theta.dtype).eps * abs(self.loss))
+
+    def _drawn(self) -> Tensor:
+        return self.objective.space.random(1, self._generator)[:, 0]
+
+    def _both_sides(self, e: Tensor) -> Iterator[Tensor]:
+        yield self._theta + e
+        yield self._theta - e
+
+    def _value(self, point: Tensor) -> float:
+        with elsewhere(self.objective, self.objective.space.unflatten(point)):
+            return self.objective.value()
+
+
+def _estimate(samples: Tensor, rounding: float, rtol: float, confidence: float) -> Estimate:
+    mean = Mean(samples)
+    if not math.isfinite(mean.value):
+        return Estimate(
+            math.nan, math.inf, -math.inf, math.inf, confidence, len(samples), "antithetic pairs", False, "forward"
+        )
+    low, high = mean.interval(confidence)
+    low, high = low - rounding, high + rounding
+    converged = (high - low) / 2 <= rtol * abs(mean.value)
+    return Estimate(
+        mean.value, mean.stderr, low, high, confidence, len(samples), "antithetic pairs", converged, "forward"
+    )
+
+
+def _times(rise: Estimate, factor: float) -> Estimate:
+    value, stderr, low, high = (factor * x for x in (rise.value, rise.stderr, rise.low, rise.high))
+    return dataclasses.replace(rise, value=value, stderr=stderr, low=low, high=high)
+
+
+def _floor(radii: Tensor, rises: Sequence[Estimate], rounding: float) -> float:
+    """The radius at which rounding is half of the interval, from the smallest one that is above it.
+
+    Sampling's half grows with the square of the radius. Where no radius is above, from the largest that is finite.
+    """
+    best = math.inf
+    for s, rise in zip(radii.tolist(), rises, strict=True):
+        sampling = (rise.high - rise.low) / 2 - rounding
+        if not math.isfinite(sampling) or sampling <= 0:
+            continue
+        best = s * math.sqrt(rounding / sampling)
+        if sampling >= rounding:
+            break
+    return best
+
+
+def _note(radii: Tensor, samples: Tensor, floor: float) -> str:
+    notes = []
+    if below := int((radii < floor).sum()):
+        which = "the only radius is" if len(radii) == 1 else f"{below} of {len(radii)} radii are"
+        where = f", which is at about {floor:.2g}" if math.isfinite(floor) else ": no curvature is seen"
+        notes.append(f"{which} below round-off{where}")
+    if undefined := int((~samples.isfinite()).any(dim=1).sum()):
+        notes.append(f"the loss is not finite at some points of {undefined} of {len(radii)} radii")
+    return "; ".join(notes)
+
+
+def checked_radii(radii: float | Sequence[float] | Tensor, name: str = "radii") -> Tensor:
+    """Radii as (R,) float64, ascending, each once.
+
+    Raises:
+        SettingError: if they are not positive and finite.
+    """
+    try:
+        s = torch.as_tensor(radii, dtype=torch.float64, device="cpu").reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise SettingError(f"{name} must be a positive number or several, got {radii!r}") from None
+    if not len(s) or not bool((torch.isfinite(s) & (s > 0)).all()):
+        raise SettingError(f"{name} must be positive and finite, at least one; got {radii!r}")
+    return s.unique()
