@@ -44,7 +44,7 @@ from .signal_to_noise import ParameterSignal, parameter_signal, tensor_signal
 from .solve import solve
 from .spectral_measure import SpectralDensity
 from .subspace import GradientShare, SubspaceOverlap, gradient_share, subspace_overlap
-from .surface import average_sharpness, sam_sharpness
+from .surface import average_sharpness, bezier_path, linear_path, sam_sharpness
 from .tangent_kernel import EmpiricalKernel, tangent_kernel
 
 __all__ = [
@@ -90,6 +90,7 @@ __all__ = [
     "SymmetricOperator",
     "average_sharpness",
     "batch_effect",
+    "bezier_path",
     "block_densities",
     "block_eigenpairs",
     "block_traces",
@@ -99,6 +100,7 @@ __all__ = [
     "frobenius_norm",
     "gradient_noise",
     "gradient_share",
+    "linear_path",
     "minibatch_noise",
     "neural_collapse",
     "neural_collapse_by_layer",

@@ -4,15 +4,19 @@ from .archive import load, save
 from .average_sharpness import AverageSharpness, average_sharpness
 from .axes import checked_axes, orthogonalised
 from .batch_statistics import STATISTICS, normalisation_layers, resolved_statistics, statistics_at
+from .bezier import bezier_path
 from .directions import between, eigenvector_directions, gradient_direction, random_direction, update_direction
 from .evaluation import Evaluator, evaluate, evaluate_at
 from .metrics import accuracy
 from .neighbourhood import Neighbourhood, ScaledCurvature, neighbourhood, relative_flatness, scaled_curvature
 from .normalisation import normalised
+from .paths import barrier, barrier_matrix, linear_path
 from .points import Point, buffers_at, parameters_at
+from .quadratic_model import quadratic_model
 from .refinement import next_on_line, next_on_plane, refine_line, refine_plane
 from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
 from .sam_sharpness import SamSharpness, sam_sharpness
+from .smoothness_radius import Smoothness, gradient_normalised_smoothness
 
 __all__ = [
     "STATISTICS",
@@ -28,15 +32,21 @@ __all__ = [
     "Refined",
     "SamSharpness",
     "ScaledCurvature",
+    "Smoothness",
     "accuracy",
     "average_sharpness",
+    "barrier",
+    "barrier_matrix",
     "between",
+    "bezier_path",
     "buffers_at",
     "checked_axes",
     "eigenvector_directions",
     "evaluate",
     "evaluate_at",
     "gradient_direction",
+    "gradient_normalised_smoothness",
+    "linear_path",
     "load",
     "neighbourhood",
     "next_on_line",
@@ -45,6 +55,7 @@ __all__ = [
     "normalised",
     "orthogonalised",
     "parameters_at",
+    "quadratic_model",
     "random_direction",
     "refine_line",
     "refine_plane",

@@ -1,0 +1,59 @@
+"""The buffers that the ends of a path bring along: statistics of normalisation layers, and whatever else is one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..objective import Objective
+from .points import Point, buffers_at
+
+__all__ = ["Carried"]
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """Buffers that differ between the ends of a path, or from the model's own, to be interpolated along it.
+
+    Attributes:
+        objective: whose model has them.
+        buffers: for each the module that has it, its name there, and its values at the two ends.
+    """
+
+    objective: Objective
+    buffers: tuple[tuple[nn.Module, str, Tensor, Tensor], ...]
+
+    @classmethod
+    def between(cls, objective: Objective, first: Point, second: Point) -> Carried:
+        """Those of two points; one that brings none has the model's. Whole numbers (counts of batches) stay."""
+        one, other = buffers_at(objective, first), buffers_at(objective, second)
+        found = []
+        for name, own in objective.model.named_buffers():
+            a, b = (point.get(name, own).detach().to(own.device, own.dtype, copy=True) for point in (one, other))
+            holder, _, leaf = name.rpartition(".")
+            module = objective.model.get_submodule(holder)
+            differs = not (torch.equal(a, own) and torch.equal(b, own))
+            # The buffers of scripted modules cannot be exchanged by reference.
+            if own.is_floating_point() and differs and not isinstance(module, torch.jit.ScriptModule):
+                found.append((module, leaf, a, b))
+        return cls(objective, tuple(found))
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, `write` may be called; afterwards, whatever happens, the buffers are as before."""
+        with self.objective.isolated():
+            before = [module._buffers[name] for module, name, _, _ in self.buffers]
+            try:
+                yield
+            finally:
+                for (module, name, _, _), own in zip(self.buffers, before, strict=True):
+                    module._buffers[name] = own
+
+    def write(self, t: float) -> None:
+        """Let the model have the buffers of this t: those of an end, or linearly between them."""
+        for module, name, a, b in self.buffers:
+            module._buffers[name] = (a if t == 0 else b if t == 1 else torch.lerp(a, b, t)).clone()
