@@ -11,6 +11,7 @@ from .sharpness import plot_sharpness
 from .spectrum import plot_spectrum
 from .spectrum_over_time import plot_spectrum_over_time
 from .stability import plot_stability
+from .surface import plot_surface
 from .tangent import plot_tangent_kernel
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "plot_spectrum",
     "plot_spectrum_over_time",
     "plot_stability",
+    "plot_surface",
     "plot_tangent_kernel",
     "report",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ __all__ = [
     "legend",
     "log_if_wide",
     "new_figure",
+    "note",
     "plain",
     "say",
     "step_axis",
@@ -151,6 +153,13 @@ def say(ax: Axes, text: str) -> None:
 def title(figure: Figure, text: str) -> None:
     """A title above all panels, at the left."""
     figure.suptitle(plain(text), x=0.01, ha="left", fontsize=FONT + 1, fontweight="bold", color=INK)
+
+
+def note(figure: Figure, text: str) -> None:
+    """What is to be known of the numbers, small, below all panels."""
+    width = round(figure.get_figwidth() * 17)
+    words = "\n".join(textwrap.wrap(plain(text, 4 * width), width))
+    figure.supxlabel(words, x=0.01, ha="left", fontsize=FONT - 2, color=MUTED)
 
 
 def legend(ax: Axes, *, outside: bool, columns: int = 2) -> None:
