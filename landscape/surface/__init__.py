@@ -1,5 +1,6 @@
 """The landscape beyond one point: slices, planes, paths, trajectories and neighbourhoods."""
 
+from .alignment import Alignment, align
 from .archive import load, save
 from .average_sharpness import AverageSharpness, average_sharpness
 from .axes import checked_axes, orthogonalised
@@ -11,6 +12,7 @@ from .metrics import accuracy
 from .neighbourhood import Neighbourhood, ScaledCurvature, neighbourhood, relative_flatness, scaled_curvature
 from .normalisation import normalised
 from .paths import barrier, barrier_matrix, linear_path
+from .permutations import HiddenUnits, UnitGroup, hidden_units
 from .points import Point, buffers_at, parameters_at
 from .quadratic_model import quadratic_model
 from .refinement import next_on_line, next_on_plane, refine_line, refine_plane
@@ -20,9 +22,11 @@ from .smoothness_radius import Smoothness, gradient_normalised_smoothness
 
 __all__ = [
     "STATISTICS",
+    "Alignment",
     "AverageSharpness",
     "Axis",
     "Evaluator",
+    "HiddenUnits",
     "Line",
     "LossPath",
     "Neighbourhood",
@@ -33,7 +37,9 @@ __all__ = [
     "SamSharpness",
     "ScaledCurvature",
     "Smoothness",
+    "UnitGroup",
     "accuracy",
+    "align",
     "average_sharpness",
     "barrier",
     "barrier_matrix",
@@ -46,6 +52,7 @@ __all__ = [
     "evaluate_at",
     "gradient_direction",
     "gradient_normalised_smoothness",
+    "hidden_units",
     "linear_path",
     "load",
     "neighbourhood",
