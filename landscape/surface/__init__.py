@@ -19,6 +19,7 @@ from .refinement import next_on_line, next_on_plane, refine_line, refine_plane
 from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
 from .sam_sharpness import SamSharpness, sam_sharpness
 from .smoothness_radius import Smoothness, gradient_normalised_smoothness
+from .store import PointStore, asked_of
 
 __all__ = [
     "STATISTICS",
@@ -32,6 +33,7 @@ __all__ = [
     "Neighbourhood",
     "Plane",
     "Point",
+    "PointStore",
     "QuadraticModel",
     "Refined",
     "SamSharpness",
@@ -40,6 +42,7 @@ __all__ = [
     "UnitGroup",
     "accuracy",
     "align",
+    "asked_of",
     "average_sharpness",
     "barrier",
     "barrier_matrix",

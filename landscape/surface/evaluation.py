@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -19,6 +21,7 @@ from .one_by_one import OneByOne
 from .points import Point, parameters_at
 from .results import Axis
 from .span import Span, span_of
+from .store import PointStore, asked_of
 
 __all__ = ["Evaluator", "Store", "evaluate", "evaluate_at"]
 
@@ -57,7 +60,8 @@ class Evaluator:
         engine: ``"auto"``, ``"one by one"`` or ``"batched"``.
         chunk: points at a time; by default found out, within a quarter of a GPU's free memory or 256 MiB.
         progress: whether to show a bar.
-        store: where values are kept and looked up.
+        store: where values are kept and looked up: a `PointStore`, or a file to make one of, so that what was
+            interrupted goes on there.
 
     Attributes:
         evaluations: points evaluated so far, each a pass over the data.
@@ -79,12 +83,15 @@ class Evaluator:
         engine: str = "auto",
         chunk: int | None = None,
         progress: bool = False,
-        store: Store | None = None,
+        store: Store | str | Path | None = None,
     ) -> None:
         self.objective, self.span = objective, span_of(objective, origin, axes)
         self._passes = [_Pass(m, self.span, statistics, objective, engine, chunk) for m in measured(objective, metrics)]
-        self._progress, self._store = progress, store
+        self._progress, self._store = progress, None if isinstance(store, str | Path) else store
         self.evaluations, self.seconds = 0, 0.0
+        if isinstance(store, str | Path):
+            asked = asked_of(objective, origin, _named(axes), statistics=statistics, center=self.center)
+            self._store = PointStore(store, asked, self.names)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,8 +105,11 @@ class Evaluator:
 
     @property
     def note(self) -> str:
-        """What is to be known of the statistics, and of a loss that is not finite at the origin; mostly empty."""
-        return self._passes[0].plain.note
+        """What is to be known of the values: how statistics are taken, the loss at the origin; mostly empty."""
+        plain = self._passes[0].plain
+        found = [plain.note] if plain.statistics != "kept" else []
+        center = self.center["loss"]
+        return "; ".join([*found, *([] if math.isfinite(center) else [f"the loss is {center} at the centre"])])
 
     @property
     def center(self) -> dict[str, float]:
@@ -130,6 +140,7 @@ class Evaluator:
             todo = ~known
             for column, name in enumerate(self.names):
                 found[known, column] = values[name][known].double()
+                found[known & ~C.any(dim=1), column] = self.center[name]  # to the bit, also from another machine
         with tqdm(total=len(C), initial=int((~todo).sum()), disable=not self._progress, unit="point") as bar:
             for block in self._blocks(torch.nonzero(todo).flatten()):
                 found[block] = self._block(C[block])
@@ -201,7 +212,7 @@ def evaluate(
     engine: str = "auto",
     chunk: int | None = None,
     progress: bool = False,
-    store: Store | None = None,
+    store: Store | str | Path | None = None,
 ) -> dict[str, Tensor]:
     """Loss and metrics at ``origin + sum_i c_i axis_i``; see `Evaluator`, which also says how.
 
@@ -215,7 +226,7 @@ def evaluate(
         engine: ``"auto"``, ``"one by one"`` or ``"batched"``.
         chunk: points at a time.
         progress: whether to show a bar.
-        store: where values are kept and looked up.
+        store: a file, or a `PointStore`, where values are kept and looked up.
 
     Returns:
         (G,) float64 on the host per name, ``"loss"`` first.
@@ -281,6 +292,10 @@ def evaluate_at(
         rows.append(evaluator.at(point, f"point {number}"))
     found = torch.stack(rows) if rows else torch.empty(0, len(evaluator.names), dtype=torch.float64)
     return dict(zip(evaluator.names, found.T.contiguous(), strict=True))
+
+
+def _named(axes: Sequence[Axis | Tensor]) -> list[Axis]:
+    return [axis if isinstance(axis, Axis) else Axis(axis, f"axis {i}") for i, axis in enumerate(axes, start=1)]
 
 
 def _checked(coordinates: Tensor, axes: int) -> Tensor:
