@@ -11,9 +11,10 @@ not noise.
 The interval is Student's over the pairs after Hall's correction for skewness (x is nearly a quadratic form of normal
 numbers, skewed where a few eigenvalues are large), widened by the rounding of the loss.
 
-**Rounding** is measured: the largest |x| of a few pairs with ``e_i`` of a few units in the last place of ``w_i``. What
-the surface itself does over such a distance is far below what the arithmetic does, and the weights are rounded there as
-they are at any radius. A radius is above round-off where that adds less to the interval than sampling does.
+**Rounding** is measured: the largest |x| of further pairs with ``e_i`` of a few units in the last place of ``w_i``,
+dealt among the others. What the surface itself does over such a distance is far below what the arithmetic does, and
+weights and losses are rounded there as they are at any radius. A radius is above round-off where that adds less to the
+interval than sampling does.
 
 It depends on the parametrisation, as the loss's curvature does, and by itself predicts no generalisation (see
 `neighbourhood`).
@@ -23,26 +24,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..elsewhere import elsewhere
 from ..errors import NonFiniteError, SettingError
 from ..intervals import check_accuracy
+from ..kernels.graphs import default_memory
 from ..mean_estimates import Mean
 from ..objective import Objective
 from ..results import Estimate
 from ..space import generator_for
+from .evaluation import Evaluator
 from .points import parameters_at
 from .weight_scales import scale_of
 
 __all__ = ["AverageSharpness", "average_sharpness"]
 
 _ULPS = 4.0  # of a weight, standard deviation of the perturbations that show rounding alone
-_TRIALS = 8  # pairs of them
+_MOST = 16  # pairs evaluated together
+_TRIALS = 4  # pairs of such perturbations among them
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,7 @@ class AverageSharpness:
         dimension: weights that move, whose scale is not zero: a perturbation is about ``s sqrt(dimension)`` long.
         pairs: antithetic pairs.
         samples: (R, pairs) float64 the x of each pair at each radius.
+        engine: what evaluated them.
         note: what is to be known of them; mostly empty.
     """
 
@@ -74,6 +78,7 @@ class AverageSharpness:
     dimension: int
     pairs: int
     samples: Tensor
+    engine: str = "one by one"
     note: str = ""
 
     @property
@@ -111,6 +116,7 @@ def average_sharpness(
     min_pairs: int = 32,
     max_pairs: int = 256,
     confidence: float = 0.95,
+    engine: str = "auto",
     seed: int | torch.Generator | None = 0,
 ) -> AverageSharpness:
     """How far the loss rises on average under Gaussian noise in the weights, at one or several radii.
@@ -127,6 +133,7 @@ def average_sharpness(
         min_pairs: pairs before the first look at it.
         max_pairs: most pairs.
         confidence: nominal coverage of each interval; an estimate is ``converged`` if it is within ``rtol``.
+        engine: what evaluates the points, see `evaluate`: ``"auto"``, ``"one by one"`` or ``"batched"``.
         seed: int, generator, or None for fresh entropy; the global stream is never used.
 
     Raises:
@@ -151,14 +158,12 @@ def average_sharpness(
         raise SettingError('every weight is zero, and so is its scale: nothing can move; use scale="absolute"')
     generator = generator_for(seed, objective.space.device)
     with objective.isolated():
-        pairs = _Pairs(objective, scales, generator)
-        rounding = pairs.rounding()
-        samples = torch.empty(len(s), 0, dtype=torch.float64)
-        wanted = min(min_pairs, max_pairs)
+        pairs = _Pairs(objective, s, scales, generator, engine)
+        samples, wanted = torch.empty(len(s), 0, dtype=torch.float64), min(min_pairs, max_pairs)
         while True:
-            samples = torch.cat([samples, pairs.rises(s, wanted - samples.shape[1])], dim=1)
-            rises = [_estimate(x, rounding, rtol, confidence) for x in samples]
-            floor = _floor(s, rises, rounding)
+            samples = torch.cat([samples, pairs.rises(wanted - samples.shape[1])], dim=1)
+            rises = [_estimate(x, pairs.rounding, rtol, confidence) for x in samples]
+            floor = _floor(s, rises, pairs.rounding)
             above = [rise for radius, rise in zip(s.tolist(), rises, strict=True) if radius >= floor]
             if wanted >= max_pairs or (above and above[0].converged):
                 break
@@ -166,44 +171,64 @@ def average_sharpness(
     traces = tuple(_times(rise, 2 / radius**2) for rise, radius in zip(rises, s.tolist(), strict=True))
     note = _note(s, samples, floor)
     return AverageSharpness(
-        s, tuple(rises), traces, rounding, floor, pairs.loss, scale, dimension, samples.shape[1], samples, note
-    )
+        s, tuple(rises), traces, pairs.rounding, floor, pairs.loss, scale, dimension, samples.shape[1], samples,
+        pairs.engine, note,
+    )  # fmt: skip
 
 
 class _Pairs:
-    """Antithetic pairs of losses, less the loss in the middle."""
+    """Antithetic pairs of losses, less the loss in the middle.
 
-    def __init__(self, objective: Objective, scales: Tensor, generator: torch.Generator) -> None:
-        self.objective, self.scales, self._generator = objective, scales, generator
-        self.loss = objective.value()
+    Attributes:
+        rounding: the largest |x| where the weights move by a few units in the last place, or one unit of the loss's.
+    """
+
+    def __init__(
+        self, objective: Objective, radii: Tensor, scales: Tensor, generator: torch.Generator, engine: str
+    ) -> None:
+        self.objective, self._generator, self._asked = objective, generator, engine
+        self._others = generator_for(0, objective.space.device)  # so that pairs depend on their seed alone
+        self._scales, self._radii = scales, radii
+        evaluator = Evaluator(objective, engine=engine)
+        self.loss, self.engine = evaluator.center["loss"], evaluator.engine
         if not math.isfinite(self.loss):
             raise NonFiniteError(f"the loss is {self.loss} at the weights: there is nothing that it rises from")
-        self._theta = parameters_at(objective, None)
+        space = objective.space
+        self.rounding = torch.finfo(space.dtype).eps * abs(self.loss)
+        self._ulps = (
+            _ULPS * max(torch.finfo(dtype).eps for dtype in space.dtypes) * parameters_at(objective, None).abs()
+        )
+        self._most = max(1, min(_MOST, default_memory(space.device) // (space.size * space.dtype.itemsize) - _TRIALS))
 
-    def rises(self, radii: Tensor, count: int) -> Tensor:
+    def rises(self, count: int) -> Tensor:
         """x of so many further pairs at each radius, (R, count) float64."""
-        drawn = (self._drawn() * self.scales for _ in range(count))
-        losses = [self._value(point) for e in drawn for s in radii.tolist() for point in self._both_sides(s * e)]
-        return (torch.tensor(losses, dtype=torch.float64).view(count, len(radii), 2).mean(dim=2) - self.loss).T
+        widths = [len(part) for part in torch.arange(count).split(self._most)]
+        return torch.cat([torch.empty(len(self._radii), 0, dtype=torch.float64), *map(self._some, widths)], dim=1)
 
-    def rounding(self) -> float:
-        """The largest |x| where the weights move by a few units in the last place, or one unit of the loss's."""
-        precision = max(torch.finfo(dtype).eps for dtype in self.objective.space.dtypes)
-        e = _ULPS * precision * self._theta.abs()
-        losses = [self._value(point) for _ in range(_TRIALS) for point in self._both_sides(self._drawn() * e)]
-        apart = torch.tensor(losses, dtype=torch.float64).view(-1, 2).mean(dim=1) - self.loss
-        return max(float(apart.abs().max()), torch.finfo(self._theta.dtype).eps * abs(self.loss))
+    def _some(self, k: int) -> Tensor:
+        """x of k pairs, and as it were among them those that move the weights by rounding alone, (R, k)."""
+        axes = [self._drawn(self._generator) * self._scales for _ in range(k)]
+        axes += [self._drawn(self._others) * self._ulps for _ in range(_TRIALS)]
+        of_radii = [(i, s) for i in range(k) for s in self._radii.tolist()]
+        of_rounding = [(i, 1.0) for i in range(k, len(axes))]
+        coordinates = torch.zeros(2, len(of_radii) + _TRIALS, len(axes), dtype=torch.float64)
+        for row, (axis, s) in enumerate(of_radii + of_rounding):
+            coordinates[:, row, axis] = torch.tensor([s, -s], dtype=torch.float64)
+        x = self._evaluated(axes, coordinates.flatten(0, 1)).view(2, -1).mean(dim=0) - self.loss
+        self.rounding = max(self.rounding, float(x[-_TRIALS:].abs().max()))
+        return x[:-_TRIALS].view(k, -1).T
 
-    def _drawn(self) -> Tensor:
-        return self.objective.space.random(1, self._generator)[:, 0]
+    def _evaluated(self, axes: list[Tensor], coordinates: Tensor) -> Tensor:
+        """The losses, in random order: how many points are evaluated at once changes, and rounding with it."""
+        order = torch.randperm(len(coordinates), generator=self._others, device=self._others.device).cpu()
+        evaluator = Evaluator(self.objective, None, axes, engine=self._asked)
+        losses = torch.empty(len(coordinates), dtype=torch.float64)
+        losses[order] = evaluator(coordinates[order])["loss"]
+        self.engine = evaluator.engine
+        return losses
 
-    def _both_sides(self, e: Tensor) -> Iterator[Tensor]:
-        yield self._theta + e
-        yield self._theta - e
-
-    def _value(self, point: Tensor) -> float:
-        with elsewhere(self.objective, self.objective.space.unflatten(point)):
-            return self.objective.value()
+    def _drawn(self, generator: torch.Generator) -> Tensor:
+        return self.objective.space.random(1, generator)[:, 0]  # one at a time: the same whatever memory allows
 
 
 def _estimate(samples: Tensor, rounding: float, rtol: float, confidence: float) -> Estimate:

