@@ -20,6 +20,8 @@ from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
 from .sam_sharpness import SamSharpness, sam_sharpness
 from .smoothness_radius import Smoothness, gradient_normalised_smoothness
 from .store import PointStore, asked_of
+from .trajectory import WeightTrajectory, weight_trajectory
+from .weight_sketch import WeightSketch
 
 __all__ = [
     "STATISTICS",
@@ -40,6 +42,8 @@ __all__ = [
     "ScaledCurvature",
     "Smoothness",
     "UnitGroup",
+    "WeightSketch",
+    "WeightTrajectory",
     "accuracy",
     "align",
     "asked_of",
@@ -76,4 +80,5 @@ __all__ = [
     "scaled_curvature",
     "statistics_at",
     "update_direction",
+    "weight_trajectory",
 ]
