@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,14 @@ def _recompute(objective: Objective, layers: dict[str, nn.modules.batchnorm._Nor
     for name, total in sums.items():
         mean, variance = (total / counts[name]).to(layers[name].running_mean.dtype)  # type: ignore[union-attr]
         layers[name]._buffers.update(running_mean=mean, running_var=variance)
-    return f"{left_out} of {len(objective.batches)} batches hold one sample, which has no variance" if left_out else ""
+    notes = (
+        [f"{left_out} of {len(objective.batches)} batches hold one sample, which has no variance"] if left_out else []
+    )
+    if unseen := [name for name in layers if name not in sums]:
+        notes.append(
+            f"{len(unseen)} of {len(layers)} layers keep their statistics, since they are not called: {unseen[0]}"
+        )
+    return "; ".join(notes)
 
 
 class _NoVarianceError(Exception):
@@ -189,14 +197,15 @@ def _watch(name: str, layer: nn.modules.batchnorm._NormBase, seen: list[_Seen]) 
     """With a momentum of 1, what a layer keeps after a call is what it saw in that call."""
     layer.training, layer.track_running_stats, layer.momentum = True, True, 1.0
 
-    def fresh(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs and inputs[0].numel() == layer.num_features:
+    # Of the module that is called, which nn.DataParallel makes copies of.
+    def fresh(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        if inputs and inputs[0].numel() == module.num_features:
             raise _NoVarianceError
-        layer.reset_running_stats()
+        module.reset_running_stats()
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-        count = outputs.numel() // layer.num_features
-        seen.append((name, count, torch.stack([layer.running_mean, layer.running_var])))  # type: ignore[list-item]
+    def keep(module: Any, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+        count = outputs.numel() // module.num_features
+        seen.append((name, count, torch.stack([module.running_mean, module.running_var])))
 
     layer.register_forward_pre_hook(fresh)
     layer.register_forward_hook(keep)
