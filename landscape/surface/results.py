@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -47,11 +48,17 @@ class QuadraticModel:
         curvatures: (k, k) float64 ``d_i'Hd_j`` from Hessian-vector products.
         second_differences: (k,) float64 ``(L(h d) - 2 L(0) + L(-h d)) / h^2`` from the loss alone: the check.
         steps: (k,) float64 the h of each, in units of the coordinate.
-        radius: Euclidean length of a displacement up to which the model holds to ``error``; 0 where at none.
-        error: what ``radius`` is for: the gradient changes as the model says up to this share of itself
-            (gradient-normalised smoothness).
+        radius: Euclidean length of a displacement h within the slice up to which the loss is off the model by at most
+            ``error`` of the model's own terms, ``|L(h) - q(h)| <= error (|g'h| + h'|C|h / 2)``, in the directions that
+            were sampled (`quadratic_model`). Infinite where it holds throughout; 0 where nowhere.
+        error: the share that ``radius`` and ``smoothness`` are for.
         matvecs: Hessian-vector products spent.
         note: what is to be known, e.g. that differences disagree with products; mostly empty.
+        difference_errors: (k,) float64 estimated size of the error of each second difference, from rounding and
+            truncation.
+        smoothness: gradient-normalised smoothness along the axes: Euclidean length up to which the gradient changes as
+            the model says, to within ``error`` of the gradient's length (`gradient_normalised_smoothness`). Near a
+            minimum it vanishes with the gradient, where ``radius`` does not.
     """
 
     value: float
@@ -63,6 +70,8 @@ class QuadraticModel:
     error: float
     matvecs: int
     note: str = ""
+    difference_errors: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    smoothness: float = math.nan
 
     def at(self, *coordinates: Tensor) -> Tensor:
         """The model's loss at coordinates (one tensor per axis, of one shape)."""

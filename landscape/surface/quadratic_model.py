@@ -1,0 +1,236 @@
+r"""The loss to second order where the model is, along the axes of a slice: the check that is drawn into it.
+
+A plane is a picture of two directions out of millions, and its contours alone do not say whether the curvature that is
+seen is that of the Hessian. Three independent answers are put side by side: Hessian-vector products, second differences
+of the loss, and how far from the centre the loss follows the parabola.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteError, SettingError
+from ..hessian import Hessian
+from ..objective import Objective
+from ..operators import SymmetricOperator
+from ..space import generator_for
+from .axes import checked_axes
+from .displaced import Displaced
+from .radius_search import largest_radius
+from .results import Axis, QuadraticModel
+from .second_differences import SecondDifference, second_difference
+from .smoothness_radius import gradient_normalised_smoothness
+
+__all__ = ["quadratic_model"]
+
+_FURTHER = 2  # random directions within the slice, each both ways
+_BEYOND = 5.0  # times its error estimate: what a second difference is off by no more than, from truncation and rounding
+_WORTH_SAYING = 1e-3  # relative accuracy
+_ALLOWED = 4.0  # standard deviations of rounding that are no error of the model
+_FAR = 1e3  # times the parameters: what holds so far holds everywhere
+
+
+def quadratic_model(
+    objective: Objective,
+    axes: Sequence[Axis],
+    *,
+    error: float = 0.1,
+    seed: int | torch.Generator | None = 0,
+    hessian: SymmetricOperator | None = None,
+) -> QuadraticModel:
+    r"""The loss to second order along axes, checked against the loss itself, with the radius it holds to.
+
+    The radius is the largest r such that on every sampled displacement h within the slice, of Euclidean length up to r,
+
+    .. math:: |L(\theta + h) - q(h)| \le \varepsilon \, \big( |g'h| + \tfrac12 \, h' |C| h \big)
+
+    with the share :math:`\varepsilon` = ``error`` and :math:`|C|` the curvature within the slice with its eigenvalues'
+    absolute values. The right side is the size of the model's own terms, so that the radius means the same on a slope
+    and in a minimum, where the gradient vanishes, and does not shrink to nothing where terms cancel (a downhill
+    direction at the far side of its parabola, a saddle). Sampled are both ways of each axis and of two random
+    directions within the slice, at radii a factor of 2 to 16 apart, bisected to 5 %; what rounding explains
+    is no error.
+
+    ``smoothness`` is the gradient-normalised smoothness along the axes, at the same share
+    (`gradient_normalised_smoothness`).
+
+    Args:
+        objective: the loss.
+        axes: one or more.
+        error: the share.
+        seed: of the random directions.
+        hessian: the Hessian, where there is one already.
+
+    Raises:
+        NonFiniteError: if the loss, its gradient or a product with the Hessian is NaN or infinite at the centre.
+        SettingError: if ``error`` is not positive, or axes are zero or parallel.
+        ParameterError: if an axis has another size than the parameters.
+
+    Example:
+        >>> import torch
+        >>> from losscope.landscape import Objective
+        >>> from losscope.landscape.surface import Axis, quadratic_model
+        >>> model = torch.nn.Linear(2, 1, bias=False).double()
+        >>> data = (torch.diag(torch.tensor([1.0, 3.0])).double(), torch.zeros(2, 1).double())
+        >>> objective = Objective(model, data, criterion=torch.nn.MSELoss())
+        >>> found = quadratic_model(objective, [Axis(torch.tensor([0.0, 1.0]), "second weight")])
+        >>> found.curvatures, found.radius
+        (tensor([[9.]], dtype=torch.float64), inf)
+    """
+    if not (isinstance(error, int | float) and 0 < error < math.inf):
+        raise SettingError(f"error must be a positive share, got {error!r}")
+    axes = checked_axes(objective, axes)
+    generator = generator_for(seed, torch.device("cpu"))
+    A = Hessian(objective) if hessian is None else hessian
+    with objective.isolated(), A.held():
+        slopes, curvatures, products = _derivatives(objective, A, axes)
+        around = Displaced(objective)
+        rounding = around.rounding(axes[0].vector)
+        sizes = zip(axes, curvatures.diagonal().tolist(), products.tolist(), strict=True)
+        differences = [_difference(around, axis, bend, product, rounding) for axis, bend, product in sizes]
+        slice_ = _Slice(around, axes, slopes, curvatures, rounding)
+        longest = max(axis.norm for axis in axes)
+        radius = largest_radius(
+            slice_.ratio(_rays(slice_.gram, generator), error),
+            min(d.step * axis.norm for d, axis in zip(differences, axes, strict=True)),
+            _FAR * max(around.length, longest),
+        )
+        start = radius if 0 < radius < math.inf else None
+        smooth = gradient_normalised_smoothness(objective, axes, curvature=A, error=error, start=start)
+    notes = [A.note, *_disagreements(A, axes, curvatures, products, differences), slice_.unseen(error), smooth.note]
+    return QuadraticModel(
+        around.center, slopes, curvatures,
+        torch.tensor([d.value for d in differences], dtype=torch.float64),
+        torch.tensor([d.step for d in differences], dtype=torch.float64),
+        radius, float(error), len(axes) + smooth.matvecs,
+        "; ".join(dict.fromkeys(note for note in notes if note)),
+        torch.tensor([d.error for d in differences], dtype=torch.float64), smooth.radius,
+    )  # fmt: skip
+
+
+def _derivatives(objective: Objective, A: SymmetricOperator, axes: Sequence[Axis]) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes (k,), curvatures (k, k), and what products with the axes are long, (k,)."""
+    A.plan(2 * len(axes), len(axes))
+    V = torch.stack([axis.vector for axis in axes]).T
+    gradient, products = objective.gradient(), A @ V
+    for what, found in (("gradient", gradient), ("Hessian's product with an axis", products)):
+        if not bool(torch.isfinite(found).all()):
+            raise NonFiniteError(f"the {what} is NaN or infinite where the parameters are: there is no quadratic model")
+    D, HD = V.T.double(), products.double()
+    C = (D @ HD).cpu()
+    return (D @ gradient.double()).cpu(), (C + C.T) / 2, torch.linalg.vector_norm(HD, dim=0).cpu()
+
+
+def _difference(around: Displaced, axis: Axis, bend: float, product: float, rounding: float) -> SecondDifference:
+    """From where rounding still counts outwards: far out, two differences may agree that have left the curvature."""
+    scale = max(abs(bend), 1e-3 * axis.norm * product) or abs(around.center) * (axis.norm / around.length) ** 2 or 1.0
+    share = rounding / abs(around.center) if around.center else 0.0
+    # Half-way, in orders of magnitude, between nothing but rounding and what a smooth loss allows, sqrt(share).
+    noise = min(max(share, torch.finfo(torch.float64).eps), 1.0) ** 0.25
+    first = math.sqrt(3 * (rounding or 1e-16 * scale) / (noise * scale))
+    return second_difference(lambda h: around.loss(h * axis.vector), around.center, rounding, first)
+
+
+class _Slice:
+    """The loss and its model within the span of the axes."""
+
+    def __init__(
+        self, around: Displaced, axes: Sequence[Axis], slopes: Tensor, curvatures: Tensor, rounding: float
+    ) -> None:
+        self.around, self.slopes, self.C, self.rounding = around, slopes, curvatures, rounding
+        self.vectors = torch.stack([axis.vector for axis in axes])
+        D = self.vectors.double()
+        self.gram = (D @ D.T).cpu()
+        self.size = _absolute(curvatures, self.gram)
+        self._left: Tensor | None = None  # coordinates at which the model was left, the last time
+
+    def ratio(self, rays: Tensor, error: float) -> Callable[[float], float]:
+        """Of a radius: the model's error on the rays (R, k), relative to what is allowed."""
+        worst_first = list(rays)
+
+        def at(r: float) -> float:
+            largest = 0.0
+            for i, ray in enumerate(worst_first):
+                largest = max(largest, self._at(r * ray, error))
+                if not largest <= 1:
+                    worst_first.insert(0, worst_first.pop(i))  # at other radii it is likely to be this one
+                    self._left = r * ray
+                    break
+            return largest
+
+        return at
+
+    def unseen(self, error: float) -> str:
+        """Says so where the model was left as soon as that could be told from rounding."""
+        if self._left is None or self._allowed(self._left, error) > _ALLOWED * self.rounding:
+            return ""
+        return "the loss leaves the model as soon as that can be told from rounding: the radius is at most as given"
+
+    def _at(self, c: Tensor, error: float) -> float:
+        loss, center = self.around.loss(c.to(self.vectors) @ self.vectors), self.around.center
+        rounding = _ALLOWED * self.rounding * max(1.0, abs(loss / center) if center else 1.0)
+        off = abs(loss - center - float(self.slopes @ c + c @ self.C @ c / 2)) - rounding
+        if not math.isfinite(off):
+            return math.inf
+        allowed = self._allowed(c, error)
+        return 0.0 if off <= 0 else off / allowed if allowed > 0 else math.inf
+
+    def _allowed(self, c: Tensor, error: float) -> float:
+        return error * float((self.slopes @ c).abs() + c @ self.size @ c / 2)
+
+
+def _absolute(C: Tensor, gram: Tensor) -> Tensor:
+    """C with its eigenvalues' absolute values, eigenvectors at right angles as parameters and not as coordinates."""
+    L = torch.linalg.cholesky(gram)
+    inner = torch.linalg.solve_triangular(L, torch.linalg.solve_triangular(L, C, upper=False).T, upper=False)
+    values, vectors = torch.linalg.eigh(inner)
+    W = L @ vectors
+    return (W * values.abs()) @ W.T
+
+
+def _rays(gram: Tensor, generator: torch.Generator) -> Tensor:
+    """Coordinates (R, k) of displacements of length 1: both ways along the axes and along random directions."""
+    k = len(gram)
+    rays = torch.diag(gram.diagonal().rsqrt())
+    if k > 1:
+        z = torch.randn(_FURTHER, k, generator=generator, dtype=torch.float64)
+        z = z / z.norm(dim=1, keepdim=True)
+        further = torch.linalg.solve_triangular(torch.linalg.cholesky(gram).T, z.T, upper=True).T
+        rays = torch.cat([rays, further])
+    return torch.cat([rays, -rays])
+
+
+def _disagreements(
+    A: SymmetricOperator,
+    axes: Sequence[Axis],
+    curvatures: Tensor,
+    products: Tensor,
+    differences: Sequence[SecondDifference],
+) -> list[str]:
+    """Where differences disagree with products, and how well they can agree."""
+    notes = []
+    checks = zip(_labels(axes), axes, curvatures.diagonal().tolist(), products.tolist(), differences, strict=True)
+    for label, axis, bend, product, found in checks:
+        explained = _BEYOND * found.error + A.space.rounding * axis.norm * product
+        if math.isnan(found.error):
+            notes.append(f"along {label} the loss is not finite in any step")
+        elif abs(found.value - bend) > explained:
+            notes.append(
+                f"along {label} the loss bends by {found.value:.4g} over a step of {found.step:.2g}, the Hessian by "
+                f"{bend:.4g}; rounding explains {explained:.1g}: as where the gradient has kinks (ReLU, max pooling), "
+                "whose curvature products do not see"
+            )
+        elif found.error > _WORTH_SAYING * abs(bend):
+            share = f"{found.error / abs(bend):.1g} of themselves" if bend else f"{found.error:.1g}"
+            notes.append(f"rounding leaves second differences along {label} good to {share}")
+    return notes
+
+
+def _labels(axes: Sequence[Axis]) -> list[str]:
+    """Names, numbered where they are the same."""
+    names = [axis.name for axis in axes]
+    return [f"{name} (axis {i})" if names.count(name) > 1 else name for i, name in enumerate(names, start=1)]

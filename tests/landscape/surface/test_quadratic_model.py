@@ -1,0 +1,290 @@
+"""The quadratic model of a slice: dense Hessians, functions of known radius, kinks, rounding."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from losscope.landscape import Hessian, Objective
+from losscope.landscape.errors import NonFiniteError, ParameterError, SettingError
+from losscope.landscape.surface import (
+    Axis,
+    eigenvector_directions,
+    gradient_direction,
+    orthogonalised,
+    quadratic_model,
+    random_direction,
+)
+from losscope.landscape.surface.radius_search import RTOL
+
+
+def function(f, theta, dtype=torch.float64) -> Objective:
+    """The objective f(theta) of a vector."""
+    model = nn.Linear(len(theta), 1, bias=False).to(dtype)
+    model.weight.data[0] = torch.tensor(theta, dtype=dtype)
+    return Objective(model, [torch.ones(1, 1)], loss_fn=lambda m, batch: f(m.weight[0]))
+
+
+def assert_radius(found: float, exact: float, rel: float = 1e-6) -> None:
+    assert exact / (1 + RTOL) * (1 - rel) <= found <= exact * (1 + rel)
+
+
+E1, E2 = (Axis(e, name) for e, name in zip(torch.eye(2, dtype=torch.float64), ("first", "second"), strict=True))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.lstm = nn.LSTM(6, 8, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.lstm(self.embedding(tokens))[0][:, -1])
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, activation="gelu", batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.block(self.embedding(tokens)).mean(dim=1))
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 16), nn.Tanh(), nn.Linear(16, 5))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(64, 5)
+    )
+
+
+MODELS = {"dense": dense, "convolutional": convolutional, "recurrent": Recurrent, "attending": Attending}
+
+
+def objective_of(name: str, dtype=torch.float64, steps: int = 30, seed: int = 0) -> Objective:
+    torch.manual_seed(seed)
+    model = MODELS[name]().to(dtype)
+    images = name in ("dense", "convolutional")
+    x = torch.randn(48, 3, 8, 8).to(dtype) if images else torch.randint(0, 11, (48, 7))
+    y = torch.randint(0, 5, (48,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    batches = [(x[:32], y[:32]), (x[32:], y[32:])]
+    return Objective(model, batches, criterion=nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("steps", [0, 30])
+@pytest.mark.parametrize("name", MODELS)
+def test_second_differences_are_the_curvature_in_double_precision(name, steps):
+    objective = objective_of(name, steps=steps)
+    generator = torch.Generator().manual_seed(1)
+    axes = [
+        random_direction(objective, seed=generator), random_direction(objective, "layer", seed=generator),
+        gradient_direction(objective), eigenvector_directions(objective, 1, seed=0)[0],
+    ]  # fmt: skip
+    before = {k: v.clone() for k, v in objective.model.state_dict().items()}
+    stream = torch.get_rng_state()
+    found = quadratic_model(objective, axes)
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert all(torch.equal(v, before[k]) for k, v in objective.model.state_dict().items())
+    exact = found.curvatures.diagonal()
+    torch.testing.assert_close(found.second_differences, exact, rtol=1e-3, atol=0)
+    assert ((found.second_differences - exact).abs() <= 5 * found.difference_errors + 1e-9 * exact.abs()).all()
+    assert found.note == ""
+    assert found.value == objective.value()
+    assert 0 < found.radius < math.inf
+    H = Hessian(objective)
+    D = torch.stack([a.vector for a in axes])
+    torch.testing.assert_close(found.curvatures, D @ (H @ D.T.contiguous()), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found.slopes, D @ objective.gradient())
+
+
+def test_curvatures_against_the_dense_hessian():
+    objective = objective_of("dense")
+    model, batches = objective.model, objective.batches
+    names = objective.space.names
+
+    def loss(theta):
+        values = dict(zip(names, objective.space.unflatten(theta), strict=True))
+        parts = [
+            nn.functional.cross_entropy(torch.func.functional_call(model, values, b.content[0]), b.content[1])
+            for b in batches
+        ]
+        return (32 * parts[0] + 16 * parts[1]) / 48
+
+    theta = objective.space.flatten([p.detach() for p in objective.parameters.values()])
+    axes = [random_direction(objective, seed=s) for s in (0, 1)]
+    d, e = (a.vector for a in axes)
+    bend = torch.func.hessian(lambda c: loss(theta + c[0] * d + c[1] * e))(torch.zeros(2, dtype=torch.float64))
+    found = quadratic_model(objective, axes)
+    torch.testing.assert_close(found.curvatures, bend, rtol=1e-8, atol=1e-10)
+    x, y = 1e-3, -2e-3
+    assert float(found.at(torch.tensor(x), torch.tensor(y))) == pytest.approx(
+        float(loss(theta + x * d + y * e)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", MODELS)
+def test_single_precision_errors_are_as_large_as_said(name, seed):
+    objective = objective_of(name, torch.float32, seed=seed)
+    axes = [random_direction(objective, seed=seed), eigenvector_directions(objective, 1, seed=0)[0]]
+    found = quadratic_model(objective, axes)
+    exact = found.curvatures.diagonal()
+    assert ((found.second_differences - exact).abs() <= 5 * found.difference_errors).all()
+    assert (found.difference_errors < 0.1 * exact.abs()).all()
+    assert "bends by" not in found.note
+    poor = found.difference_errors > 1e-3 * exact.abs()
+    assert ("rounding leaves second differences" in found.note) == bool(poor.any())
+
+
+@pytest.mark.parametrize("error", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("slope", [0.0, -2.0, 50.0])
+@pytest.mark.parametrize("length", [1.0, 1e3])
+def test_radius_of_a_cubic(slope, error, length):
+    a, b, c = slope, 3.0, 5.0
+    f = function(lambda w: 1 + a * w[0] + b * w[0] ** 2 / 2 + c * w[0] ** 3 / 6, [0.0, 0.0])
+    found = quadratic_model(f, [Axis(length * E1.vector, "first")], error=error)
+    # c r^3 / 6 = error (|a| r + b r^2 / 2)
+    assert_radius(found.radius, (error * b / 2 + math.sqrt((error * b / 2) ** 2 + 2 * c * error * abs(a) / 3)) * 3 / c)
+    assert float(found.slopes) == pytest.approx(a * length)
+    assert float(found.curvatures) == pytest.approx(b * length**2)
+    assert found.smoothness == pytest.approx(math.sqrt(2 * error * abs(a) / c), rel=RTOL)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_radius_of_a_quartic_minimum(dtype):
+    f = function(lambda w: w[0] ** 2 + 7 * w[0] ** 4 / 24 + w[1] ** 2, [0.0, 0.0], dtype)
+    found = quadratic_model(f, [E1])
+    assert_radius(found.radius, math.sqrt(0.1 * 24 / 7), rel=1e-3)
+    assert found.smoothness == 0
+    assert "the gradient is zero within rounding" in found.note
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_quadratic_holds_everywhere(dtype):
+    f = function(lambda w: 2 + w[0] - 3 * w[1] + 5 * w[0] ** 2 - w[0] * w[1] - w[1] ** 2, [0.5, 2.0], dtype)
+    found = quadratic_model(f, [E1, E2])
+    assert found.radius == math.inf
+    assert found.smoothness == math.inf
+    torch.testing.assert_close(found.curvatures, torch.tensor([[10.0, -1.0], [-1.0, -2.0]], dtype=torch.float64))
+
+
+def test_radius_is_euclidean_and_belongs_to_the_plane_not_to_its_axes():
+    """The same plane through skewed axes of other lengths; a cubic that is the same in all directions of it."""
+    f = function(lambda w: w.square().sum() + w.square().sum() ** 1.5, [1e-9, 0.0])
+    straight = quadratic_model(f, [E1, E2])
+    skewed = quadratic_model(f, [Axis(100 * E1.vector), Axis(0.01 * (E1.vector + 0.1 * E2.vector))], seed=3)
+    assert_radius(straight.radius, 0.1, rel=1e-3)
+    assert_radius(skewed.radius, 0.1, rel=1e-3)
+
+
+def test_a_saddle_whose_terms_cancel_has_a_radius():
+    f = function(lambda w: w[0] ** 2 - w[1] ** 2 + (w[0] ** 4 + w[1] ** 4), [0.0, 0.0])
+    for seed in range(5):
+        angle = torch.tensor(math.pi / 4)
+        turned = torch.stack([angle.cos(), angle.sin()]).double()  # along it, h'Hh = 0
+        found = quadratic_model(f, orthogonalised([Axis(turned, "diagonal"), E1]), seed=seed)
+        assert 0.3 < found.radius < 0.448  # r^2 <= 0.1 along the eigenvectors, r^2 / 2 <= 0.1 along the diagonals
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kinks_are_said(seed):
+    """Many ReLUs and samples: within any step that single precision can take there are kinks."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+    x, y = torch.randn(500, 20), torch.randn(500, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+    objective = Objective(model, (x, y), criterion=nn.MSELoss())
+    found = quadratic_model(objective, [random_direction(objective, seed=seed)])
+    apart = float((found.second_differences - found.curvatures.diagonal()).abs() / found.curvatures.abs())
+    assert apart > 0.05
+    assert "the gradient has kinks" in found.note
+    # In double precision steps can be smaller than the distance to the next kink, and both agree.
+    double = Objective(model.double(), (x.double(), y.double()), criterion=nn.MSELoss())
+    found = quadratic_model(double, [random_direction(double, seed=seed)])
+    torch.testing.assert_close(found.second_differences, found.curvatures.diagonal(), rtol=1e-3, atol=0)
+    assert found.note == ""
+    assert found.radius < 0.02  # which is where kinks begin to count
+
+
+def test_few_kinks_leave_second_differences_right():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    objective = Objective(
+        model, (torch.randn(10, 4).double(), torch.randint(0, 3, (10,))), criterion=nn.CrossEntropyLoss()
+    )
+    found = quadratic_model(objective, [random_direction(objective), gradient_direction(objective)])
+    torch.testing.assert_close(found.second_differences, found.curvatures.diagonal(), rtol=1e-3, atol=0)
+    assert found.note == ""
+
+
+def test_the_parabola_is_as_close_as_the_radius_says():
+    """On fresh directions within the plane, and beyond the radius not for long."""
+    objective = objective_of("dense")
+    axes = [random_direction(objective, seed=s) for s in (0, 1)]
+    found = quadratic_model(objective, axes, error=0.1)
+    theta = [p.detach().clone() for p in objective.model.parameters()]
+    D = torch.stack([a.vector for a in axes])
+
+    def worst(r: float) -> float:
+        largest = 0.0
+        for angle in torch.linspace(0, 2 * math.pi, 60, dtype=torch.float64):
+            z = torch.stack([angle.cos(), angle.sin()])
+            c = torch.linalg.solve(torch.linalg.cholesky(D @ D.T).T, z) * r
+            for p, t, d in zip(objective.model.parameters(), theta, objective.space.unflatten(c @ D), strict=True):
+                p.data = t + d
+            off = abs(objective.value() - float(found.at(*c)))
+            largest = max(largest, off / float((found.slopes @ c).abs() + (c @ found.curvatures @ c).abs() / 2))
+        for p, t in zip(objective.model.parameters(), theta, strict=True):
+            p.data = t
+        return largest
+
+    assert worst(0.5 * found.radius) < 0.1
+    assert worst(1.5 * found.radius) > 0.1
+
+
+def test_batch_normalisation_in_training_mode_and_part_of_the_parameters():
+    objective = objective_of("convolutional")
+    trained = Objective(objective.model, objective.data, criterion=nn.CrossEntropyLoss(), mode="train", params="0.*")
+    found = quadratic_model(trained, [random_direction(trained), gradient_direction(trained)])
+    torch.testing.assert_close(found.second_differences, found.curvatures.diagonal(), rtol=1e-3, atol=0)
+
+
+def test_half_precision_says_what_can_be_expected():
+    objective = objective_of("dense", torch.float32)
+    objective.model.to(torch.bfloat16)
+    half = Objective(objective.model, [(x.bfloat16(), y) for x, y in objective.data], criterion=nn.CrossEntropyLoss())
+    found = quadratic_model(half, [random_direction(half)])
+    assert "rounding leaves second differences" in found.note
+
+
+def test_bad_input():
+    objective = objective_of("dense")
+    axis = random_direction(objective)
+    with pytest.raises(SettingError, match=r"error must be a positive share, got -0\.1"):
+        quadratic_model(objective, [axis], error=-0.1)
+    with pytest.raises(SettingError, match="are parallel"):
+        quadratic_model(objective, [axis, Axis(2 * axis.vector, "twice")])
+    with pytest.raises(SettingError, match="nothing is zero"):
+        quadratic_model(objective, [axis, Axis(0 * axis.vector, "nothing")])
+    with pytest.raises(ParameterError, match="has shape"):
+        quadratic_model(objective, [E1])
+    with pytest.raises(NonFiniteError, match="gradient is NaN"):
+        quadratic_model(function(lambda w: w[0].abs().sqrt(), [0.0, 1.0]), [E1])
+    with pytest.raises(NonFiniteError, match=r"loss is nan|gradient is NaN"):
+        quadratic_model(function(lambda w: w[0].log(), [-1.0, 1.0]), [E1])
