@@ -5,6 +5,7 @@ from .collapse import plot_collapse
 from .figure import figure
 from .gradient_noise import plot_gradient_noise
 from .interactive import interactive_spectrum
+from .neighbourhood import plot_neighbourhood
 from .outliers import plot_outliers
 from .report import report
 from .sharpness import plot_sharpness
@@ -20,6 +21,7 @@ __all__ = [
     "plot_class_structure",
     "plot_collapse",
     "plot_gradient_noise",
+    "plot_neighbourhood",
     "plot_outliers",
     "plot_sharpness",
     "plot_spectrum",
