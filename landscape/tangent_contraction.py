@@ -110,21 +110,23 @@ def _has_double(device: torch.device) -> bool:
 
 def _fill(pieces: list[Tensor], jacobians: SampleJacobians, each: Pass, memory: int) -> None:
     """Make the rows of all samples, a few at a time, in one block (n, rows, width) for each piece."""
-    group = sorted({i for i, _ in each.pieces})
-    widest = max(jacobians.objective.space.numels[i] for i in group)
-    total = sum(jacobians.objective.space.numels[i] for i in group)
+    numels = jacobians.objective.space.numels
     rows, size = pieces[0].shape[1], pieces[0].element_size()
-    per_sample = jacobians.bytes_of_sample(rows) + (total + 2 * widest) * rows * size
+    cut = {i: numels[i] for i, part in each.pieces if part.stop - part.start < numels[i]}
+    per_sample = jacobians.bytes_of_sample(rows) + sum(cut.values()) * rows * size
     at_once = max(1, min(_AT_ONCE, int((1 - _FOR_ROWS) * memory)) // per_sample)
     done = 0
     for index, batch in enumerate(jacobians.objective.batches):
         count = samples_in(batch.content)
         for first in range(0, count, at_once):
             some = slice(first, min(first + at_once, count))
-            found = jacobians.of(index, some, each.rows, group)
             stop = done + some.stop - some.start
-            for block, (i, part) in zip(pieces, each.pieces, strict=True):
-                block[done:stop] = found[i][..., part]
+            blocks = {i: block[done:stop].zero_() for block, (i, _) in zip(pieces, each.pieces, strict=True)}
+            whole = {i: J.new_zeros(len(J), rows, cut[i]) if i in cut else J for i, J in blocks.items()}
+            jacobians.write(index, some, each.rows, whole)
+            for i, part in each.pieces:
+                if i in cut:
+                    blocks[i].copy_(whole[i][..., part])
             done = stop
 
 

@@ -8,7 +8,7 @@ gradient of a random combination of all outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .batches import describe, map_tensors, tensors_of, without_weights
 from .errors import LossError, NonFiniteError
-from .kernels.layer_jacobians import Call, layer_jacobians, watched_layers
+from .kernels.layer_jacobians import Call, add_layer_jacobians, watched_layers
 from .objective import Objective
 from .space import generator_for
 
@@ -98,11 +98,19 @@ class SampleJacobians:
             rows: which of E's rows.
             group: positions of the parameters.
         """
+        m, k = some.stop - some.start, len(self.rows[rows])
+        parameters = self._parameters
+        found = {i: parameters[i].new_zeros(m, k, parameters[i].numel()) for i in group}
+        self.write(index, some, rows, found)
+        return found
+
+    def write(self, index: int, some: slice, rows: slice, into: Mapping[int, Tensor]) -> None:
+        """Add them to tensors (m, k, numel) that are 0."""
         content = cut(self.objective.batches[index].content, some)
-        together = [i for i in group if i not in self.alone]
-        found = self._together(index, content, rows, together) if together else {}
-        left = [i for i in group if i in self.alone]
-        return found | (self._one_by_one(index, content, rows, left) if left else {})
+        if together := {i: J for i, J in into.items() if i not in self.alone}:
+            self._together(index, content, rows, together)
+        if left := {i: J for i, J in into.items() if i in self.alone}:
+            self._one_by_one(index, content, rows, left)
 
     def bytes_of_sample(self, rows: int) -> int:
         """About what one sample takes while its Jacobians are made, besides these."""
@@ -124,27 +132,17 @@ class SampleJacobians:
 
     # ------------------------------------------------------------------ two ways
 
-    def _together(self, index: int, content: Any, rows: slice, group: list[int]) -> dict[int, Tensor]:
+    def _together(self, index: int, content: Any, rows: slice, into: Mapping[int, Tensor]) -> None:
         """By one backward pass for each row over all samples, and what the layers have seen."""
-        wanted = {id(self._parameters[i]) for i in group}
+        by_id = {id(self._parameters[i]): J for i, J in into.items()}
         calls: list[Call] = []
-        watching = watched_layers(self.objective.model, wanted, calls)
+        watching = watched_layers(self.objective.model, set(by_id), calls)
         outputs, samples = sample_outputs(self.objective, content, index, watching)
-        found: dict[int, Tensor] = {}
         if calls:
             backs = self._backward(outputs, [call.edge for call in calls], rows)
             for call, b in zip(calls, backs, strict=True):
-                for key, J in layer_jacobians(call, torch.stack(b), samples).items():
-                    if key in wanted:
-                        i = self._ids[key]
-                        found[i] = found[i] + J if i in found else J
+                add_layer_jacobians(call, b, samples, by_id)
                 b.clear()
-        k = len(self.rows[rows])
-        for i in group:
-            if i not in found:
-                p = self._parameters[i]
-                found[i] = p.new_zeros(()).expand(samples, k, p.numel())
-        return found
 
     def _backward(self, outputs: Tensor, edges: list[Any], rows: slice) -> list[list[Tensor]]:
         """The derivatives of each row's outputs by the edges: for each edge one tensor a row."""
@@ -158,15 +156,13 @@ class SampleJacobians:
                 kept.append(b)
         return found
 
-    def _one_by_one(self, index: int, content: Any, rows: slice, group: list[int]) -> dict[int, Tensor]:
+    def _one_by_one(self, index: int, content: Any, rows: slice, into: Mapping[int, Tensor]) -> None:
         """By backward passes of a single sample."""
-        chosen = [self._parameters[i] for i in group]
-        per_sample = []
-        for i in range(samples_in(content)):
-            outputs, _ = sample_outputs(self.objective, cut(content, slice(i, i + 1)), index)
-            backs = self._backward(outputs, chosen, rows)
-            per_sample.append([torch.stack(b).flatten(1) for b in backs])
-        return {i: torch.stack(J) for i, J in zip(group, zip(*per_sample, strict=True), strict=True)}
+        chosen = [self._parameters[i] for i in into]
+        for sample in range(samples_in(content)):
+            outputs, _ = sample_outputs(self.objective, cut(content, slice(sample, sample + 1)), index)
+            for J, b in zip(into.values(), self._backward(outputs, chosen, rows), strict=True):
+                J[sample] = torch.stack(b).flatten(1)
 
     # ------------------------------------------------------------------ which way
 

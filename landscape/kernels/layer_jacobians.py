@@ -9,7 +9,7 @@ then serves all of its samples. Any other layer with one input and one output is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, vjp, vmap
 from torch.nn import functional as F
 
-__all__ = ["Call", "layer_jacobians", "watched_layers"]
+__all__ = ["Call", "add_layer_jacobians", "watched_layers"]
 
-Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
-"""``rule(module, x, b)``, x (n, r, ...) and b (k, n, r, ...): one (n, k, numel) per own parameter."""
+Rule = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], None]
+"""``rule(module, x, b, into)``, x (n, r, ...) and b (n, k, r, ...): adds to the (n, k, numel) of own parameters."""
 
 _BY_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -65,24 +65,25 @@ def watched_layers(model: nn.Module, wanted: set[int], calls: list[Call]) -> Ite
             handle.remove()
 
 
-def layer_jacobians(call: Call, b: Tensor, samples: int) -> dict[int, Tensor]:
-    """The derivatives by the layer's own parameters, by their ids.
+def add_layer_jacobians(call: Call, b: Sequence[Tensor], samples: int, into: Mapping[int, Tensor]) -> None:
+    """Add the derivatives by the layer's own parameters to what other calls have left.
+
+    Where rows do not belong to samples, nothing is added.
 
     Args:
         call: of the layer.
-        b: (k, ...), the derivatives of k outputs of the model by the layer's output, for all samples.
+        b: k of (...), the derivatives of k outputs of the model by the layer's output, for all samples.
         samples: n; the first dimension holds n, or r rows for each of them, sample after sample.
-
-    Returns:
-        (n, k, numel) each; none where rows do not belong to samples so.
+        into: (n, k, numel) each, by the ids of the parameters; others are left out.
     """
     x, module = call.x, call.module
-    if x.shape[0] % samples or b.shape[1] % samples:
-        return {}
+    if x.shape[0] % samples or b[0].shape[0] % samples:
+        return
     x = x.reshape(samples, -1, *x.shape[1:])
-    b = b.reshape(len(b), samples, -1, *b.shape[2:])
-    found = _rule_of(module)(module, x, b)
-    return {id(p): found[name] for name, p in module._parameters.items() if p is not None and name in found}
+    stacked = torch.stack(list(b), dim=1)
+    stacked = stacked.reshape(samples, -1, *stacked.shape[1:]).transpose(1, 2)
+    own = {name: into[id(p)] for name, p in module._parameters.items() if p is not None and id(p) in into}
+    _rule_of(module)(module, x, stacked, own)
 
 
 def _rule_of(module: nn.Module) -> Rule:
@@ -97,60 +98,73 @@ def _rule_of(module: nn.Module) -> Rule:
     return _differentiated
 
 
-def _linear(module: nn.Linear, x: Tensor, b: Tensor) -> dict[str, Tensor]:
-    k, n = b.shape[:2]
-    x, b = x.reshape(n, -1, x.shape[-1]), b.reshape(k, n, -1, b.shape[-1])
-    return {"weight": _outer(b.transpose(2, 3), x, n), "bias": b.sum(dim=2).transpose(0, 1)}
+def _linear(module: nn.Linear, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
+    n, k = b.shape[:2]
+    if "weight" in into:
+        rows = b.reshape(n, k, -1, b.shape[-1]).transpose(2, 3)
+        _add_outer(rows, x.reshape(n, -1, x.shape[-1]), into["weight"])
+    if "bias" in into:
+        into["bias"].add_(b.reshape(n, k, -1, b.shape[-1]).sum(dim=2))
 
 
-def _outer(b: Tensor, x: Tensor, n: int) -> Tensor:
-    """``sum_t b_t x_t'`` from b (k, n, out, t) and x (n, t, in): -> (n, k, out * in)."""
-    k = len(b)
-    rows = b.transpose(0, 1).reshape(n, -1, b.shape[-1])
-    return torch.bmm(rows, x).reshape(n, k, -1)
+def _add_outer(b: Tensor, x: Tensor, into: Tensor) -> None:
+    """Add ``sum_t b_t x_t'`` from b (n, k, out, t) and x (n, t, in) to (n, k, out * in).
+
+    In place: making new memory for so many Jacobians takes longer than they do.
+    """
+    n = len(b)
+    rows = b.reshape(n, -1, b.shape[-1])
+    into.view(n, rows.shape[1], -1).baddbmm_(rows, x)
 
 
-def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, b: Tensor) -> dict[str, Tensor]:
-    n, r = b.shape[1:3]
-    patches, positions = _patches(module, x.flatten(0, 1)), b.flatten(4)  # (n r, in * kernel, t), (k, n, r, out, t)
-    groups = module.groups
-    per_group = [
-        _outer(
-            out.transpose(2, 3).flatten(3),
-            part.reshape(n, r, part.shape[1], -1).permute(0, 1, 3, 2).flatten(1, 2).contiguous(),
-            n,
-        )
-        for out, part in zip(positions.chunk(groups, dim=3), patches.chunk(groups, dim=1), strict=True)
-    ]
-    weight = per_group[0] if groups == 1 else torch.cat(per_group, dim=2)  # of one, cat makes a copy
-    return {"weight": weight, "bias": positions.sum(dim=(2, 4)).transpose(0, 1)}
+def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
+    n, k, r = b.shape[:3]
+    positions = b.flatten(4)  # (n, k, r, out, t)
+    if "weight" in into:
+        patches = _patches(module, x.flatten(0, 1))  # (n r, in * kernel, t)
+        patches = patches.reshape(n, r, *patches.shape[1:]).transpose(1, 2).flatten(2).transpose(1, 2)
+        rows, groups = positions.transpose(2, 3).flatten(3), module.groups
+        if groups == 1:
+            _add_outer(rows, patches, into["weight"])
+        else:
+            shares = into["weight"].view(n, k, groups, -1).unbind(dim=2)
+            for share, out, part in zip(shares, rows.chunk(groups, 2), patches.chunk(groups, 2), strict=True):
+                share.add_(torch.einsum("nkot,nti->nkoi", out, part).flatten(2))
+    if "bias" in into:
+        into["bias"].add_(positions.sum(dim=(2, 4)))
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """The inputs under the kernel at each position, (n, in * kernel, t)."""
     padding = list(module._reversed_padding_repeated_twice)
-    x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+    if any(padding):
+        x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
     kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
     if x.ndim == 3:
         x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
     return F.unfold(x, kernel, dilation=dilation, stride=stride)
 
 
-def _by_channel(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Tensor]:
+def _by_channel(module: nn.Module, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
     """A normalisation with one factor for each channel."""
-    k, n, r = b.shape[:3]
-    plain = _without_affine(module, x.flatten(0, 1)).reshape(n, r, x.shape[2], -1)
-    b = b.reshape(k, n, r, x.shape[2], -1)
-    return {"weight": torch.einsum("nrct,knrct->nkc", plain, b), "bias": b.sum(dim=(2, 4)).transpose(0, 1)}
+    n, k, r = b.shape[:3]
+    b = b.reshape(n, k, r, x.shape[2], -1)
+    if "weight" in into:
+        plain = _without_affine(module, x.flatten(0, 1)).reshape(n, 1, r, x.shape[2], -1)
+        into["weight"].add_((plain * b).sum(dim=(2, 4)))
+    if "bias" in into:
+        into["bias"].add_(b.sum(dim=(2, 4)))
 
 
-def _by_entry(module: nn.LayerNorm, x: Tensor, b: Tensor) -> dict[str, Tensor]:
+def _by_entry(module: nn.LayerNorm, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
     """A normalisation with one factor for each entry of the last dimensions."""
-    k, n = b.shape[:2]
+    n, k = b.shape[:2]
     size = module.weight.numel()
-    plain = _without_affine(module, x).reshape(n, -1, size)
-    b = b.reshape(k, n, -1, size)
-    return {"weight": torch.einsum("nti,knti->nki", plain, b), "bias": b.sum(dim=2).transpose(0, 1)}
+    b = b.reshape(n, k, -1, size)
+    if "weight" in into:
+        into["weight"].add_((_without_affine(module, x).reshape(n, 1, -1, size) * b).sum(dim=2))
+    if "bias" in into:
+        into["bias"].add_(b.sum(dim=2))
 
 
 def _without_affine(module: nn.Module, x: Tensor) -> Tensor:
@@ -160,7 +174,7 @@ def _without_affine(module: nn.Module, x: Tensor) -> Tensor:
         return functional_call(module, own, (x,))
 
 
-def _differentiated(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Tensor]:
+def _differentiated(module: nn.Module, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
     """Any layer, by itself: vectorised over samples and outputs."""
     values = {name: p.detach() for name, p in module._parameters.items() if p is not None}
 
@@ -168,5 +182,6 @@ def _differentiated(module: nn.Module, x: Tensor, b: Tensor) -> dict[str, Tensor
         pull = vjp(lambda own: functional_call(module, own, (x,)), values)[1]
         return vmap(lambda one: pull(one)[0])(b)
 
-    found = vmap(of_sample, in_dims=(0, 1))(x, b)
-    return {name: J.flatten(2) for name, J in found.items()}
+    found = vmap(of_sample)(x, b)
+    for name, J in into.items():
+        J.add_(found[name].flatten(2))
