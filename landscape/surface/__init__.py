@@ -21,6 +21,7 @@ from .sam_sharpness import SamSharpness, sam_sharpness
 from .smoothness_radius import Smoothness, gradient_normalised_smoothness
 from .store import PointStore, asked_of
 from .trajectory import WeightTrajectory, weight_trajectory
+from .trajectory_pca import TrajectoryAxes, trajectory_axes
 from .weight_sketch import WeightSketch
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "SamSharpness",
     "ScaledCurvature",
     "Smoothness",
+    "TrajectoryAxes",
     "UnitGroup",
     "WeightSketch",
     "WeightTrajectory",
@@ -79,6 +81,7 @@ __all__ = [
     "save",
     "scaled_curvature",
     "statistics_at",
+    "trajectory_axes",
     "update_direction",
     "weight_trajectory",
 ]

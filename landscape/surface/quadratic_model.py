@@ -197,7 +197,7 @@ def _rays(gram: Tensor, generator: torch.Generator) -> Tensor:
     k = len(gram)
     rays = torch.diag(gram.diagonal().rsqrt())
     if k > 1:
-        z = torch.randn(_FURTHER, k, generator=generator, dtype=torch.float64)
+        z = torch.randn(_FURTHER, k, generator=generator, device=generator.device).cpu().double()
         z = z / z.norm(dim=1, keepdim=True)
         further = torch.linalg.solve_triangular(torch.linalg.cholesky(gram).T, z.T, upper=True).T
         rays = torch.cat([rays, further])
