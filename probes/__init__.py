@@ -14,6 +14,8 @@ from .spectrum import Spectrum
 from .stability import Stability
 from .tangent import TangentKernel
 from .trace import Trace
+from .trajectory import Trajectory
+from .trajectory_arrays import trajectory_of
 from .verdicts import Verdict
 from .watch import Watch, watch
 
@@ -36,8 +38,10 @@ __all__ = [
     "Stability",
     "TangentKernel",
     "Trace",
+    "Trajectory",
     "Verdict",
     "Watch",
     "logarithmic",
+    "trajectory_of",
     "watch",
 ]

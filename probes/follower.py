@@ -219,11 +219,11 @@ class Follower:
             return {"seconds": time.perf_counter() - started, "matvecs": snapshot.matvecs - before}
 
         try:
-            if not math.isfinite(snapshot.loss):
+            if probe.evaluates and not math.isfinite(snapshot.loss):
                 raise NonFiniteError(f"the loss is {snapshot.loss}")
             measured = probe.measure(snapshot)
         except NonFiniteError as error:
-            values = {"loss": snapshot.loss}
+            values = {"loss": snapshot.loss} if probe.evaluates else {}
             record = self._record(probe, snapshot, status="nonfinite", reason=str(error), values=values, **cost())
             self._emit(record, {})
             return record

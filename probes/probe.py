@@ -94,9 +94,15 @@ class Probe:
 
     Args:
         every: when to measure (see `as_schedule`); None follows the schedule given to `watch`.
+
+    Attributes:
+        name: of its records.
+        evaluates: whether it is about the loss: only where one that is due is, the loss and its gradient are computed,
+            and what is not finite is recorded as such.
     """
 
     name = "probe"
+    evaluates = True
 
     def __init__(self, every: Any = None) -> None:
         self.schedule: Schedule | None = None if every is None else as_schedule(every)

@@ -23,6 +23,7 @@ from losscope.probes import (
     Stability,
     TangentKernel,
     Trace,
+    Trajectory,
     watch,
 )
 from probe_cases import (
@@ -173,6 +174,21 @@ def test_the_same_when_single_samples_have_their_gradients_taken(name: str, mode
 
     assert train(name, "momentum", watching).differences(unwatched(name, "momentum")) == []
     assert [r.step for r in runs[0].run.select("gradient_noise")] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+@pytest.mark.parametrize("options", [{}, {"dimension": 16, "checkpoints": True}])
+def test_the_same_when_the_weights_are_recorded(options: dict[str, Any], name: str, tmp_path: Any) -> None:
+    runs = []
+
+    def watching(model: nn.Module, moved: torch.optim.Optimizer, data: DataLoader) -> Any:
+        probes = [Trajectory(**options), largest_weight]
+        kinds: dict[str, Any] = {"criterion": F.cross_entropy, "every": 3, "mode": "train", "on_error": "raise"}
+        runs.append(watch(model, moved, data=data, probes=probes, out=tmp_path / "run", **kinds))
+        return runs[0]
+
+    assert train(name, "momentum", watching).differences(unwatched(name, "momentum")) == []
+    assert [r.step for r in runs[0].run.select("trajectory")] == [0, 3, 6]
 
 
 def test_the_same_with_a_run_folder(tmp_path: Any) -> None:
