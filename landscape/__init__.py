@@ -44,7 +44,7 @@ from .signal_to_noise import ParameterSignal, parameter_signal, tensor_signal
 from .solve import solve
 from .spectral_measure import SpectralDensity
 from .subspace import GradientShare, SubspaceOverlap, gradient_share, subspace_overlap
-from .surface import align, average_sharpness, bezier_path, linear_path, sam_sharpness
+from .surface import align, average_sharpness, bezier_path, linear_path, merge, sam_sharpness
 from .tangent_kernel import EmpiricalKernel, tangent_kernel
 
 __all__ = [
@@ -102,6 +102,7 @@ __all__ = [
     "gradient_noise",
     "gradient_share",
     "linear_path",
+    "merge",
     "minibatch_noise",
     "neural_collapse",
     "neural_collapse_by_layer",

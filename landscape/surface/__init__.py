@@ -8,6 +8,7 @@ from .batch_statistics import STATISTICS, normalisation_layers, resolved_statist
 from .bezier import bezier_path
 from .directions import between, eigenvector_directions, gradient_direction, random_direction, update_direction
 from .evaluation import Evaluator, evaluate, evaluate_at
+from .merging import Merged, merge
 from .metrics import accuracy
 from .neighbourhood import Neighbourhood, ScaledCurvature, neighbourhood, relative_flatness, scaled_curvature
 from .normalisation import normalised
@@ -20,6 +21,7 @@ from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
 from .sam_sharpness import SamSharpness, sam_sharpness
 from .smoothness_radius import Smoothness, gradient_normalised_smoothness
 from .store import PointStore, asked_of
+from .task_vectors import Conflict, Interference, TaskConflict, task_conflict
 from .trajectory import WeightTrajectory, weight_trajectory
 from .trajectory_pca import TrajectoryAxes, trajectory_axes
 from .weight_sketch import WeightSketch
@@ -29,10 +31,13 @@ __all__ = [
     "Alignment",
     "AverageSharpness",
     "Axis",
+    "Conflict",
     "Evaluator",
     "HiddenUnits",
+    "Interference",
     "Line",
     "LossPath",
+    "Merged",
     "Neighbourhood",
     "Plane",
     "Point",
@@ -42,6 +47,7 @@ __all__ = [
     "SamSharpness",
     "ScaledCurvature",
     "Smoothness",
+    "TaskConflict",
     "TrajectoryAxes",
     "UnitGroup",
     "WeightSketch",
@@ -64,6 +70,7 @@ __all__ = [
     "hidden_units",
     "linear_path",
     "load",
+    "merge",
     "neighbourhood",
     "next_on_line",
     "next_on_plane",
@@ -81,6 +88,7 @@ __all__ = [
     "save",
     "scaled_curvature",
     "statistics_at",
+    "task_conflict",
     "trajectory_axes",
     "update_direction",
     "weight_trajectory",

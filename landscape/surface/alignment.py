@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError, SettingError
+from ..errors import SettingError
 from ..objective import Objective
 from .activation_matching import match_activations
+from .finite_points import finite_state_at
 from .permutations import HiddenUnits, hidden_units
-from .points import Point, buffers_at, parameters_at
+from .points import Point
 from .weight_matching import match_weights
 
 __all__ = ["METHODS", "Alignment", "align"]
@@ -129,7 +130,8 @@ def align(
     for name, count, least in (("restarts", restarts, 0), ("iterations", iterations, 1)):
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
             raise SettingError(f"{name} must be an integer of at least {least}, got {count!r}")
-    mine, other = _state_at(objective, first, "first"), _state_at(objective, second, "second")
+    mine = finite_state_at(objective, first, "the first point")
+    other = finite_state_at(objective, second, "the second point")
     hidden = hidden_units(objective, spec=spec, seed=seed)
     known: dict[str, Tensor] = {}
     if method == "activations":
@@ -139,7 +141,7 @@ def align(
         hidden,
         {name: mine[name] for name in parameters},
         {name: other[name] for name in parameters},
-        restarts=restarts,
+        starts=2 + restarts,
         iterations=iterations,
         seed=seed,
         known=known,
@@ -169,25 +171,6 @@ def _in_eval(objective: Objective) -> Objective:
     fresh = copy.copy(objective)
     fresh.mode, fresh._depth = "eval", 0
     return fresh
-
-
-def _state_at(objective: Objective, point: Point, name: str) -> dict[str, Tensor]:
-    """The model's state dict at a point; what a point does not bring is the live model's."""
-    vector = parameters_at(objective, point, f"the {name} point")
-    values = dict(zip(objective.parameters, objective.space.unflatten(vector), strict=True))
-    for key, value in values.items():
-        if not bool(value.isfinite().all()):
-            raise NonFiniteError(
-                f"{key} of the {name} point has weights that are NaN or infinite: it cannot be aligned"
-            )
-    model, brought = objective.model, buffers_at(objective, point)
-    by_id = {id(parameter): values[key] for key, parameter in objective.parameters.items()}
-    state = {}
-    for key, p in model.named_parameters(remove_duplicate=False):
-        state[key] = by_id.get(id(p), p.detach())
-    for key, buffer in model.named_buffers(remove_duplicate=False):
-        state[key] = brought.get(key, buffer.detach()).to(buffer.device, buffer.dtype).clone()
-    return state
 
 
 def _vector(objective: Objective, state: Mapping[str, Tensor]) -> Tensor:

@@ -46,7 +46,7 @@ def match_weights(
     first: Mapping[str, Tensor],
     second: Mapping[str, Tensor],
     *,
-    restarts: int = 3,
+    starts: int = 5,
     iterations: int = 100,
     seed: int = 0,
     known: Mapping[str, Tensor] | None = None,
@@ -57,8 +57,8 @@ def match_weights(
         hidden: the groups.
         first: parameters by name, finite.
         second: likewise; they are permuted.
-        restarts: starts from random permutations, after that from the order as it is and that layer by layer: each
-            group on what it shares with inputs, outputs and groups that have been matched.
+        starts: how many: the order as it is; then layer by layer, each group on what it shares with inputs, outputs
+            and groups that have been matched; then random permutations.
         iterations: most sweeps from one start.
         seed: of orders and starts.
         known: orders of groups that are not searched for.
@@ -67,7 +67,7 @@ def match_weights(
     match = _Ascent(hidden, first, hidden.permuted(second, fixed), [g for g in hidden.groups if g.name not in fixed])
     generator = generator_for(seed, torch.device("cpu"))
     found: list[tuple[float, dict[str, Tensor], int, bool]] = []
-    for start in range(2 + restarts if match.groups else 1):
+    for start in range(starts if match.groups else 1):
         match.reset()
         if start == 1:
             match.layer_by_layer()
