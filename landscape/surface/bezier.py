@@ -37,6 +37,7 @@ def bezier_path(
     kind: str = "bezier",
     control: Point = None,
     points: int | Sequence[float] | Tensor = 61,
+    refine: int = 0,
     metrics: Metrics = None,
     statistics: str = "recomputed",
     larger_is_better: Collection[str] = LARGER_IS_BETTER,
@@ -67,6 +68,7 @@ def bezier_path(
         kind: ``"bezier"``; or ``"chain"``: straight to the control point and on to the other end.
         control: where the control point starts, e.g. that of an earlier path; None for midway between the ends.
         points: how many t the result is evaluated at, or which ones.
+        refine: at most so many further ones, where the loss is steep or bends.
         metrics: what to measure besides the loss, as in `line`.
         statistics: how normalisation layers take theirs. Where they are ``"recomputed"`` at each t of the result,
             training normalises by the mini-batch.
@@ -105,10 +107,11 @@ def bezier_path(
         generator=generator_for(seed, torch.device("cpu")),
     )  # fmt: skip
     path = path_along(
-        objective, curve, carried, points, metrics=metrics, statistics=statistics, larger_is_better=larger_is_better,
-        names=names, progress=progress,
+        objective, curve, carried, points, refine=refine, metrics=metrics, statistics=statistics,
+        larger_is_better=larger_is_better, names=names, progress=progress,
     )  # fmt: skip
-    return dataclasses.replace(path, history=history, seconds=time.perf_counter() - started, note=batches.note)
+    note = "; ".join(filter(None, (batches.note, path.note)))
+    return dataclasses.replace(path, history=history, seconds=time.perf_counter() - started, note=note)
 
 
 def _check(epochs: int, lr: float | None, batch_size: int | None, kind: str) -> None:

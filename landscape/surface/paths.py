@@ -23,11 +23,13 @@ from .curves import Curve
 from .evaluation import evaluate_at
 from .metrics import Metrics
 from .points import Point, parameters_at
+from .refinement import refine_line
 from .results import LossPath
 
 __all__ = ["barrier", "barrier_matrix", "linear_path", "path_along"]
 
 POINTS = 25
+_NOTICEABLE = 0.05  # of the barrier
 LARGER_IS_BETTER = ("accuracy",)
 
 
@@ -37,6 +39,7 @@ def linear_path(
     second: Point,
     *,
     points: int | Sequence[float] | Tensor = POINTS,
+    refine: int = 0,
     metrics: Metrics = None,
     statistics: str = "recomputed",
     larger_is_better: Collection[str] = LARGER_IS_BETTER,
@@ -55,6 +58,8 @@ def linear_path(
         first: None for where the model is now, a module, a state dict, or a vector (n,).
         second: the same for the other end.
         points: how many, evenly spaced from 0 to 1; or t in [0, 1], to which 0 and 1 are added.
+        refine: at most so many further ones, where the loss is steep or bends (`refine_line`). The barrier is that of
+            the points there are, and so a lower bound of that of the path; the note says where it looks too low.
         metrics: what to measure besides the loss, as in `line`.
         statistics: how normalisation layers take theirs; see `statistics_at`. ``"kept"`` and ``"frozen"`` ones, and all
             other buffers, are interpolated between those that the ends bring along; a vector brings none, and has
@@ -79,8 +84,8 @@ def linear_path(
     """
     ends = parameters_at(objective, first, names[0]), parameters_at(objective, second, names[1])
     return path_along(
-        objective, Curve("linear", ends), Carried.between(objective, first, second), points, metrics=metrics,
-        statistics=statistics, larger_is_better=larger_is_better, names=names, progress=progress,
+        objective, Curve("linear", ends), Carried.between(objective, first, second), points, refine=refine,
+        metrics=metrics, statistics=statistics, larger_is_better=larger_is_better, names=names, progress=progress,
     )  # fmt: skip
 
 
@@ -163,27 +168,45 @@ def excess(t: Tensor, values: Tensor) -> Tensor:
 
 
 def path_along(
-    objective: Objective, curve: Curve, carried: Carried, points: int | Sequence[float] | Tensor, *, metrics: Metrics,
-    statistics: str, larger_is_better: Collection[str], names: tuple[str, str], progress: bool,
+    objective: Objective, curve: Curve, carried: Carried, points: int | Sequence[float] | Tensor, *, refine: int,
+    metrics: Metrics, statistics: str, larger_is_better: Collection[str], names: tuple[str, str], progress: bool,
 ) -> LossPath:  # fmt: skip
     """Loss and metrics along a curve, as `linear_path` and `bezier_path` have them."""
     started, t = time.perf_counter(), grid(points)
     resolved, _ = resolved_statistics(objective, statistics)
 
-    def there() -> Iterator[Tensor]:
-        for each in t.tolist():
+    def there(coordinates: Tensor) -> Iterator[Tensor]:
+        for each in coordinates.flatten().tolist():
             carried.write(each)
             yield curve.at(each)
 
+    def evaluated(coordinates: Tensor) -> dict[str, Tensor]:
+        return evaluate_at(objective, there(coordinates), metrics=metrics, statistics=resolved, progress=progress)
+
     with carried.held():
-        values = evaluate_at(objective, there(), metrics=metrics, statistics=resolved, progress=progress)
+        t, values = refine_line(evaluated, t, evaluated(t), points=refine, scale="linear")
     loss, above = values["loss"], excess(t, values["loss"])
     barriers = {name: barrier(t, found, larger_is_better=name in larger_is_better) for name, found in values.items()}
     return LossPath(
         t, values, curve.kind, barriers["loss"], barriers, float(loss[1:-1].max() - loss[[0, -1]].max()),
         float(t[above.argmax()]), curve.length, curve.control, statistics=resolved, ends=names,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started, note=_too_low(above),
     )  # fmt: skip
+
+
+def _too_low(above: Tensor) -> str:
+    """A warning where the barrier may be noticeably higher between the points.
+
+    A parabola whose top lies between points is higher than they are by an eighth, at most, of the fall from the highest
+    to the lower of its neighbours; a quarter allows for narrower hills.
+    """
+    i = int(above.argmax())
+    if not 0 < i < len(above) - 1 or not bool(above[i].isfinite()):
+        return ""
+    missed = float(above[i] - above[[i - 1, i + 1]].min()) / 4
+    if not missed > _NOTICEABLE * float(above[i]):
+        return ""
+    return f"between the points the barrier may be {missed:.2g} higher: take more points=, or refine="
 
 
 def grid(points: int | Sequence[float] | Tensor) -> Tensor:

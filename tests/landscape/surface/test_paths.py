@@ -91,6 +91,22 @@ def test_a_linear_network_and_its_permuted_copy() -> None:
     assert path.barrier == pytest.approx(float((x @ gap.T).square().mean()))
 
 
+def test_a_barrier_between_the_points_is_noted_and_found_by_refinement() -> None:
+    """A narrow hill, whose top lies between two points of the grid."""
+    objective = landscape(lambda w: torch.exp(-200 * (w - 0.53).square()).sum(), 0.0)
+    coarse = linear_path(objective, vector(0), vector(1), points=11)
+    assert coarse.barrier == pytest.approx(float(torch.tensor(-200 * 0.03**2).exp()), rel=1e-6)
+    assert "may be 0.2 higher" in coarse.note
+    fine = linear_path(objective, vector(0), vector(1), points=11, refine=20)
+    assert 11 < len(fine.t) <= 31 and bool((fine.t.diff() > 0).all())
+    assert fine.barrier == pytest.approx(1, rel=0.02) and fine.position == pytest.approx(0.53, abs=0.02)
+    assert fine.note == ""
+    smooth = landscape(lambda w: (1 - w**2).square().sum(), 0.0)
+    assert (
+        linear_path(smooth, vector(-1), vector(1), points=12).note == ""
+    )  # a top in the middle of two, but a flat one
+
+
 # --------------------------------------------------------------------------- ends
 
 
