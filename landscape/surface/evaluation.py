@@ -16,6 +16,7 @@ from ..errors import SettingError
 from ..objective import Objective
 from .batched_points import Batched
 from .engine import Engine
+from .interrupts import interrupts_held
 from .metrics import Measured, Metrics, measured
 from .one_by_one import OneByOne
 from .points import Point, parameters_at
@@ -115,7 +116,8 @@ class Evaluator:
     def center(self) -> dict[str, float]:
         """The values at the origin, by the plain forward pass."""
         started = time.perf_counter()
-        found = torch.cat([each.center() for each in self._passes])
+        with interrupts_held():
+            found = torch.cat([each.center() for each in self._passes])
         self.seconds += time.perf_counter() - started
         return dict(zip(self.names, found.tolist(), strict=True))
 
@@ -143,16 +145,18 @@ class Evaluator:
                 found[known & ~C.any(dim=1), column] = self.center[name]  # to the bit, also from another machine
         with tqdm(total=len(C), initial=int((~todo).sum()), disable=not self._progress, unit="point") as bar:
             for block in self._blocks(torch.nonzero(todo).flatten()):
-                found[block] = self._block(C[block])
-                if self._store is not None:
-                    self._store.write(C[block], dict(zip(self.names, found[block].T, strict=True)))
+                with interrupts_held():
+                    found[block] = self._block(C[block])
+                    if self._store is not None:
+                        self._store.write(C[block], dict(zip(self.names, found[block].T, strict=True)))
                 bar.update(len(block))
         return dict(zip(self.names, found.T.contiguous(), strict=True))
 
     def at(self, point: Point, name: str = "the point") -> Tensor:
         """The values at any point, (m,) float64 on the host, by the plain forward pass; ``name`` is for errors."""
         vector = parameters_at(self.objective, point, name)
-        return torch.cat([each.plain.at(vector) for each in self._passes])
+        with interrupts_held():
+            return torch.cat([each.plain.at(vector) for each in self._passes])
 
     def _blocks(self, indices: Tensor) -> Iterable[Tensor]:
         """About a second's work at a time."""
