@@ -5,8 +5,11 @@ from .collapse import plot_collapse
 from .figure import figure
 from .gradient_noise import plot_gradient_noise
 from .interactive import interactive_spectrum
+from .interactive_surface import interactive_surface
+from .line import plot_line
 from .neighbourhood import plot_neighbourhood
 from .outliers import plot_outliers
+from .path import plot_path
 from .report import report
 from .sharpness import plot_sharpness
 from .spectrum import plot_spectrum
@@ -18,11 +21,14 @@ from .tangent import plot_tangent_kernel
 __all__ = [
     "figure",
     "interactive_spectrum",
+    "interactive_surface",
     "plot_class_structure",
     "plot_collapse",
     "plot_gradient_noise",
+    "plot_line",
     "plot_neighbourhood",
     "plot_outliers",
+    "plot_path",
     "plot_sharpness",
     "plot_spectrum",
     "plot_spectrum_over_time",

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.patheffects import Normal, withStroke
 
@@ -16,7 +17,7 @@ from .loss_scale import Levels, LossScale, said
 from .sheet import Sheet, as_array
 from .style import INK, ORANGE, PAPER, VERMILLION
 
-__all__ = ["draw_center", "draw_model", "draw_points", "draw_trajectory", "ellipse"]
+__all__ = ["draw_center", "draw_model", "draw_points", "draw_trajectory", "ellipse", "model_sheet"]
 
 MOST_MARKERS = 40
 ARROWS = (0.2, 0.5, 0.8)
@@ -127,6 +128,21 @@ def ellipse(gram: np.ndarray, radius: float, shares: np.ndarray, angles: np.ndar
     return x, y
 
 
+def reach(plane: Plane, sheet: Sheet) -> float:
+    """Euclidean length to the furthest corner."""
+    gram, (x0, x1, y0, y1) = as_array(plane.gram), sheet.extent
+    corners = np.array([[x, y] for x in (x0, x1) for y in (y0, y1)])
+    return float(np.sqrt(np.einsum("ci,ij,cj->c", corners, gram, corners).max()))
+
+
+def model_sheet(plane: Plane, sheet: Sheet, rings: int, spokes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coordinates as far as the quadratic model holds, and its values there, each (spokes, rings)."""
+    assert plane.model is not None
+    shares, angles = np.meshgrid(np.linspace(0, 1, rings), np.linspace(0, 2 * np.pi, spokes))
+    X, Y = ellipse(as_array(plane.gram), min(plane.model.radius, reach(plane, sheet)), shares, angles)
+    return X, Y, as_array(plane.model.at(torch.from_numpy(X), torch.from_numpy(Y)))
+
+
 def draw_model(ax: Axes, plane: Plane, sheet: Sheet, scale: LossScale, levels: Levels) -> np.ndarray:
     """The quadratic model's contours, dashed, and the line within which it holds."""
     model = plane.model
@@ -137,25 +153,17 @@ def draw_model(ax: Axes, plane: Plane, sheet: Sheet, scale: LossScale, levels: L
     if not model.radius > 0:
         ax.plot([], [], **dashed, label=f"quadratic model: holds nowhere to {share}")
         return np.empty((0, 2))
-    gram = as_array(plane.gram)
-    x0, x1, y0, y1 = sheet.extent
-    corners = np.array([[x, y] for x in (x0, x1) for y in (y0, y1)])
-    reach = math.sqrt(max(float(c @ gram @ c) for c in corners))
-    shares, angles = np.meshgrid(np.linspace(0, 1, 61), np.linspace(0, 2 * np.pi, 181))
-    X, Y = ellipse(gram, min(model.radius, reach), shares, angles)
-    bent = np.einsum("iab,ij,jab->ab", np.stack([X, Y]), as_array(model.curvatures), np.stack([X, Y])) / 2
-    q = model.value + np.einsum("i,iab->ab", as_array(model.slopes), np.stack([X, Y])) + bent
-    shown = scale.shown(q)
-    if math.isfinite(model.value) and np.isfinite(q).all():
+    X, Y, q = model_sheet(plane, sheet, 61, 181)
+    if np.isfinite(q).all():
         ax.contour(
-            X, Y, shown, levels=levels.values, colors=VERMILLION, linestyles="--", linewidths=1.1, zorder=3.5,
+            X, Y, scale.shown(q), levels=levels.values, colors=VERMILLION, linestyles="--", linewidths=1.1, zorder=3.5,
         ).set_gid("model")  # fmt: skip
-    everywhere = model.radius >= reach
+    everywhere = model.radius >= reach(plane, sheet)
     ax.plot([], [], **dashed, label="quadratic model" + (f", holds to {share} all over" if everywhere else ""))
     if everywhere:
         return np.empty((0, 2))
     ring = np.linspace(0, 2 * np.pi, 181)
-    edge = np.stack(ellipse(gram, model.radius, np.ones_like(ring), ring), axis=1)
+    edge = np.stack(ellipse(as_array(plane.gram), model.radius, np.ones_like(ring), ring), axis=1)
     ax.plot(
         *edge.T, color=VERMILLION, linewidth=1.1, zorder=3.4, gid="radius",
         label=f"it holds to {share} (radius {said(model.radius, 2)})",
