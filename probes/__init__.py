@@ -15,7 +15,7 @@ from .stability import Stability
 from .tangent import TangentKernel
 from .trace import Trace
 from .trajectory import Trajectory
-from .trajectory_arrays import trajectory_of
+from .trajectory_arrays import Checkpoints, checkpoints_of, trajectory_of
 from .verdicts import Verdict
 from .watch import Watch, watch
 
@@ -23,6 +23,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Assumption",
     "Audit",
+    "Checkpoints",
     "Criterion",
     "GradientNoise",
     "Measurement",
@@ -41,6 +42,7 @@ __all__ = [
     "Trajectory",
     "Verdict",
     "Watch",
+    "checkpoints_of",
     "logarithmic",
     "trajectory_of",
     "watch",

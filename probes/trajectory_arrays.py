@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from losscope.landscape.surface import WeightSketch, WeightTrajectory, weight_tr
 from .records import Record
 from .run import Run
 
-__all__ = ["chained", "row_of", "sketch_of", "trajectory_of", "weights_of"]
+__all__ = ["Checkpoints", "chained", "checkpoints_of", "row_of", "sketch_of", "trajectory_of"]
 
 PROBE = "trajectory"
 
@@ -60,18 +61,45 @@ def trajectory_of(run: Run, player: str | None = None, *, components: int = 2, m
     return weight_trajectory(rows, sketch=sketch, steps=steps, known=known, components=components)
 
 
-def weights_of(run: Run, player: str | None = None) -> tuple[list[int], list[Tensor]]:
-    """The weights along the trajectory, where they were recorded: steps, and vectors (n,) on the host.
+class Checkpoints(Sequence[Tensor]):
+    """Weights along a trajectory, loaded when they are asked for: vectors (n,) on the host.
 
-    They are recorded by ``Trajectory(checkpoints=True)``, and where they are few.
+    Attributes:
+        steps: when each was.
+    """
+
+    def __init__(self, run: Run, records: Sequence[Record]) -> None:
+        self.steps = [record.step for record in records]
+        self._run, self._records = run, records
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One of them, or some."""
+        if isinstance(index, slice):
+            return Checkpoints(self._run, self._records[index])
+        return torch.from_numpy(np.array(self._run.array(self._records[index], "weights")))
+
+
+def checkpoints_of(run: Run, player: str | None = None) -> Checkpoints:
+    """The weights along the trajectory, where they were recorded, for planes through it.
+
+    They are recorded by ``Trajectory(checkpoints=True)``, and where they are few. One is in memory at a time:
+    ``trajectory_axes(objective, checkpoints_of(run))``.
+
+    Args:
+        run: a run with probe ``trajectory``.
+        player: which player; default: the first.
 
     Raises:
-        RunError: if the run has none, or their files are gone.
+        RunError: if the run has no such player, or holds no weights.
     """
     records = [record for record in chained(_recorded(run, player)) if "weights" in record.arrays]
     if not records:
-        raise RunError("the run holds no weights: record them with Trajectory(checkpoints=True), or pass checkpoints")
-    return [r.step for r in records], [torch.from_numpy(np.array(run.array(r, "weights"))) for r in records]
+        raise RunError("the run holds no weights: record them with Trajectory(checkpoints=True), or load checkpoints")
+    return Checkpoints(run, records)
 
 
 def chained(records: Sequence[Record]) -> list[Record]:

@@ -16,6 +16,7 @@ from .paths import barrier, barrier_matrix, linear_path
 from .permutations import HiddenUnits, UnitGroup, hidden_units
 from .points import Point, buffers_at, parameters_at
 from .quadratic_model import quadratic_model
+from .recovered_axes import trajectory_axes_from
 from .refinement import next_on_line, next_on_plane, refine_line, refine_plane
 from .results import Axis, Line, LossPath, Plane, QuadraticModel, Refined
 from .sam_sharpness import SamSharpness, sam_sharpness
@@ -90,6 +91,7 @@ __all__ = [
     "statistics_at",
     "task_conflict",
     "trajectory_axes",
+    "trajectory_axes_from",
     "update_direction",
     "weight_trajectory",
 ]

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losscope.landscape import Hessian, RunError, SettingError
-from losscope.landscape.surface import WeightSketch, weight_trajectory
-from losscope.probes import Player, Run, Trajectory, trajectory_of, watch
-from losscope.probes.trajectory_arrays import weights_of
+from losscope.landscape import Hessian, Objective, RunError, SettingError
+from losscope.landscape.surface import WeightSketch, trajectory_axes, trajectory_axes_from, weight_trajectory
+from losscope.probes import Player, Run, Trajectory, checkpoints_of, trajectory_of, watch
 
 SKETCHED = {"dimension": 60, "exact": False}
 
@@ -81,8 +80,9 @@ def test_numbers_are_those_of_the_weights_at_each_step() -> None:
     found, exact = trajectory_of(run), weight_trajectory(points, steps=range(0, 12, 2))
     assert found.exact
     assert torch.allclose(found.coordinates, exact.coordinates) and torch.equal(found.steps, exact.steps)
-    steps, weights = weights_of(run)
-    assert steps == found.steps.tolist() and torch.equal(torch.stack(weights), torch.stack(points).float())
+    stored = checkpoints_of(run)
+    assert stored.steps == found.steps.tolist() and torch.equal(torch.stack(list(stored)), torch.stack(points).float())
+    assert stored[1:3].steps == [2, 4] and len(stored[1:3]) == 2
 
 
 def test_sketches_with_two_copies_of_the_weights() -> None:
@@ -128,9 +128,9 @@ def test_it_chooses_by_the_number_of_parameters() -> None:
     assert trained(Trajectory(dimension=322)).records[-1].arrays.keys() == {"sketch"}
     both = trained(Trajectory(dimension=322, checkpoints=True))
     assert both.records[-1].arrays.keys() == {"sketch", "weights"}
-    assert len(weights_of(both)[0]) == 6
+    assert len(checkpoints_of(both)) == 6
     with pytest.raises(RunError, match="checkpoints=True"):
-        weights_of(trained(Trajectory(dimension=322)))
+        checkpoints_of(trained(Trajectory(dimension=322)))
     with pytest.raises(RunError, match=r"add probe Trajectory\(\)"):
         trajectory_of(Run.from_records({"players": {"model": {}}}, []))
 
@@ -168,8 +168,23 @@ def test_half_precision_and_one_parameter() -> None:
                 loss(model(data[0]), data[1]).backward()
                 optimizer.step()
         points = torch.stack(seen[-3:])
-        assert torch.equal(torch.stack(weights_of(run.run)[1]).double(), points)
+        assert torch.equal(torch.stack(list(checkpoints_of(run.run))).double(), points)
         assert run.run.records[-1].value == pytest.approx(float((points[-1] - points[0]).norm()), rel=1e-12)
+
+
+def test_the_plane_of_a_run() -> None:
+    """From the sketches' components in a second pass, and from the weights themselves: nearly the same."""
+    model, optimizer, data = problem()
+    objective = Objective(model, data, criterion=F.cross_entropy)
+    probe = Trajectory(dimension=100, exact=False, checkpoints=True)
+    with watch(model, optimizer, data=data, criterion=F.cross_entropy, every=1, probes=[probe]) as run:
+        for _ in range(30):
+            step(model, optimizer, data)
+    stored, found = checkpoints_of(run.run), trajectory_of(run.run)
+    exact = trajectory_axes(objective, stored, about="mean")
+    recovered = trajectory_axes_from(objective, stored, found.combination)
+    assert abs(float(recovered.axes[0].vector @ exact.axes[0].vector)) > 0.98
+    assert torch.allclose(recovered.explained, exact.explained, atol=0.02)
 
 
 # --------------------------------------------------------------------------- the path over a run
