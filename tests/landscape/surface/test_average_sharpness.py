@@ -114,6 +114,37 @@ def test_below_rounding_it_says_so_and_its_intervals_hold() -> None:
     assert alone.smallest is None and alone.trace is None and "no radius is above round-off" in repr(alone)
 
 
+def test_in_half_precision_hardly_any_radius_is_above_rounding() -> None:
+    found = average_sharpness(network(torch.bfloat16), [1e-4, 1e-3, 1e-2], max_pairs=32)
+    assert found.rounding >= 2**-8 * found.loss * 0.99 and found.smallest is None
+    exact = float(dense(network()).trace())
+    for s, rise in zip(found.radii.tolist(), found.rises, strict=True):
+        assert rise.low <= s**2 / 2 * exact <= rise.high
+
+
+def test_kinks_are_said() -> None:
+    """|w| has no curvature but at 0, which the larger radius reaches: E|w + e| - |w| is e's density times that far."""
+
+    class Bent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.full((400,), 1e-4, dtype=F64))
+
+        def forward(self, _: Tensor) -> Tensor:
+            return self.w.abs().sum() + self.w.square().sum()
+
+    objective = Objective(Bent(), [torch.zeros(1)], loss_fn=lambda model, batch: model(batch))
+    found = average_sharpness(objective, [1e-6, 1e-3], max_pairs=64)
+    assert found.trace is not None and found.trace.low < 800 < found.trace.high
+    assert "2 A / s^2 is 8" in found.note and "kinks or higher orders count" in found.note
+    s, w = 1e-3, torch.tensor(1e-4, dtype=F64)
+    folded = s * math.sqrt(2 / math.pi) * math.exp(-(float(w) ** 2) / (2 * s * s)) + float(w) * math.erf(
+        0.1 / math.sqrt(2)
+    )
+    assert found.rises[1].low < 400 * (folded - float(w) + s * s) < found.rises[1].high
+    assert average_sharpness(network(), [1e-4, 1e-3, 1e-2], max_pairs=64).note == ""
+
+
 def test_no_curvature_at_all() -> None:
     model = nn.Linear(3, 1, bias=False).double()
     flat = Objective(model, [torch.ones(1, 3, dtype=F64)], loss_fn=lambda model, x: model(x).sum())
