@@ -50,10 +50,11 @@ def quadratic_model(
 
     with the share :math:`\varepsilon` = ``error`` and :math:`|C|` the curvature within the slice with its eigenvalues'
     absolute values. The right side is the size of the model's own terms, so that the radius means the same on a slope
-    and in a minimum, where the gradient vanishes, and does not shrink to nothing where terms cancel (a downhill
-    direction at the far side of its parabola, a saddle). Sampled are both ways of each axis and of two random
-    directions within the slice, at radii a factor of 2 to 16 apart, bisected to 5 %; what rounding explains
-    is no error.
+    and in a minimum, where the gradient vanishes, and does not shrink to nothing where terms cancel (at the far side of
+    a downhill parabola, on a saddle). It is looked for from the centre outwards: further out the loss of a ReLU network
+    may meet a parabola again that it left at its first kinks. Sampled are both ways of each axis and of two random
+    directions within the slice, at radii a factor of 2 to 16 apart, bisected to 5 %. What rounding explains is no
+    error. All of it takes the time of 100 to 200 evaluations of the loss for two axes, and about half of that for one.
 
     ``smoothness`` is the gradient-normalised smoothness along the axes, at the same share
     (`gradient_normalised_smoothness`).
