@@ -1,4 +1,4 @@
-"""The command line: ``losscope demo | report RUN | audit RUN``."""
+"""The command line: ``losscope demo | report RUN | audit RUN | surface FILE``."""
 
 from __future__ import annotations
 
@@ -145,6 +145,33 @@ def audit(
             print_audit(each, title=title, phases=phases(read, each.player), explain=explain)
     if failing.fails(audits):
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def surface(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="As written by losscope.landscape.surface.save.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The figure: .pdf, .svg, .png, or .html to turn a plane; default: FILE.png."),
+    ] = None,
+    value: Annotated[str | None, typer.Option(help="The loss, or the name of a metric.")] = None,
+    scale: Annotated[str | None, typer.Option(help="auto, linear or log.")] = None,
+    size: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="WIDTH HEIGHT", help="Of the figure, in inches.")
+    ] = None,
+) -> None:
+    """Draw a plane, a line or a path that was kept in a file, and print where the figure is.
+
+    Several lines, or several paths, are drawn together under the names of their files.
+
+    Example:  losscope surface plane.npz -o plane.pdf --size 3.3 3.4
+    """
+    with _one_line_errors():
+        from .redraw import redraw
+
+        print(redraw(files, out, value=value, scale=scale, size=size))
 
 
 def main() -> None:

@@ -112,10 +112,11 @@ def load(path: str | Path) -> Line | Plane | LossPath | QuadraticModel:
 
 def _without_vectors(result: Line | Plane | LossPath | QuadraticModel) -> Line | Plane | LossPath | QuadraticModel:
     if isinstance(result, Line):
-        return dataclasses.replace(result, axis=Axis(torch.tensor([result.axis.norm]).double(), result.axis.name))
+        length = torch.tensor([result.axis.norm], dtype=torch.float64)
+        return dataclasses.replace(result, axis=dataclasses.replace(result.axis, vector=length))
     if isinstance(result, Plane):
         rows = _with_inner_products(result.gram)
-        first, second = (Axis(row, axis.name) for row, axis in zip(rows, result.axes, strict=True))
+        first, second = (dataclasses.replace(axis, vector=row) for row, axis in zip(rows, result.axes, strict=True))
         return dataclasses.replace(result, axes=(first, second))
     if isinstance(result, LossPath):
         return dataclasses.replace(result, control=None)

@@ -31,7 +31,7 @@ def a_plane() -> Plane:
     x, y = torch.linspace(-1, 1, 3, dtype=DOUBLE), torch.linspace(0, 2, 4, dtype=DOUBLE)
     z = x[None] ** 2 + y[:, None] / 3
     more = Refined(torch.tensor([0.1]).double(), torch.tensor([0.2]).double(), {"loss": torch.tensor([0.3]).double()})
-    axes = (Axis(torch.tensor([1.0, 2.0, 2.0]), "one"), Axis(torch.tensor([0.0, 1.0, 1.0]), "two"))
+    axes = (Axis(torch.tensor([1.0, 2.0, 2.0]), "one"), Axis(torch.tensor([0.0, 1.0, 1.0]), "two", "a note"))
     return Plane(
         x, y, {"loss": z}, float(z[0, 1]), axes, quadratic(), more, {"a": (0.0, 1.0), "b": (0.5, 0.25)},
         torch.randn(7, 2).double(), torch.tensor([0.7, 0.2]).double(), "frozen", "batched", 13, 0.25, "note",
@@ -89,7 +89,7 @@ def test_without_vectors_lengths_and_angles_stay(tmp_path: Path) -> None:
     again = load(save(tmp_path / "plane", plane, vectors=False))
     torch.testing.assert_close(again.gram, plane.gram)
     assert [len(axis.vector) for axis in again.axes] == [2, 2]
-    assert [axis.name for axis in again.axes] == ["one", "two"]
+    assert [(axis.name, axis.note) for axis in again.axes] == [("one", ""), ("two", "a note")]
     assert load(save(tmp_path / "line", line, vectors=False)).axis.norm == pytest.approx(line.axis.norm)
     assert load(save(tmp_path / "path", path, vectors=False)).control is None
     large = dataclasses.replace(plane, axes=tuple(Axis(torch.randn(100_000), axis.name) for axis in plane.axes))
