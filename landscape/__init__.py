@@ -44,7 +44,7 @@ from .signal_to_noise import ParameterSignal, parameter_signal, tensor_signal
 from .solve import solve
 from .spectral_measure import SpectralDensity
 from .subspace import GradientShare, SubspaceOverlap, gradient_share, subspace_overlap
-from .surface import align, average_sharpness, bezier_path, linear_path, merge, sam_sharpness
+from .surface import align, average_sharpness, bezier_path, line, linear_path, merge, plane, sam_sharpness
 from .tangent_kernel import EmpiricalKernel, tangent_kernel
 
 __all__ = [
@@ -101,6 +101,7 @@ __all__ = [
     "frobenius_norm",
     "gradient_noise",
     "gradient_share",
+    "line",
     "linear_path",
     "merge",
     "minibatch_noise",
@@ -112,6 +113,7 @@ __all__ = [
     "outliers",
     "parameter_signal",
     "per_sample_gradients",
+    "plane",
     "sam_sharpness",
     "sampling_error",
     "shuffled_labels",

@@ -8,12 +8,14 @@ from .batch_statistics import STATISTICS, normalisation_layers, resolved_statist
 from .bezier import bezier_path
 from .directions import between, eigenvector_directions, gradient_direction, random_direction, update_direction
 from .evaluation import Evaluator, evaluate, evaluate_at
+from .line import line, line_between
 from .merging import Merged, merge
 from .metrics import accuracy
 from .neighbourhood import Neighbourhood, ScaledCurvature, neighbourhood, relative_flatness, scaled_curvature
 from .normalisation import normalised
 from .paths import barrier, barrier_matrix, linear_path
 from .permutations import HiddenUnits, UnitGroup, hidden_units
+from .plane import plane, plane_through
 from .points import Point, buffers_at, parameters_at
 from .quadratic_model import quadratic_model
 from .recovered_axes import trajectory_axes_from
@@ -69,6 +71,8 @@ __all__ = [
     "gradient_direction",
     "gradient_normalised_smoothness",
     "hidden_units",
+    "line",
+    "line_between",
     "linear_path",
     "load",
     "merge",
@@ -79,6 +83,8 @@ __all__ = [
     "normalised",
     "orthogonalised",
     "parameters_at",
+    "plane",
+    "plane_through",
     "quadratic_model",
     "random_direction",
     "refine_line",

@@ -22,8 +22,10 @@ _CLOSE = 1e-5  # relative
 _FEW = 12  # points: fewer do not repay a trial
 _SIZES = (4, 16, 64, 256, 1024)  # points at once that are tried, as long as it gets faster
 _SIMPLER = 1.05  # batches must be this much faster
-_HOPELESS = 3.0  # times slower: larger batches are not tried
-_CALLS = 2  # at each size, of which the faster counts: the first finds memory
+_HOPELESS = 2.0  # times slower, where launches do not explain it: larger batches are not tried
+_LAUNCHES = 5e-3  # seconds: what a pass takes of them at most
+_CALLS = 3  # at each size, of which the fastest counts
+_LONG = 0.05  # seconds: a call that takes longer is not repeated
 
 
 class Engine:
@@ -112,16 +114,16 @@ class Engine:
     def _tried(self, coordinates: Tensor) -> Tensor:
         """A batch of the size that is being tried."""
         size = len(coordinates)
-        best = min((s for n, s in self._seconds.items() if n not in (0, size)), default=math.inf)
         found = self._clocked(coordinates, size)
-        self._calls += 1
         if self._settled:  # it failed
             return found
-        hopeless = self._seconds[size] > _HOPELESS * self._seconds[0]
-        if self._calls < _CALLS and not hopeless:
+        self._calls += 1
+        each, plain = self._seconds[size], self._seconds[0]
+        if self._calls < _CALLS and each * size < _LONG:  # short ones are disturbed by whatever else runs
             return found
         self._calls, self._sizes = 0, self._sizes[1:]
-        if hopeless or not self._sizes or self._seconds[size] > best:
+        smaller = min((s for n, s in self._seconds.items() if 0 < n < size), default=math.inf)
+        if not self._sizes or each > smaller or (each > _HOPELESS * plain and plain > _LAUNCHES):
             self._choose()
         return found
 

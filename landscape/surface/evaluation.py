@@ -10,7 +10,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import SettingError
 from ..objective import Objective
@@ -20,6 +19,7 @@ from .interrupts import interrupts_held
 from .metrics import Measured, Metrics, measured
 from .one_by_one import OneByOne
 from .points import Point, parameters_at
+from .progress import Progress, progressing
 from .results import Axis
 from .span import Span, span_of
 from .store import PointStore, asked_of
@@ -65,6 +65,8 @@ class Evaluator:
             interrupted goes on there.
 
     Attributes:
+        objective: the loss.
+        axes: the directions.
         evaluations: points evaluated so far, each a pass over the data.
         seconds: time that took.
 
@@ -86,12 +88,13 @@ class Evaluator:
         progress: bool = False,
         store: Store | str | Path | None = None,
     ) -> None:
-        self.objective, self.span = objective, span_of(objective, origin, axes)
+        self.objective, self.axes = objective, _named(axes)
+        self.span = span_of(objective, origin, self.axes)
         self._passes = [_Pass(m, self.span, statistics, objective, engine, chunk) for m in measured(objective, metrics)]
         self._progress, self._store = progress, None if isinstance(store, str | Path) else store
         self.evaluations, self.seconds = 0, 0.0
         if isinstance(store, str | Path):
-            asked = asked_of(objective, origin, _named(axes), statistics=statistics, center=self.center)
+            asked = asked_of(objective, origin, self.axes, statistics=statistics, center=self.center)
             self._store = PointStore(store, asked, self.names)
 
     @property
@@ -143,7 +146,7 @@ class Evaluator:
             for column, name in enumerate(self.names):
                 found[known, column] = values[name][known].double()
                 found[known & ~C.any(dim=1), column] = self.center[name]  # to the bit, also from another machine
-        with tqdm(total=len(C), initial=int((~todo).sum()), disable=not self._progress, unit="point") as bar:
+        with Progress(len(C), int((~todo).sum()), shown=self._progress) as bar:
             for block in self._blocks(torch.nonzero(todo).flatten()):
                 with interrupts_held():
                     found[block] = self._block(C[block])
@@ -292,14 +295,14 @@ def evaluate_at(
     """
     evaluator = Evaluator(objective, metrics=metrics, statistics=statistics)
     rows = []
-    for number, point in enumerate(tqdm(points, disable=not progress, unit="point")):
+    for number, point in enumerate(progressing(points, shown=progress)):
         rows.append(evaluator.at(point, f"point {number}"))
     found = torch.stack(rows) if rows else torch.empty(0, len(evaluator.names), dtype=torch.float64)
     return dict(zip(evaluator.names, found.T.contiguous(), strict=True))
 
 
-def _named(axes: Sequence[Axis | Tensor]) -> list[Axis]:
-    return [axis if isinstance(axis, Axis) else Axis(axis, f"axis {i}") for i, axis in enumerate(axes, start=1)]
+def _named(axes: Sequence[Axis | Tensor]) -> tuple[Axis, ...]:
+    return tuple(axis if isinstance(axis, Axis) else Axis(axis, f"axis {i}") for i, axis in enumerate(axes, start=1))
 
 
 def _checked(coordinates: Tensor, axes: int) -> Tensor:

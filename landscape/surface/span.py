@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ParameterError
+from ..errors import NonFiniteError, ParameterError
 from ..objective import Objective
 from ..space import ParameterSpace
 from .points import Point, parameters_at
@@ -63,11 +63,12 @@ class Span:
         return any(t.dtype != self.space.dtype for t in self.origin)
 
 
-def span_of(objective: Objective, origin: Point, axes: Sequence[Axis | Tensor]) -> Span:
+def span_of(objective: Objective, origin: Point, axes: Sequence[Axis]) -> Span:
     """The span of axes (k of them, each (n,)) from an origin.
 
     Raises:
-        ParameterError: if an axis has another size, or is not finite.
+        ParameterError: if an axis has another size.
+        NonFiniteError: if one is NaN or infinite somewhere.
     """
     space = objective.space
     start = [p.detach() for p in objective.parameters.values()]
@@ -75,12 +76,11 @@ def span_of(objective: Objective, origin: Point, axes: Sequence[Axis | Tensor]) 
         pieces = space.unflatten(parameters_at(objective, origin, "the origin"))
         start = [piece.to(p.dtype) for piece, p in zip(pieces, start, strict=True)]
     vectors = []
-    for number, axis in enumerate(axes, start=1):
-        vector, name = (axis.vector, axis.name) if isinstance(axis, Axis) else (axis, f"axis {number}")
-        if vector.shape != (space.size,):
-            raise ParameterError(f"{name} has shape {tuple(vector.shape)}; expected a vector ({space.size},)")
-        if not bool(torch.isfinite(vector).all()):
-            raise ParameterError(f"{name} has entries that are not finite")
-        vector = vector.detach().to(space.device, space.dtype)
+    for axis in axes:
+        if axis.vector.shape != (space.size,):
+            raise ParameterError(f"{axis.name} has shape {tuple(axis.vector.shape)}; expected a vector ({space.size},)")
+        if not bool(torch.isfinite(axis.vector).all()):
+            raise NonFiniteError(f"{axis.name} is NaN or infinite somewhere: it is no direction")
+        vector = axis.vector.detach().to(space.device, space.dtype)
         vectors.append(tuple(p.view(s) for p, s in zip(vector.split(space.numels), space.shapes, strict=True)))
     return Span(space, tuple(start), tuple(vectors), origin is None)
