@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import SettingError
 from ..objective import Objective
 from .points import Point, buffers_at
 
@@ -29,17 +30,24 @@ class Carried:
 
     @classmethod
     def between(cls, objective: Objective, first: Point, second: Point) -> Carried:
-        """Those of two points; one that brings none has the model's. Whole numbers (counts of batches) stay."""
+        """Those of two points; one that brings none has the model's. Whole numbers (counts of batches) stay.
+
+        Raises:
+            SettingError: if a scripted module has one, which cannot be exchanged.
+        """
         one, other = buffers_at(objective, first), buffers_at(objective, second)
-        found = []
+        found, modules = [], dict(objective.model.named_modules(remove_duplicate=False))
         for name, own in objective.model.named_buffers():
             a, b = (point.get(name, own).detach().to(own.device, own.dtype, copy=True) for point in (one, other))
             holder, _, leaf = name.rpartition(".")
-            module = objective.model.get_submodule(holder)
-            differs = not (torch.equal(a, own) and torch.equal(b, own))
-            # The buffers of scripted modules cannot be exchanged by reference.
-            if own.is_floating_point() and differs and not isinstance(module, torch.jit.ScriptModule):
-                found.append((module, leaf, a, b))
+            if not own.is_floating_point() or (torch.equal(a, own) and torch.equal(b, own)):
+                continue
+            if isinstance(modules[holder], torch.jit.ScriptModule):
+                raise SettingError(
+                    f"the ends of the path have another {name} than the model, which is scripted, so that it cannot be "
+                    "exchanged: build the objective on the model before it is scripted"
+                )
+            found.append((modules[holder], leaf, a, b))
         return cls(objective, tuple(found))
 
     @contextlib.contextmanager

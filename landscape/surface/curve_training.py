@@ -106,9 +106,10 @@ def trained_control(
         NonFiniteError: if the loss of an epoch is NaN or infinite.
     """
     assert curve.control is not None
-    adam, done, steps, history = Adam(curve.control), 0, epochs * len(batches), []
-    curve, space = curve.with_control(adam.point), objective.space
+    space, done, steps, history = objective.space, 0, epochs * len(batches), []
     with carried.held(), _normalised_as(objective, statistics):
+        adam = Adam(curve.control)  # here, where no tensor is one of inference mode, which could not be written on
+        curve = curve.with_control(adam.point)
         for epoch in range(epochs):
             total = torch.zeros((), dtype=torch.float64, device=space.device)
             for share, index, content in batches.epoch(generator):

@@ -297,6 +297,26 @@ def test_an_interrupted_training_leaves_the_model_as_it_was(error: type[BaseExce
     assert all(p.grad is grad for p, grad in zip(one.parameters(), grads, strict=True))
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_it_trains_where_gradients_are_off(context) -> None:  # type: ignore[no-untyped-def]
+    one, other = trained(0), trained(1)
+    expected = bezier_path(objective_of(one), one, other, epochs=3)
+    with context():
+        found = bezier_path(objective_of(one), one, other, epochs=3)
+    assert found.loss.tolist() == expected.loss.tolist()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model_with_its_statistics_kept() -> None:
+    one, other = trained(0, normalised=True), trained(1, normalised=True)
+    expected = linear_path(objective_of(one), one, one, statistics="kept", points=3)
+    scripted = objective_of(torch.jit.script(one))
+    path = bezier_path(scripted, one, one, statistics="kept", points=3, epochs=2)
+    torch.testing.assert_close(path.loss[[0, -1]], expected.loss[[0, -1]])
+    with pytest.raises(SettingError, match=r"1\.running_mean .* scripted"):
+        bezier_path(scripted, one, other, statistics="kept")
+
+
 def test_optimizer_hooks_of_the_process_are_not_called() -> None:
     seen: list[object] = []
     handle = register_optimizer_step_post_hook(lambda *given: seen.append(given))
