@@ -7,6 +7,7 @@ over parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .errors import SettingError
 from .tangent_jacobians import SampleJacobians, samples_in
+from .tangent_positions import Factors, entries, pays
 
 __all__ = ["Pass", "contracted", "fewest_passes"]
 
@@ -30,11 +32,13 @@ class Pass:
 
     Attributes:
         rows: which combinations of outputs.
-        pieces: (position of a parameter, which of its entries).
+        pieces: (position of a parameter, which of its entries), or of what is kept in place of them.
+        at_positions: the parameters whose inner products are taken position by position.
     """
 
     rows: slice
     pieces: tuple[tuple[int, slice], ...]
+    at_positions: frozenset[int] = frozenset()
 
     @property
     def width(self) -> int:
@@ -49,21 +53,42 @@ def fewest_passes(jacobians: SampleJacobians, form: str, samples: int, memory: i
         SettingError: if not one entry fits.
     """
     k, space = len(jacobians.rows), jacobians.objective.space
-    size, entries = torch.finfo(space.dtype).bits // 8, int(_FOR_ROWS * memory)
-    per_row = samples * space.size * size  # all parameters, one combination of outputs
-    rows = min(k, entries // per_row) if form == "trace" and k * per_row > entries else k
-    if rows >= 1 and rows * per_row <= entries:
-        whole = tuple((i, slice(0, n)) for i, n in enumerate(space.numels))
-        return [Pass(slice(first, min(first + rows, k)), whole) for first in range(0, k, rows)]
+    room = int(_FOR_ROWS * memory) // (samples * torch.finfo(space.dtype).bits // 8)  # entries for each sample
+    for rows in range(k, 0, -1) if form == "trace" else (k,):
+        if rows * sum(_kept(jacobians, form, rows)[0]) <= room:
+            starts = range(0, k, rows)
+            return [_whole(jacobians, form, slice(first, min(first + rows, k))) for first in starts]
     rows = 1 if form == "trace" else k
-    width = entries // (samples * rows * size)
-    if width < 1:
+    if (width := room // rows) < 1:
         raise SettingError(
             f"memory={memory} bytes beside the kernel is too little for one parameter's derivatives of {samples} "
-            f"samples with {rows} outputs ({samples * rows * size} bytes); allow more, or take fewer samples"
+            f"samples with {rows} outputs; allow more, or take fewer samples"
         )
-    groups = list(_groups(space.numels, width))
-    return [Pass(slice(first, first + rows), group) for first in range(0, k, rows) for group in groups]
+    numels, at_positions = _kept(jacobians, form, rows, width)
+    return [
+        Pass(slice(first, first + rows), group, at_positions & {i for i, _ in group})
+        for first in range(0, k, rows)
+        for group in _groups(numels, width)
+    ]
+
+
+def _whole(jacobians: SampleJacobians, form: str, rows: slice) -> Pass:
+    """All parameters at once."""
+    numels, at_positions = _kept(jacobians, form, rows.stop - rows.start)
+    return Pass(rows, tuple((i, slice(0, n)) for i, n in enumerate(numels)), at_positions)
+
+
+def _kept(
+    jacobians: SampleJacobians, form: str, rows: int, most: float = math.inf
+) -> tuple[tuple[int, ...], frozenset[int]]:
+    """How many entries of each parameter are kept for a sample and an output, and which ones are not derivatives."""
+    numels = list(jacobians.objective.space.numels)
+    at_positions = set()
+    for i, shape in jacobians.shapes.items() if form != "full" else ():
+        if pays(shape, rows) and (kept := entries(shape, rows)) <= min(most, numels[i]):
+            numels[i] = kept
+            at_positions.add(i)
+    return tuple(numels), frozenset(at_positions)
 
 
 def _groups(numels: tuple[int, ...], width: int) -> Iterator[tuple[tuple[int, slice], ...]]:
@@ -95,10 +120,18 @@ def contracted(jacobians: SampleJacobians, form: str, samples: int, passes: list
         rows = len(jacobians.rows[each.rows])
         widths = [some.stop - some.start for _, some in each.pieces]
         blocks = room[: samples * rows * each.width].split([samples * rows * width for width in widths])
-        pieces = [block.view(samples, rows, width) for block, width in zip(blocks, widths, strict=True)]
+        pieces: list[Tensor | Factors] = [
+            Factors.within(block, jacobians.shapes[i], samples, rows)
+            if i in each.at_positions
+            else block.view(samples, rows, -1)
+            for block, (i, _) in zip(blocks, each.pieces, strict=True)
+        ]
         _fill(pieces, jacobians, each, memory)
-        for J in pieces:
-            _add_gram(kernel, J.view(side, -1))
+        for piece in pieces:
+            if isinstance(piece, Factors):
+                piece.add_gram(kernel)
+            else:
+                _add_gram(kernel, piece.view(side, -1))
     kernel = kernel.cpu()
     kernel = kernel.triu() + kernel.triu(1).T
     return kernel / k if form == "trace" else kernel
@@ -108,26 +141,28 @@ def _has_double(device: torch.device) -> bool:
     return device.type != "mps"
 
 
-def _fill(pieces: list[Tensor], jacobians: SampleJacobians, each: Pass, memory: int) -> None:
-    """Make the rows of all samples, a few at a time, in one block (n, rows, width) for each piece."""
-    numels = jacobians.objective.space.numels
-    rows, size = pieces[0].shape[1], pieces[0].element_size()
-    cut = {i: numels[i] for i, part in each.pieces if part.stop - part.start < numels[i]}
+def _fill(pieces: list[Tensor | Factors], jacobians: SampleJacobians, each: Pass, memory: int) -> None:
+    """Make what is kept of all samples, a few at a time: of each piece one block (n, rows, width), or its factors."""
+    space, rows = jacobians.objective.space, len(jacobians.rows[each.rows])
+    directly = {i: part for i, part in each.pieces if i not in each.at_positions}
+    cut = {i: space.numels[i] for i, part in directly.items() if part.stop - part.start < space.numels[i]}
+    size = torch.finfo(space.dtype).bits // 8
     per_sample = jacobians.bytes_of_sample(rows) + sum(cut.values()) * rows * size
     at_once = max(1, min(_AT_ONCE, int((1 - _FOR_ROWS) * memory)) // per_sample)
+    named = {i: piece for piece, (i, _) in zip(pieces, each.pieces, strict=True)}
     done = 0
     for index, batch in enumerate(jacobians.objective.batches):
         count = samples_in(batch.content)
         for first in range(0, count, at_once):
             some = slice(first, min(first + at_once, count))
-            stop = done + some.stop - some.start
-            blocks = {i: block[done:stop].zero_() for block, (i, _) in zip(pieces, each.pieces, strict=True)}
+            there = slice(done, done + some.stop - some.start)
+            blocks = {i: piece[there].zero_() for i, piece in named.items() if isinstance(piece, Tensor)}
+            factors = {i: piece.of(there) for i, piece in named.items() if isinstance(piece, Factors)}
             whole = {i: J.new_zeros(len(J), rows, cut[i]) if i in cut else J for i, J in blocks.items()}
-            jacobians.write(index, some, each.rows, whole)
-            for i, part in each.pieces:
-                if i in cut:
-                    blocks[i].copy_(whole[i][..., part])
-            done = stop
+            jacobians.write(index, some, each.rows, whole, factors)
+            for i in cut:
+                blocks[i].copy_(whole[i][..., directly[i]])
+            done = there.stop
 
 
 def _add_gram(kernel: Tensor, J: Tensor) -> None:

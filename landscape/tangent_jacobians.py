@@ -17,11 +17,12 @@ from torch import Tensor
 
 from .batches import describe, map_tensors, tensors_of, without_weights
 from .errors import LossError, NonFiniteError
-from .kernels.layer_jacobians import Call, add_layer_jacobians, watched_layers
+from .kernels.layer_jacobians import Call, Shape, add_layer_jacobians, shape_of, watched_layers
 from .objective import Objective
 from .space import generator_for
+from .tangent_positions import Factors, joined
 
-__all__ = ["MixedSamples", "SampleJacobians", "sample_outputs"]
+__all__ = ["MixedSamples", "PositionsChanged", "SampleJacobians", "sample_outputs"]
 
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}
 _TRIED = 4
@@ -30,6 +31,10 @@ _TRIED = 4
 
 class MixedSamples(Exception):
     """A sample's outputs depend on the other samples of its batch, or on its place in it."""
+
+
+class PositionsChanged(Exception):
+    """A weight is used at more or fewer positions of some samples than it was of the first."""
 
 
 def sample_outputs(
@@ -77,6 +82,10 @@ class SampleJacobians:
         objective: whose outputs and parameters.
         rows: E; the unit matrix for all outputs.
 
+    Attributes:
+        alone: positions of the parameters that the layers do not account for.
+        shapes: of the weights whose derivatives are sums over positions, by position.
+
     Raises:
         MixedSamples: if samples have no outputs of their own.
         NonFiniteError: if outputs are NaN or infinite.
@@ -88,6 +97,8 @@ class SampleJacobians:
         self._parameters = list(objective.parameters.values())
         self.alone: set[int] = set()
         self._try()
+        self._positions = self._seen_positions()
+        self.shapes = {i: shape for i, calls in self._positions.items() if (shape := joined(calls)) is not None}
 
     def of(self, index: int, some: slice, rows: slice, group: Sequence[int]) -> dict[int, Tensor]:
         """The Jacobians of some samples of a batch, (m, k, numel) by the position of the parameter.
@@ -104,11 +115,15 @@ class SampleJacobians:
         self.write(index, some, rows, found)
         return found
 
-    def write(self, index: int, some: slice, rows: slice, into: Mapping[int, Tensor]) -> None:
-        """Add them to tensors (m, k, numel) that are 0."""
+    def write(
+        self, index: int, some: slice, rows: slice, into: Mapping[int, Tensor],
+        factors: Mapping[int, Factors] | None = None,
+    ) -> None:  # fmt: skip
+        """Add them to tensors (m, k, numel) that are 0; of weights with a `shape`, keep what they are made of."""
         content = cut(self.objective.batches[index].content, some)
-        if together := {i: J for i, J in into.items() if i not in self.alone}:
-            self._together(index, content, rows, together)
+        together = {i: J for i, J in into.items() if i not in self.alone}
+        if together or factors:
+            self._together(index, content, rows, together, factors or {})
         if left := {i: J for i, J in into.items() if i in self.alone}:
             self._one_by_one(index, content, rows, left)
 
@@ -132,17 +147,38 @@ class SampleJacobians:
 
     # ------------------------------------------------------------------ two ways
 
-    def _together(self, index: int, content: Any, rows: slice, into: Mapping[int, Tensor]) -> None:
+    def _together(
+        self, index: int, content: Any, rows: slice, into: Mapping[int, Tensor], factors: Mapping[int, Factors]
+    ) -> None:
         """By one backward pass for each row over all samples, and what the layers have seen."""
         by_id = {id(self._parameters[i]): J for i, J in into.items()}
         calls: list[Call] = []
-        watching = watched_layers(self.objective.model, set(by_id), calls)
+        watching = watched_layers(self.objective.model, {*by_id, *(id(self._parameters[i]) for i in factors)}, calls)
         outputs, samples = sample_outputs(self.objective, content, index, watching)
+        kept = self._by_call(calls, samples, factors)
         if calls:
             backs = self._backward(outputs, [call.edge for call in calls], rows)
-            for call, b in zip(calls, backs, strict=True):
-                add_layer_jacobians(call, b, samples, by_id)
+            for call, b, own in zip(calls, backs, kept, strict=True):
+                add_layer_jacobians(call, b, samples, by_id, own)
                 b.clear()
+
+    def _by_call(
+        self, calls: list[Call], samples: int, factors: Mapping[int, Factors]
+    ) -> list[dict[int, tuple[Tensor, Tensor]]]:
+        """Room for what each call of the layers adds to factors, one call's positions after the other's."""
+        kept: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in calls]
+        for i, found in factors.items():
+            own = [j for j, call in enumerate(calls) if _owns(call, self._parameters[i])]
+            shapes = [shape_of(calls[j], samples) for j in own]
+            if shapes != self._positions[i]:
+                raise PositionsChanged
+            start = 0
+            for j, shape in zip(own, shapes, strict=True):
+                assert shape is not None
+                part = slice(start, start + shape.positions)
+                kept[j][id(self._parameters[i])] = found.a[:, part], found.b[:, part]
+                start = part.stop
+        return kept
 
     def _backward(self, outputs: Tensor, edges: list[Any], rows: slice) -> list[list[Tensor]]:
         """The derivatives of each row's outputs by the edges: for each edge one tensor a row."""
@@ -191,6 +227,19 @@ class SampleJacobians:
             if not all(_adds_up(found[i], weights, expected[i], expected) for i in left):
                 raise MixedSamples("the outputs of single samples are not those of the batch")
 
+    def _seen_positions(self) -> dict[int, list[Shape | None]]:
+        """Of every parameter that the layers account for, how each call uses it on the first sample."""
+        content = cut(self.objective.batches[0].content, slice(0, 1))
+        calls: list[Call] = []
+        watching = watched_layers(self.objective.model, set(self._ids), calls)
+        _, samples = sample_outputs(self.objective, content, 0, watching)
+        seen: dict[int, list[Shape | None]] = {}
+        for i, p in enumerate(self._parameters):
+            if i not in self.alone:
+                weight = [(call, call.module._parameters.get("weight") is p) for call in calls if _owns(call, p)]
+                seen[i] = [shape_of(call, samples) if it_is else None for call, it_is in weight]
+        return seen
+
     def _combined(self, whole: Any, some: slice, rows: slice) -> tuple[list[Tensor], Tensor, Tensor]:
         """The gradient of ``sum w_ik (E f)_ik``, w (m, k), and the outputs (m, C)."""
         outputs, samples = sample_outputs(self.objective, cut(whole, some), 0)
@@ -213,6 +262,10 @@ class SampleJacobians:
         beside = beside[count - len(outputs) :]
         if not float((beside - outputs).norm()) <= _tolerance(outputs) * float(beside.norm()):
             raise MixedSamples("the outputs of a sample depend on the others in its batch")
+
+
+def _owns(call: Call, parameter: Tensor) -> bool:
+    return any(p is parameter for p in call.module._parameters.values())
 
 
 def cut(content: Any, some: slice) -> Any:

@@ -22,7 +22,7 @@ from .kernels.once import second_order_errors
 from .objective import Objective
 from .space import generator_for
 from .tangent_contraction import contracted, fewest_passes
-from .tangent_jacobians import MixedSamples, SampleJacobians, sample_outputs
+from .tangent_jacobians import MixedSamples, PositionsChanged, SampleJacobians, sample_outputs
 
 __all__ = ["FORMS", "METHODS", "EmpiricalKernel", "tangent_kernel"]
 
@@ -135,7 +135,12 @@ def tangent_kernel(
             else:
                 passes = fewest_passes(jacobians, form, samples, allowed - kernel_bytes)
                 if method == "contraction" or len(passes) <= samples:
-                    matrix = contracted(jacobians, form, samples, passes, allowed - kernel_bytes)
+                    try:
+                        matrix = contracted(jacobians, form, samples, passes, allowed - kernel_bytes)
+                    except PositionsChanged:  # sequences of several lengths
+                        jacobians.shapes.clear()
+                        passes = fewest_passes(jacobians, form, samples, allowed - kernel_bytes)
+                        matrix = contracted(jacobians, form, samples, passes, allowed - kernel_bytes)
                     return _made(matrix, form, samples, outputs, "contraction", allowed)
                 note = f"Jacobians would take {len(passes)} passes over the data in {allowed} bytes"
         with second_order_errors(objective, differences=False):

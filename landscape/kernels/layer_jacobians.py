@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +19,27 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, vjp, vmap
 from torch.nn import functional as F
 
-__all__ = ["Call", "add_layer_jacobians", "watched_layers"]
+__all__ = ["Call", "Shape", "add_layer_jacobians", "shape_of", "watched_layers"]
 
 Rule = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], None]
 """``rule(module, x, b, into)``, x (n, r, ...) and b (n, k, r, ...): adds to the (n, k, numel) of own parameters."""
 
 _BY_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of the sum ``sum_t b_t a_t'`` that the derivative by a weight is, for a sample.
+
+    Attributes:
+        positions: t.
+        entering: entries of a_t.
+        leaving: entries of b_t.
+    """
+
+    positions: int
+    entering: int
+    leaving: int
 
 
 class Call:
@@ -65,7 +81,26 @@ def watched_layers(model: nn.Module, wanted: set[int], calls: list[Call]) -> Ite
             handle.remove()
 
 
-def add_layer_jacobians(call: Call, b: Sequence[Tensor], samples: int, into: Mapping[int, Tensor]) -> None:
+def shape_of(call: Call, samples: int) -> Shape | None:
+    """Of the derivatives by the layer's weight, where they are sums over positions; else None."""
+    module, x = call.module, call.x
+    if x.shape[0] % samples or call.shape[0] % samples:
+        return None
+    if type(module) is nn.Linear:
+        return Shape(x.numel() // samples // x.shape[-1], x.shape[-1], module.out_features)
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and type(module) in _FACTORS and module.groups == 1:
+        out = module.out_channels
+        return Shape(call.shape.numel() // samples // out, module.weight.numel() // out, out)
+    return None
+
+
+def add_layer_jacobians(
+    call: Call,
+    b: Sequence[Tensor],
+    samples: int,
+    into: Mapping[int, Tensor],
+    factors: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+) -> None:
     """Add the derivatives by the layer's own parameters to what other calls have left.
 
     Where rows do not belong to samples, nothing is added.
@@ -75,6 +110,8 @@ def add_layer_jacobians(call: Call, b: Sequence[Tensor], samples: int, into: Map
         b: k of (...), the derivatives of k outputs of the model by the layer's output, for all samples.
         samples: n; the first dimension holds n, or r rows for each of them, sample after sample.
         into: (n, k, numel) each, by the ids of the parameters; others are left out.
+        factors: for weights whose `shape_of` is known, room for a (n, t, entering) and for b (n, t, k, leaving) of
+            this call, in place of the derivative.
     """
     x, module = call.x, call.module
     if x.shape[0] % samples or b[0].shape[0] % samples:
@@ -82,8 +119,13 @@ def add_layer_jacobians(call: Call, b: Sequence[Tensor], samples: int, into: Map
     x = x.reshape(samples, -1, *x.shape[1:])
     stacked = torch.stack(list(b), dim=1)
     stacked = stacked.reshape(samples, -1, *stacked.shape[1:]).transpose(1, 2)
-    own = {name: into[id(p)] for name, p in module._parameters.items() if p is not None and id(p) in into}
-    _rule_of(module)(module, x, stacked, own)
+    named = {name: id(p) for name, p in module._parameters.items() if p is not None}
+    if factors and named.get("weight") in factors:
+        rows, inputs = _FACTORS[type(module)](module, x, stacked)
+        a, kept = factors[named["weight"]]
+        a.copy_(inputs)
+        kept.copy_(rows.permute(0, 3, 1, 2))
+    _rule_of(module)(module, x, stacked, {name: into[key] for name, key in named.items() if key in into})
 
 
 def _rule_of(module: nn.Module) -> Rule:
@@ -99,12 +141,15 @@ def _rule_of(module: nn.Module) -> Rule:
 
 
 def _linear(module: nn.Linear, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
-    n, k = b.shape[:2]
     if "weight" in into:
-        rows = b.reshape(n, k, -1, b.shape[-1]).transpose(2, 3)
-        _add_outer(rows, x.reshape(n, -1, x.shape[-1]), into["weight"])
+        _add_outer(*_linear_factors(module, x, b), into["weight"])
     if "bias" in into:
-        into["bias"].add_(b.reshape(n, k, -1, b.shape[-1]).sum(dim=2))
+        into["bias"].add_(b.reshape(*b.shape[:2], -1, b.shape[-1]).sum(dim=2))
+
+
+def _linear_factors(module: nn.Linear, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """B (n, k, out, t) and a (n, t, in)."""
+    return b.reshape(*b.shape[:2], -1, b.shape[-1]).transpose(2, 3), x.reshape(len(x), -1, x.shape[-1])
 
 
 def _add_outer(b: Tensor, x: Tensor, into: Tensor) -> None:
@@ -118,20 +163,32 @@ def _add_outer(b: Tensor, x: Tensor, into: Tensor) -> None:
 
 
 def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
-    n, k, r = b.shape[:3]
-    positions = b.flatten(4)  # (n, k, r, out, t)
+    n, k = b.shape[:2]
     if "weight" in into:
-        patches = _patches(module, x.flatten(0, 1))  # (n r, in * kernel, t)
-        patches = patches.reshape(n, r, *patches.shape[1:]).transpose(1, 2).flatten(2).transpose(1, 2)
-        rows, groups = positions.transpose(2, 3).flatten(3), module.groups
-        if groups == 1:
+        rows, patches = _convolution_factors(module, x, b)
+        if module.groups == 1:
             _add_outer(rows, patches, into["weight"])
         else:
-            shares = into["weight"].view(n, k, groups, -1).unbind(dim=2)
-            for share, out, part in zip(shares, rows.chunk(groups, 2), patches.chunk(groups, 2), strict=True):
+            shares = into["weight"].view(n, k, module.groups, -1).unbind(dim=2)
+            parts = (rows.chunk(module.groups, 2), patches.chunk(module.groups, 2))
+            for share, out, part in zip(shares, *parts, strict=True):
                 share.add_(torch.einsum("nkot,nti->nkoi", out, part).flatten(2))
     if "bias" in into:
-        into["bias"].add_(positions.sum(dim=(2, 4)))
+        into["bias"].add_(b.flatten(4).sum(dim=(2, 4)))
+
+
+def _convolution_factors(module: nn.Conv1d | nn.Conv2d, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """B (n, k, out, t) and the patches a (n, t, in * kernel)."""
+    patches = _patches(module, x.flatten(0, 1))  # (n r, in * kernel, t)
+    patches = patches.reshape(*x.shape[:2], *patches.shape[1:]).transpose(1, 2).flatten(2)
+    return b.flatten(4).transpose(2, 3).flatten(3), patches.transpose(1, 2)
+
+
+_FACTORS: dict[type, Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    nn.Linear: _linear_factors,
+    nn.Conv1d: _convolution_factors,
+    nn.Conv2d: _convolution_factors,
+}
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:

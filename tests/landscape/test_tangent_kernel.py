@@ -132,7 +132,7 @@ def test_the_same_in_little_memory(name: str, form: str) -> None:
     bound = objective(model, x)
     with bound.isolated():
         rows = torch.eye(len(whole) // samples, dtype=torch.float64)
-        assert len(fewest_passes(SampleJacobians(bound, rows), form, samples, 60 * 8 * len(whole))) > 2
+        assert len(fewest_passes(SampleJacobians(bound, rows), form, samples, 60 * 8 * len(whole))) > 1
     found = tangent_kernel(bound, form=form, method="contraction", memory=memory)
     assert distance(found.matrix, reference) < 1e-13
 

@@ -1,0 +1,114 @@
+"""Kernels from inner products at positions: the same as from Jacobians, and only where that is less work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from losscope.landscape import Objective, tangent_kernel
+from losscope.landscape.kernels.layer_jacobians import Shape
+from losscope.landscape.tangent_contraction import fewest_passes
+from losscope.landscape.tangent_jacobians import SampleJacobians
+from losscope.landscape.tangent_positions import Factors, entries, joined, pays
+
+
+def bound(model: nn.Module, *parts: Tensor) -> Objective:
+    batches = [(x, torch.zeros(len(x))) for x in parts]
+    return Objective(model.double(), batches, criterion=lambda z, _: z.square().mean())
+
+
+def dense(model: nn.Module, *parts: Tensor) -> Tensor:
+    """The trace form, from one backward pass for each output of each sample."""
+    rows = []
+    for x in (x[i : i + 1] for part in parts for x in [part] for i in range(len(part))):
+        outputs = model(x).reshape(-1)
+        grads = [torch.autograd.grad(o, list(model.parameters()), retain_graph=True) for o in outputs]
+        rows.append(torch.stack([torch.cat([g.reshape(-1) for g in each]) for each in grads]))
+    J = torch.stack(rows)
+    return torch.einsum("ikp,jkp->ij", J, J) / J.shape[1]
+
+
+class Twice(nn.Module):
+    """One linear layer used two times, and a mean over the length of the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.again, self.head = nn.Linear(3, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.into(x))
+        return self.head(torch.tanh(self.again(torch.tanh(self.again(h)))).mean(dim=1))
+
+
+def at_positions(objective: Objective, outputs: int, form: str = "trace") -> set[str]:
+    with objective.isolated():
+        jacobians = SampleJacobians(objective, torch.eye(outputs, dtype=torch.float64))
+        passes = fewest_passes(jacobians, form, 8, 1 << 30)
+    return {objective.space.names[i] for each in passes for i in each.at_positions}
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 20), nn.Tanh(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 4))
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 16, 3, stride=2), nn.Tanh(), nn.Conv2d(16, 32, 2),
+        nn.Flatten(), nn.Linear(128, 5),
+    )  # fmt: skip
+
+
+def test_a_layer_with_one_position() -> None:
+    model, x = mlp(), torch.randn(7, 5, dtype=torch.float64)
+    objective = bound(model, x[:4], x[4:])
+    assert at_positions(objective, 4) >= {"2.weight"}
+    assert at_positions(objective, 4, "full") == set()
+    torch.testing.assert_close(tangent_kernel(objective).matrix, dense(model, x), rtol=1e-12, atol=1e-12)
+
+
+def test_only_where_positions_are_few() -> None:
+    model, x = convolutions(), torch.randn(6, 2, 7, 7, dtype=torch.float64)
+    objective = bound(model, x)
+    found = at_positions(objective, 5)
+    assert "4.weight" in found and "0.weight" not in found
+    torch.testing.assert_close(tangent_kernel(objective).matrix, dense(model, x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [(3, 3), (3, 2), (2, 5)])
+def test_a_weight_used_twice_on_sequences_of_several_lengths(lengths: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    model = Twice().double()
+    parts = [torch.randn(4, t, 3, dtype=torch.float64) for t in lengths]
+    objective = bound(model, *parts)
+    assert "again.weight" in at_positions(objective, 10)
+    torch.testing.assert_close(tangent_kernel(objective).matrix, dense(model, *parts), rtol=1e-12, atol=1e-12)
+
+
+def test_in_little_memory() -> None:
+    model, x = mlp().double(), torch.randn(9, 5, dtype=torch.float64)
+    reference = dense(model, x)
+    for memory in (6_000, 20_000, 100_000):
+        found = tangent_kernel(bound(model, x), method="contraction", memory=memory)
+        torch.testing.assert_close(found.matrix, reference, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("t", [1, 3])
+def test_stripes_add_up(t: int) -> None:
+    n, k, shape = 150, 3, Shape(t, 4, 5)
+    room = torch.randn(n * k * entries(shape, k), dtype=torch.float64)
+    factors = Factors.within(room, shape, n, k)
+    J = torch.einsum("ntko,nti->nkoi", factors.b, factors.a).reshape(n, -1)
+    kernel = torch.zeros(n, n, dtype=torch.float64)
+    factors.add_gram(kernel)
+    torch.testing.assert_close(kernel.triu(), (J @ J.T).triu())
+
+
+def test_what_is_less_work() -> None:
+    assert pays(Shape(1, 512, 512), rows=10) and not pays(Shape(256, 144, 16), rows=10)
+    assert entries(Shape(16, 576, 64), rows=10) == 16 * (64 + 58)
+    one = Shape(2, 3, 4)
+    assert joined([one, one]) == Shape(4, 3, 4)
+    assert joined([one, None]) is None and joined([]) is None and joined([one, Shape(2, 4, 3)]) is None
