@@ -17,6 +17,7 @@ from .spectrum_over_time import plot_spectrum_over_time
 from .stability import plot_stability
 from .surface import plot_surface
 from .tangent import plot_tangent_kernel
+from .trajectory import plot_trajectory
 
 __all__ = [
     "figure",
@@ -35,5 +36,6 @@ __all__ = [
     "plot_stability",
     "plot_surface",
     "plot_tangent_kernel",
+    "plot_trajectory",
     "report",
 ]

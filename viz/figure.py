@@ -19,6 +19,7 @@ from .spectrum import plot_spectrum
 from .spectrum_over_time import plot_spectrum_over_time
 from .stability import plot_stability
 from .tangent import plot_tangent_kernel
+from .trajectory import plot_trajectory
 
 __all__ = ["FIGURES", "figure"]
 
@@ -31,6 +32,7 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "collapse": plot_collapse,
     "tangent_kernel": plot_tangent_kernel,
     "gradient_noise": plot_gradient_noise,
+    "trajectory": plot_trajectory,
 }
 
 
@@ -42,7 +44,7 @@ def figure(run: Run, name: str, *, player: str | None = None, size: tuple[float,
     Args:
         run: the run.
         name: ``"sharpness"``, ``"stability"``, ``"spectrum"``, ``"spectrum_over_time"``, ``"outliers"``,
-            ``"collapse"``, ``"tangent_kernel"`` or ``"gradient_noise"``.
+            ``"collapse"``, ``"tangent_kernel"``, ``"gradient_noise"`` or ``"trajectory"``.
         player: which player; default: the first.
         size: width and height in inches.
 

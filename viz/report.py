@@ -30,12 +30,12 @@ MOST_ERRORS = 20
 WIDE = {
     "sharpness": (8.6, 5.2), "stability": (8.6, 5.0), "spectrum": (8.6, 4.4), "spectrum_over_time": (8.6, 4.8),
     "outliers": (8.6, 5.2), "collapse": (8.6, 6.0), "tangent_kernel": (8.6, 5.0),
-    "gradient_noise": (8.6, 6.0),
+    "gradient_noise": (8.6, 6.0), "trajectory": (8.6, 7.4),
 }  # fmt: skip
 NARROW = {
     "sharpness": (3.9, 4.8), "stability": (3.9, 5.4), "spectrum": (3.9, 3.9), "spectrum_over_time": (3.9, 3.9),
     "outliers": (3.9, 4.8), "collapse": (3.9, 6.0), "tangent_kernel": (3.9, 5.0),
-    "gradient_noise": (3.9, 6.4),
+    "gradient_noise": (3.9, 6.4), "trajectory": (3.9, 6.8),
 }  # fmt: skip
 CAPTIONS = {
     "sharpness": (
@@ -73,10 +73,16 @@ CAPTIONS = {
         "proportionally larger progress per step. Hollow: the gradient may be zero, so that no upper end is known. "
         "Then the noise and the gradient's square by themselves, and how long the gradients of single draws are."
     ),
+    "trajectory": (
+        "Where the weights went: the first two principal components of the recorded points, to scale, with the share "
+        "of the variance that each explains. A random walk in many dimensions draws a parabola too, with 61 and 15 %. "
+        "Below: distance from the start and length of the polyline through the points, and the cosine between "
+        "successive displacements."
+    ),
 }
 OF_PROBE = {
     "spectrum": "spectrum", "spectrum_over_time": "spectrum", "outliers": "spectrum", "collapse": "neural_collapse",
-    "tangent_kernel": "tangent_kernel", "gradient_noise": "gradient_noise",
+    "tangent_kernel": "tangent_kernel", "gradient_noise": "gradient_noise", "trajectory": "trajectory",
 }  # fmt: skip
 """Figures that are on the page only where a probe has left records."""
 SYMBOLS = {
