@@ -189,7 +189,8 @@ def _ends(sheet: Sheet) -> tuple[list[float], list[float]]:
 def _words(plane: Plane, index: int) -> str:
     axis = plane.axes[index]
     share = "" if plane.explained is None else f" ({100 * float(plane.explained[index]):.3g} %)"
-    return f"{_html(axis.name)}{share}<br>[unit: length {number(axis.norm, 3)}]"
+    alike = f" ({index + 1})" if len({each.name for each in plane.axes}) == 1 else ""
+    return f"{_html(axis.name)}{alike}{share}<br>[unit: length {number(axis.norm, 3)}]"
 
 
 def _hover(x: np.ndarray, y: np.ndarray, values: np.ndarray, name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from losscope.landscape.surface import Line
 from . import style
 from .curves import COLOURS, by_name, chosen_values, draw_curve, draw_gaps, freeze, panels, set_scale
 from .loss_scale import LossScale, said
-from .sheet import as_array
+from .sheet import as_array, footnote
 from .style import INK, MUTED, PAPER, VERMILLION
 
 __all__ = ["plot_line"]
@@ -66,9 +66,8 @@ def plot_line(
     axes[-1].set_xlabel(_label(list(found.values())))
     style.legend(axes[0], outside=own)
     figure = axes[0].get_figure(root=True)
-    notes = "; ".join(dict.fromkeys(each.note for each in found.values() if each.note))
-    if own and notes and isinstance(figure, Figure):
-        style.note(figure, notes)
+    if own and isinstance(figure, Figure):
+        style.note(figure, footnote(found.values()))
     return axes[0] if len(names) == 1 else axes
 
 

@@ -14,7 +14,7 @@ from losscope.landscape.surface import LossPath
 from . import style
 from .curves import COLOURS, by_name, chosen_values, draw_curve, draw_gaps, freeze, panels, set_scale
 from .loss_scale import LossScale, said
-from .sheet import as_array
+from .sheet import as_array, footnote
 from .style import MUTED
 
 __all__ = ["plot_path"]
@@ -69,9 +69,8 @@ def plot_path(
     axes[-1].set_xlabel(f"position t from {first} (0) to {second} (1)")
     style.legend(axes[0], outside=own)
     figure = axes[0].get_figure(root=True)
-    notes = "; ".join(dict.fromkeys(each.note for each in found.values() if each.note))
-    if own and notes and isinstance(figure, Figure):
-        style.note(figure, notes)
+    if own and isinstance(figure, Figure):
+        style.note(figure, footnote(found.values()))
     return axes[0] if len(names) == 1 else axes
 
 

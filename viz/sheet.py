@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,19 @@ from torch import Tensor
 from losscope.landscape import SettingError
 from losscope.landscape.surface import Plane
 
-__all__ = ["Sheet", "as_array", "chosen"]
+__all__ = ["Sheet", "as_array", "chosen", "footnote"]
 
 
 def as_array(values: Tensor) -> np.ndarray:
     """A tensor as float64 on the host."""
     return np.asarray(values.detach().double().cpu().numpy())
+
+
+def footnote(results: Collection[Any]) -> str:
+    """What is to be known of results and of their quadratic models, each once; what the legend counts is left out."""
+    found = [part for each in results for part in each.note.split("; ") if " is NaN or infinite at " not in part]
+    found += [model.note for each in results if (model := getattr(each, "model", None)) is not None]
+    return "; ".join(filter(None, dict.fromkeys(found)))
 
 
 def chosen(values: Any, value: str) -> Tensor:

@@ -156,7 +156,9 @@ def title(figure: Figure, text: str) -> None:
 
 
 def note(figure: Figure, text: str) -> None:
-    """What is to be known of the numbers, small, below all panels."""
+    """What is to be known of the numbers, small, below all panels; nothing where there is nothing."""
+    if not text:
+        return
     width = round(figure.get_figwidth() * 17)
     words = "\n".join(textwrap.wrap(plain(text, 4 * width), width))
     figure.supxlabel(words, x=0.01, ha="left", fontsize=FONT - 2, color=MUTED)

@@ -18,7 +18,7 @@ from . import style
 from .contour_labels import label_contours
 from .loss_scale import Levels, LossScale, given_levels, levels_of, loss_scale, said
 from .plane_marks import draw_center, draw_model, draw_points, draw_trajectory
-from .sheet import Sheet
+from .sheet import Sheet, footnote
 from .style import GRID, INK, MUTED, PAPER
 
 __all__ = ["plot_surface"]
@@ -85,8 +85,7 @@ def plot_surface(
         figure, axes = style.new_figure((1,), size)
         ax = axes[0]
         ax.grid(visible=False)
-        if plane.note:
-            style.note(figure, plane.note)
+        style.note(figure, footnote([plane]))
     _lay_out(ax, plane, sheet)
     lines = (
         _draw_contours(ax, sheet, shown, chosen, shown.label(style.plain(value)), own=own) if sheet.drawable else None
@@ -144,7 +143,8 @@ def _axis_label(axis: Axis, plane: Plane, index: int, apart: str) -> str:
     share = ""
     if plane.explained is not None:
         share = f" ({100 * float(plane.explained[index]):.3g} %)"
-    return f"{style.plain(axis.name, 40)}{share}{apart}[unit: length {said(axis.norm, 3)}]"
+    alike = f" ({index + 1})" if len({each.name for each in plane.axes}) == 1 else ""
+    return f"{style.plain(axis.name, 40)}{alike}{share}{apart}[unit: length {said(axis.norm, 3)}]"
 
 
 def _draw_holes(ax: Axes, sheet: Sheet) -> None:

@@ -294,9 +294,19 @@ def test_on_axes_of_the_user() -> None:
     assert figure.get_suptitle() == "" and two.get_xlabel() == ""
 
 
+def test_axes_of_one_name_are_told_apart() -> None:
+    u, v = axes()
+    ax = plot_surface(plane_of(bowl, along=(u, dataclasses.replace(v, name=u.name))))
+    assert [each.split("\n")[0] for each in (ax.get_xlabel(), ax.get_ylabel())] == [f"{u.name} (1)", f"{u.name} (2)"]
+
+
 def test_notes_are_shown() -> None:
-    figure = plot_surface(plane_of(bowl, note="stopped at 200 points")).get_figure()
-    assert figure.get_supxlabel() == "stopped at 200 points"
+    said = "stopped early; loss is NaN or infinite at 3 of 9 points"
+    plane = plane_of(bowl, radius=0.1, note=said)
+    model = dataclasses.replace(plane.model, note="differences disagree")
+    figure = plot_surface(dataclasses.replace(plane, model=model)).get_figure()
+    assert figure.get_supxlabel() == "stopped early; differences disagree"
+    assert plot_surface(plane_of(bowl)).get_figure().get_supxlabel() == ""
 
 
 # --------------------------------------------------------------------------- bad input
