@@ -11,10 +11,11 @@ not noise.
 The interval is Student's over the pairs after Hall's correction for skewness (x is nearly a quadratic form of normal
 numbers, skewed where a few eigenvalues are large), widened by the rounding of the loss.
 
-**Rounding** is measured: the largest |x| of further pairs with ``e_i`` of up to a unit in the last place of ``w_i``,
-dealt among the others. What the surface itself does over such a distance is far below what the arithmetic does, and
-weights and losses are rounded there as they are at any radius. A radius is above round-off where that adds no more to
-the interval than sampling does, or than the accuracy that was asked for.
+**Rounding** is measured: the largest |x| of further pairs with ``e_i`` of four units in the last place of ``w_i``,
+dealt among the others. There the loss is rounded as at any radius, also against its middle, whose one rounding error
+all pairs share; over less than a unit, errors would still be those of the middle. What the surface itself does over
+such a distance is far below what the arithmetic does. A radius is above round-off where rounding adds no more to the
+interval than sampling does, or than the accuracy that was asked for.
 
 **Kinks count.** Where they are many (ReLU on many samples), an average over a radius that reaches some of them sees the
 curvature in them, of either sign, which products with the Hessian pass over. On a small ReLU network with BatchNorm, of
@@ -48,7 +49,7 @@ from .weight_scales import scale_of
 
 __all__ = ["AverageSharpness", "average_sharpness"]
 
-_ULPS = (0.01, 0.25, 0.5, 1.0)  # of a weight, standard deviation of such perturbations; the first move next to none
+_ULPS = (0.01, 4.0, 4.0, 4.0)  # of a weight, standard deviation of such perturbations; the first moves next to none
 _MOST = 16  # pairs evaluated together
 
 
@@ -186,7 +187,7 @@ class _Pairs:
     """Antithetic pairs of losses, less the loss in the middle.
 
     Attributes:
-        rounding: the largest |x| where the weights move by a unit in the last place or less, or one unit of the loss's.
+        rounding: the largest |x| where the weights move by a few units in the last place, or one unit of the loss's.
     """
 
     def __init__(
