@@ -16,6 +16,7 @@ from .batch_statistics import resolved_statistics
 from .carried import Carried
 from .curve_training import MiniBatches, trained_control
 from .curves import Curve
+from .interrupts import interrupts_held
 from .metrics import Metrics
 from .paths import LARGER_IS_BETTER, path_along
 from .points import Point, parameters_at
@@ -98,13 +99,13 @@ def bezier_path(
     one, other = parameters_at(objective, first, names[0]), parameters_at(objective, second, names[1])
     middle = (one + other) / 2 if control is None else parameters_at(objective, control, "control")
     curve, carried = Curve(kind, (one, middle, other)), Carried.between(objective, first, second)
-    batches = MiniBatches(objective, batch_size)
     if lr is None:
         lr = _RATE * float((other.double() - one.double()).square().mean().sqrt())
-    resolved, _ = resolved_statistics(objective, statistics)
+    with interrupts_held():
+        batches, (resolved, _) = MiniBatches(objective, batch_size), resolved_statistics(objective, statistics)
     curve, history = trained_control(
         objective, curve, carried, batches, epochs=epochs, lr=lr, statistics=resolved,
-        generator=generator_for(seed, torch.device("cpu")),
+        generator=generator_for(seed, torch.device("cpu")), progress=progress,
     )  # fmt: skip
     path = path_along(
         objective, curve, carried, points, refine=refine, metrics=metrics, statistics=statistics,

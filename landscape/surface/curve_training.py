@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,11 +26,14 @@ from ..objective import Objective
 from .batch_statistics import normalisation_layers, statistics_at
 from .carried import Carried
 from .curves import Curve
+from .interrupts import interrupts_held
+from .progress import Progress
 
 __all__ = ["MiniBatches", "trained_control"]
 
 _DECAYS, _EPS = (0.9, 0.999), 1e-8  # of Adam
 _RISING = 0.05  # share of the steps in which the rate rises
+_SECONDS = 0.2  # between two moments at which Ctrl-C is heard
 
 
 class MiniBatches:
@@ -86,11 +90,9 @@ class MiniBatches:
 
 def trained_control(
     objective: Objective, curve: Curve, carried: Carried, batches: MiniBatches, *, epochs: int, lr: float,
-    statistics: str, generator: torch.Generator,
+    statistics: str, generator: torch.Generator, progress: bool,
 ) -> tuple[Curve, Tensor]:  # fmt: skip
     """The curve with its control point trained by Adam, and the mean loss of each epoch (E,) float64.
-
-    The rate rises linearly over the first steps and falls to zero as a cosine.
 
     Args:
         objective: the loss.
@@ -98,36 +100,68 @@ def trained_control(
         carried: buffers along it.
         batches: what each step sees.
         epochs: passes over the data.
-        lr: the largest rate: about what an entry of the control point moves by in a step.
+        lr: the largest rate: about what an entry of the control point moves by in a step. It rises linearly over the
+            first steps and falls to zero as a cosine.
         statistics: where they are to be ``"recomputed"``, layers normalise by the batch in training.
         generator: of orders and of t, on the CPU.
+        progress: whether to show a bar.
 
     Raises:
         NonFiniteError: if the loss of an epoch is NaN or infinite.
     """
-    assert curve.control is not None
-    space, done, steps, history = objective.space, 0, epochs * len(batches), []
-    with carried.held(), _normalised_as(objective, statistics):
-        adam = Adam(curve.control)  # here, where no tensor is one of inference mode, which could not be written on
-        curve = curve.with_control(adam.point)
+    training = _Training(objective, curve, carried, batches, epochs * len(batches), lr, statistics, generator)
+    history: list[float] = []
+    with Progress(epochs, shown=progress, unit="epochs") as bar:
         for epoch in range(epochs):
-            total = torch.zeros((), dtype=torch.float64, device=space.device)
-            for share, index, content in batches.epoch(generator):
-                t = float(torch.rand((), generator=generator, dtype=torch.float64))
-                done += 1
-                carried.write(t)
-                with elsewhere(objective, space.unflatten(curve.at(t))):
-                    loss = share * objective.batch_loss(index, content, mask=done)
-                    gradient = space.flatten(objective.gradients(loss))
-                total += loss.detach()
-                adam.step(curve.weights(t)[1] * gradient, lr * schedule((done - 0.5) / steps))
-            history.append(float(total) / len(batches))
+            history.append(training.epoch())
             if not math.isfinite(history[-1]):
                 raise NonFiniteError(
                     f"the loss on the curve became {history[-1]} in epoch {epoch + 1} of {epochs}, at a learning rate "
                     f"of {lr:.3g}; take a smaller lr="
                 )
-    return curve, torch.tensor(history, dtype=torch.float64)
+            bar.update(1)
+    return training.curve, torch.tensor(history, dtype=torch.float64)
+
+
+class _Training:
+    """A curve whose control point moves."""
+
+    def __init__(
+        self, objective: Objective, curve: Curve, carried: Carried, batches: MiniBatches, steps: int, lr: float,
+        statistics: str, generator: torch.Generator,
+    ) -> None:  # fmt: skip
+        assert curve.control is not None
+        self._objective, self._carried, self._batches, self._steps = objective, carried, batches, steps
+        self._lr, self._statistics, self._generator, self._done = lr, statistics, generator, 0
+        with torch.inference_mode(False):  # whose tensors could not be written on later
+            self._adam = Adam(curve.control)
+        self.curve = curve.with_control(self._adam.point)
+
+    def epoch(self) -> float:
+        """All mini-batches once; their mean loss."""
+        total = torch.zeros((), dtype=torch.float64, device=self._objective.space.device)
+        left, more = self._batches.epoch(self._generator), True
+        while more:
+            more, until = False, time.monotonic() + _SECONDS
+            with interrupts_held(), self._carried.held(), _normalised_as(self._objective, self._statistics):
+                for each in left:
+                    total = total + self._step(*each)
+                    more = time.monotonic() > until
+                    if more:
+                        break
+        return float(total) / len(self._batches)
+
+    def _step(self, share: float, index: int, content: Any) -> Tensor:
+        """Move the control point; the loss that it was moved by."""
+        objective, space = self._objective, self._objective.space
+        t = float(torch.rand((), generator=self._generator, dtype=torch.float64))
+        self._done += 1
+        self._carried.write(t)
+        with elsewhere(objective, space.unflatten(self.curve.at(t))):
+            loss = share * objective.batch_loss(index, content, mask=self._done)
+            gradient = space.flatten(objective.gradients(loss))
+        self._adam.step(self.curve.weights(t)[1] * gradient, self._lr * schedule((self._done - 0.5) / self._steps))
+        return loss.detach()
 
 
 def schedule(done: float) -> float:

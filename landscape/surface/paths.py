@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -20,9 +20,11 @@ from ..objective import Objective
 from .batch_statistics import resolved_statistics
 from .carried import Carried
 from .curves import Curve
-from .evaluation import evaluate_at
+from .evaluation import Evaluator
+from .interrupts import interrupts_held
 from .metrics import Metrics
 from .points import Point, parameters_at
+from .progress import progressing
 from .refinement import refine_line
 from .results import LossPath
 
@@ -173,18 +175,19 @@ def path_along(
 ) -> LossPath:  # fmt: skip
     """Loss and metrics along a curve, as `linear_path` and `bezier_path` have them."""
     started, t = time.perf_counter(), grid(points)
-    resolved, _ = resolved_statistics(objective, statistics)
-
-    def there(coordinates: Tensor) -> Iterator[Tensor]:
-        for each in coordinates.flatten().tolist():
-            carried.write(each)
-            yield curve.at(each)
+    with interrupts_held():
+        resolved, _ = resolved_statistics(objective, statistics)
+        evaluator = Evaluator(objective, metrics=metrics, statistics=resolved)
 
     def evaluated(coordinates: Tensor) -> dict[str, Tensor]:
-        return evaluate_at(objective, there(coordinates), metrics=metrics, statistics=resolved, progress=progress)
+        rows = []
+        for each in progressing(coordinates.flatten().tolist(), shown=progress):
+            with interrupts_held(), carried.held():
+                carried.write(each)
+                rows.append(evaluator.at(curve.at(each)))
+        return dict(zip(evaluator.names, torch.stack(rows).T.contiguous(), strict=True))
 
-    with carried.held():
-        t, values = refine_line(evaluated, t, evaluated(t), points=refine, scale="linear")
+    t, values = refine_line(evaluated, t, evaluated(t), points=refine, scale="linear")
     loss, above = values["loss"], excess(t, values["loss"])
     barriers = {name: barrier(t, found, larger_is_better=name in larger_is_better) for name, found in values.items()}
     return LossPath(

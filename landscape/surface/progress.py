@@ -21,6 +21,7 @@ class Progress:
         total: how many points there are; None where that is not known.
         done: how many of them are known already.
         shown: whether to write anything.
+        unit: what is counted.
 
     Example:
         >>> from losscope.landscape.surface.progress import Progress
@@ -32,8 +33,8 @@ class Progress:
          83% |####################....| 50/60 points, 0:12, 0:24 left
     """
 
-    def __init__(self, total: int | None, done: int = 0, *, shown: bool = True) -> None:
-        self.total, self.done, self._held = total, done, done
+    def __init__(self, total: int | None, done: int = 0, *, shown: bool = True, unit: str = "points") -> None:
+        self.total, self.done, self._held, self._unit = total, done, done, unit
         self._shown = shown and total != 0
         self._started, self._written = time.monotonic(), -_SECONDS
 
@@ -48,12 +49,12 @@ class Progress:
         new = self.done - self._held
         times = [_clock(seconds)] if new else []
         if self.total is None:
-            return ", ".join([f"{self.done} points", *times])
+            return ", ".join([f"{self.done} {self._unit}", *times])
         if new and self.done < self.total:
             times.append(f"{_clock(seconds / new * (self.total - self.done))} left")
         share = self.done / self.total if self.total else 1.0
         bar = "#" * int(share * _WIDTH)
-        return ", ".join([f"{int(100 * share):3d}% |{bar:.<{_WIDTH}}| {self.done}/{self.total} points", *times])
+        return ", ".join([f"{int(100 * share):3d}% |{bar:.<{_WIDTH}}| {self.done}/{self.total} {self._unit}", *times])
 
     def __enter__(self) -> Progress:
         """Show where it starts."""

@@ -1,6 +1,8 @@
 """Trained curves: gradients and steps against autograd and torch's Adam, valleys that are known, and no trace left."""
 
 import math
+import signal
+import sys
 
 import pytest
 import torch
@@ -295,6 +297,47 @@ def test_an_interrupted_training_leaves_the_model_as_it_was(error: type[BaseExce
     assert_untouched(one, before)
     assert [m.training for m in one.modules()] == flags
     assert all(p.grad is grad for p, grad in zip(one.parameters(), grads, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one within a __del__
+@pytest.mark.parametrize("statistics", ["kept", "recomputed"])
+def test_at_any_moment_ctrl_c_leaves_the_model_as_it_was(statistics: str) -> None:
+    """A signal after the n-th call or return of a Python function, for n from the first to the last."""
+    model, other = (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(2))
+    other[1].running_mean.add_(1)
+    objective = Objective(model, (torch.randn(5, 2), torch.randn(5, 2)), criterion=nn.MSELoss())
+    events, moment = 0, -1
+
+    def count(*_: object) -> None:
+        nonlocal events
+        events += 1
+        if events == moment:
+            signal.raise_signal(signal.SIGINT)
+
+    def watched() -> None:
+        sys.setprofile(count)
+        try:
+            bezier_path(objective, None, other, epochs=2, points=3, batch_size=3, statistics=statistics)
+        finally:
+            sys.setprofile(None)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        watched()
+        events = 0
+        watched()
+        before, every, interrupted = state(model), events // 100, 0
+        for chosen in range(1, events, every):
+            events, moment = 0, chosen
+            try:
+                watched()
+            except KeyboardInterrupt:
+                interrupted += 1
+            assert_untouched(model, before)
+            assert model.training and model[1].training
+        assert interrupted > 90
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
