@@ -17,6 +17,7 @@ from .axes import checked_axes
 from .batch_statistics import statistics_at
 from .directions import between, eigenvector_directions, gradient_direction, random_direction
 from .evaluation import Evaluator
+from .interrupts import interrupts_held
 from .points import Point, parameters_at
 from .quadratic_model import quadratic_model
 from .results import Axis, QuadraticModel
@@ -142,7 +143,7 @@ def second_order(
 ) -> tuple[QuadraticModel | None, str]:
     """The quadratic model where the model is, with statistics held as they are there; or None, and why."""
     try:
-        with statistics_at(objective, statistics):
+        with interrupts_held(), statistics_at(objective, statistics):
             return quadratic_model(objective, axes, seed=seed), ""
     except Exception as error:  # a slice is worth having without it
         return None, f"no quadratic model: {first_line(error)}"
