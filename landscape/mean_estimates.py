@@ -51,11 +51,35 @@ class Mean:
         m = len(self.samples)
         return float(self._moments.spread) / math.sqrt(m) if m > 1 and math.isfinite(self.value) else math.inf
 
-    def interval(self, confidence: float, least_skewness: float = -math.inf) -> tuple[float, float]:
-        """Student's, corrected for the samples' skewness, or the least that theory has, by Hall's transformation."""
+    @functools.cached_property
+    def degrees(self) -> float:
+        """Of freedom of the spread, by its own variance, which heavy tails enlarge; m - 1 of normal samples.
+
+        F. E. Satterthwaite, "An approximate distribution of estimates of variance components", Biometrics Bull. 2,
+        110 (1946).
+        """
+        m, apart = len(self.samples), self.samples - self.samples.mean()
+        squares = apart.square()
+        if m < 3 or not float(squares.sum()) > 0:
+            return max(1.0, m - 1.0)
+        kurtosis = float(squares.square().mean() / squares.mean() ** 2)
+        return max(2.0, min(m - 1.0, 2 * m / (kurtosis - 1))) if kurtosis > 1 else m - 1.0
+
+    def interval(
+        self, confidence: float, least_skewness: float = -math.inf, degrees: float | None = None
+    ) -> tuple[float, float]:
+        """Student's, corrected for the samples' skewness, or the least that theory has, by Hall's transformation.
+
+        Args:
+            confidence: nominal coverage.
+            least_skewness: of the samples.
+            degrees: of freedom; m - 1 by default.
+        """
         if not math.isfinite(self.stderr):
             return -math.inf, math.inf
-        low, high = self._moments.interval(confidence, skewed=True, least_skewness=least_skewness)
+        usual = student_quantile(len(self.samples) - 1, confidence)
+        factor = 1.0 if degrees is None else student_quantile(degrees, confidence) / usual
+        low, high = self._moments.interval(confidence, skewed=True, factor=factor, least_skewness=least_skewness)
         return float(low), float(high)
 
 

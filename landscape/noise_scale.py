@@ -153,8 +153,9 @@ def noise_scale(gradients: Tensor, batch_size: int = 1, *, confidence: float = 0
         gradients: (K, n) gradients of K batches that were drawn independently of one another, each the mean over its
             samples; K of 4 at least.
         batch_size: samples in each.
-        confidence: nominal coverage of the intervals: for tr(Sigma) Student's, corrected for skewness by Hall's
-            transformation; for the square Student's; for the ratio Fieller's.
+        confidence: nominal coverage of the intervals: for tr(Sigma) Student's, with the degrees of freedom that tails
+            leave (Satterthwaite), corrected for skewness by Hall's transformation; for the square Student's; for the
+            ratio Fieller's.
 
     Returns:
         Of the population that the samples were drawn from: for draws with replacement from a data set, that set.
@@ -270,7 +271,7 @@ def _ratio(
 
 def _estimate(found: Mean, confidence: float, least_skewness: float = -math.inf) -> Estimate:
     """Normal gradients' squared lengths have the least skewness that there is for as many directions."""
-    low, high = found.interval(confidence, least_skewness)
+    low, high = found.interval(confidence, least_skewness, found.degrees)
     finite = math.isfinite(high - low)
     return Estimate(found.value, found.stderr, low, high, confidence, len(found.samples), "draws", finite)
 
