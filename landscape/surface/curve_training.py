@@ -117,7 +117,7 @@ def trained_control(
             if not math.isfinite(history[-1]):
                 raise NonFiniteError(
                     f"the loss on the curve became {history[-1]} in epoch {epoch + 1} of {epochs}, at a learning rate "
-                    f"of {lr:.3g}; take a smaller lr="
+                    f"of {lr:.3g}; take a smaller lr=, or start from another control="
                 )
             bar.update(1)
     return training.curve, torch.tensor(history, dtype=torch.float64)

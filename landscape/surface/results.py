@@ -45,7 +45,8 @@ class QuadraticModel:
     Attributes:
         value: the loss L at the centre.
         slopes: (k,) float64 ``g'd_i``, loss per unit of the coordinate.
-        curvatures: (k, k) float64 ``d_i'Hd_j`` from Hessian-vector products.
+        curvatures: (k, k) float64 ``d_i'Hd_j`` from Hessian-vector products; differences of the loss, as the slopes, where
+            statistics are recomputed at each point.
         second_differences: (k,) float64 ``(L(h d) - 2 L(0) + L(-h d)) / h^2`` from the loss alone: the check.
         steps: (k,) float64 the h of each, in units of the coordinate.
         radius: Euclidean length of a displacement h within the slice up to which the loss is off the model by at most
@@ -205,14 +206,14 @@ class LossPath:
     Attributes:
         t: (G,) float64 ascending, from 0 to 1.
         values: (G,) float64 per name, ``"loss"`` first.
-        kind: ``"linear"`` or ``"bezier"``.
+        kind: ``"linear"``, ``"bezier"`` or ``"chain"``.
         barrier: the formula above over these t: 0 where the path nowhere rises above the line between its ends'
             losses, NaN or infinite where the loss is.
         barriers: the same of each of ``values``; of a metric that is better when larger (accuracy), of its negative.
-        above_worse_end: the largest loss on the path less that of the worse end; negative where none is above.
+        above_worse_end: the largest loss between the ends less that of the worse end; negative where none is above.
         position: the t of the barrier.
         length: Euclidean length of the path.
-        control: (n,) the control point of a Bezier curve, or None.
+        control: (n,) the control point of a Bezier curve or a chain, or None.
         history: (E,) training losses of the curve, by epoch, or None.
         statistics: how normalisation layers took their statistics: "kept", "recomputed" or "frozen".
         ends: names of the two points.
