@@ -113,3 +113,14 @@ def test_roots_of_intervals() -> None:
 def test_what_means_nothing_is_refused(numbers: tuple[float, ...], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         Accuracy(*numbers)
+
+
+def test_tails_leave_fewer_degrees_of_freedom() -> None:
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(4000, generator=generator, dtype=torch.float64)
+    assert Mean(normal).degrees == pytest.approx(3999, rel=0.15)
+    assert Mean(normal.sign() * normal.square()).degrees < 1200  # kurtosis 35 / 3
+    assert Mean(torch.ones(5)).degrees == 4 and Mean(torch.tensor([1.0, 2.0])).degrees == 1
+    found = Mean(normal[:20].exp())
+    (low, high), (wider, above) = found.interval(0.95), found.interval(0.95, degrees=found.degrees)
+    assert wider < low < high < above
