@@ -5,7 +5,7 @@ sides. What is cut next is where interpolation between what is known is wrong by
 that it is wrong over, so that a cliff, whose height no cutting lowers, does not take all points.
 
 Nothing is interpolated where the loss is not finite: the border of such a region is cut, as if it were a cliff, and
-its inside is not.
+its inside is not. What lies between the points of the first grid, and bends the loss at none of them, is not found.
 """
 
 from __future__ import annotations

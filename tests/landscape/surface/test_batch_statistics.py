@@ -12,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 from digits_nets import digits
 from losscope.landscape import LossError, Objective, ParameterError, SettingError
 from losscope.landscape.elsewhere import elsewhere
-from losscope.landscape.surface import normalisation_layers, parameters_at, resolved_statistics, statistics_at
+from losscope.landscape.surface import line, normalisation_layers, parameters_at, resolved_statistics, statistics_at
 
 
 class Nested(nn.Module):
@@ -315,3 +315,36 @@ def test_between_two_batchnorm_networks_recomputing_matters() -> None:
                     losses[how] = objective.value()
         assert objective.value() < 0.1
         assert losses["recomputed"] < 0.7 * losses["kept"], losses
+
+
+def test_a_line_with_each() -> None:
+    """At every point the loss is that of a copy of the model there, with statistics by torch's own update."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
+    batches = data([10, 10])
+    update_bn([x for x, _ in batches], model)
+    model.train()
+    test = objective_of(model, data([9, 4]))
+    direction = torch.randn(parameters_at(test, None).shape)
+    lines = {
+        (how, mode): line(
+            objective_of(model, batches, mode), direction, points=5, statistics=how, metrics={"test": test}
+        )
+        for how in ("kept", "recomputed", "frozen")
+        for mode in ("eval", "train")
+    }
+    for i, x in enumerate(lines["kept", "eval"].x.tolist()):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            nn.utils.vector_to_parameters(parameters_at(test, None) + x * direction, moved.parameters())
+        wanted = {"train": objective_of(moved, batches, "train").value()}
+        for how in ("kept", "recomputed"):
+            if how == "recomputed":
+                update_bn([inputs for inputs, _ in batches], moved)
+            wanted[how] = objective_of(moved, batches).value()
+            wanted[f"{how}, test"] = objective_of(moved, test.data).value()
+        for (how, mode), found in lines.items():
+            name = "train" if mode == "train" and how != "frozen" else {"frozen": "kept"}.get(how, how)
+            assert float(found.loss[i]) == pytest.approx(wanted[name], rel=1e-4), (how, mode, x)
+            if mode == "eval":
+                assert float(found.values["test"][i]) == pytest.approx(wanted[f"{name}, test"], rel=1e-4), (how, x)
+    assert not torch.allclose(lines["kept", "eval"].loss[0], lines["recomputed", "eval"].loss[0], rtol=1e-2)

@@ -6,10 +6,18 @@ from collections.abc import Callable
 import pytest
 import torch
 from scipy.interpolate import LinearNDInterpolator
-from torch import Tensor
+from torch import Tensor, nn
 
-from losscope.landscape import SettingError
-from losscope.landscape.surface import next_on_line, next_on_plane, refine_line, refine_plane
+from losscope.landscape import Objective, SettingError
+from losscope.landscape.surface import (
+    evaluate,
+    line,
+    next_on_line,
+    next_on_plane,
+    plane,
+    refine_line,
+    refine_plane,
+)
 
 Function = Callable[[Tensor], Tensor]
 F64 = torch.float64
@@ -211,3 +219,39 @@ def test_bad_settings_are_refused(options: dict) -> None:
         refine_line(pytest.fail, x, {"loss": x}, **options)
     with pytest.raises(SettingError):
         refine_plane(pytest.fail, x, x, {"loss": torch.zeros(3, 3)}, **options)
+
+
+def objective() -> Objective:
+    """A loss that blows up to the sides."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 1)).double()
+    return Objective(model, (torch.randn(30, 3, dtype=F64), torch.randn(30, 1, dtype=F64)), criterion=nn.MSELoss())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_refined_line_of_a_network(seed: int) -> None:
+    """With the default tolerance of 1 % of the range (of logarithms: this loss spreads over six decades)."""
+    found = line(objective(), span=(-100, 100), points=21, refine=100, model=False, seed=seed)
+    again = evaluate(objective(), None, [found.axis], found.x[:, None])["loss"]
+    torch.testing.assert_close(found.loss, again, rtol=1e-5, atol=0)
+    assert 21 < len(found.x) == found.evaluations < 60 and bool((found.x.diff() > 0).all())
+    asked = torch.linspace(-100, 100, 2001, dtype=F64)
+    exact = evaluate(objective(), None, [found.axis], asked[:, None])["loss"].log()
+
+    def worst(x: Tensor, loss: Tensor) -> float:
+        right = torch.searchsorted(x, asked).clamp(1, len(x) - 1)
+        share = (asked - x[right - 1]) / (x[right] - x[right - 1])
+        apart = torch.lerp(loss[right - 1].log(), loss[right].log(), share) - exact
+        return float(apart.abs().max() / (exact.max() - exact.min()))
+
+    even = line(objective(), found.axis, span=(-100, 100), points=len(found.x), model=False)
+    assert worst(found.x, found.loss) < min(0.025, worst(even.x, even.loss) / 2)
+
+
+def test_refined_plane_of_a_network() -> None:
+    found = plane(objective(), span=(-5, 5), points=9, refine=60, model=False)
+    assert found.refined is not None and found.evaluations == 81 + len(found.refined.x) <= 141
+    C = torch.stack([found.refined.x, found.refined.y], dim=1)
+    again = evaluate(objective(), None, found.axes, C)["loss"]
+    torch.testing.assert_close(found.refined.values["loss"], again, rtol=1e-5, atol=0)
+    assert plane(objective(), points=3, model=False).refined is None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losscope.landscape import DataError, Objective, SettingError
-from losscope.landscape.surface import Axis, Evaluator, PointStore, asked_of
+from losscope.landscape.surface import Axis, Evaluator, PointStore, asked_of, line, plane
 
 ASKED = {"data": {"said": "4 samples", "mark": "ab12"}, "loss at the origin": {"said": "2", "mark": [2.0]}}
 GRID = torch.linspace(-1, 1, 60, dtype=torch.float64)[:, None]
@@ -76,6 +76,37 @@ def test_interrupted_and_resumed_is_as_uninterrupted(tmp_path: Path, error: type
     assert first.evaluations + second.evaluations == whole.evaluations == len(GRID)
     third = evaluator_of(objective_of(), path)
     assert torch.equal(third(GRID)["loss"], wanted["loss"]) and third.evaluations == 0
+
+
+@pytest.mark.parametrize("statistics", ["kept", "recomputed"])
+def test_a_refined_plane_that_is_interrupted_again_and_again(tmp_path: Path, statistics: str) -> None:
+    options: dict[str, Any] = {
+        "points": 7, "refine": 20, "span": (-4, 4), "statistics": statistics, "engine": "one by one", "model": False,
+    }  # fmt: skip
+    whole = plane(objective_of(), **options)
+    assert whole.refined is not None and whole.evaluations == 49 + len(whole.refined.x)
+    path, passes = tmp_path / "points", 0
+    for _ in range(40):
+        try:
+            resumed = plane(objective_of(interrupted(100, KeyboardInterrupt)), resume=path, **options)
+            break
+        except KeyboardInterrupt:
+            passes += 1
+    assert 1 < passes < 40 and resumed.refined is not None
+    assert torch.equal(resumed.loss, whole.loss) and resumed.center == whole.center
+    assert torch.equal(resumed.refined.x, whole.refined.x) and torch.equal(resumed.refined.y, whole.refined.y)
+    assert torch.equal(resumed.refined.values["loss"], whole.refined.values["loss"])
+    assert len(path.read_text().splitlines()) == 1 + whole.evaluations
+    assert plane(objective_of(), resume=path, **options).evaluations == 0
+
+
+def test_a_line_along_another_direction_does_not_resume(tmp_path: Path) -> None:
+    line(objective_of(), seed=0, points=5, resume=tmp_path / "points")
+    with pytest.raises(SettingError, match=r"axis 1 \(random, by filters.* there, .* here\)"):
+        line(objective_of(), seed=1, points=5, resume=tmp_path / "points")
+    with pytest.raises(SettingError, match="the values"):
+        line(objective_of(), seed=0, points=5, metrics="accuracy", resume=tmp_path / "points")
+    assert line(objective_of(), seed=0, points=[-1, 0.25, 1], resume=tmp_path / "points").evaluations == 1
 
 
 SCRIPT = """
@@ -171,8 +202,8 @@ def test_values_of_any_kind_come_back_as_they_were(tmp_path: Path) -> None:
     coordinates = torch.stack([values.nan_to_num(1.0, 2.0, 3.0), torch.arange(6).double() / 7], dim=1)
     store = PointStore(tmp_path / "points", ASKED, ["loss", "accuracy"])
     store.write(coordinates, {"accuracy": values.flip(0), "loss": values})
-    for line in (tmp_path / "points").read_text().splitlines():
-        json.loads(line, parse_constant=pytest.fail)  # strict: no NaN, no Infinity
+    for written in (tmp_path / "points").read_text().splitlines():
+        json.loads(written, parse_constant=pytest.fail)  # strict: no NaN, no Infinity
     for each in (store, PointStore(tmp_path / "points", ASKED, ["loss", "accuracy"])):
         known, found = each.read(coordinates)
         assert known.all() and len(each) == 6
