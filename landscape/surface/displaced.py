@@ -10,6 +10,7 @@ from torch import Tensor
 from ..elsewhere import elsewhere
 from ..errors import NonFiniteError
 from ..objective import Objective
+from .batch_statistics import statistics_at
 from .points import parameters_at
 
 __all__ = ["Displaced"]
@@ -22,9 +23,10 @@ class Displaced:
 
     Args:
         objective: the loss.
+        statistics: how normalisation layers take their statistics at each point (`statistics_at`).
 
     Attributes:
-        center: the loss at no displacement, to the bit `Objective.value`.
+        center: the loss at no displacement; with statistics that are kept to the bit `Objective.value`.
         theta: (n,) the parameters there, a copy.
         length: Euclidean length of the parameters; 1 where they are all zero.
         losses: evaluations of the loss so far.
@@ -34,12 +36,12 @@ class Displaced:
         NonFiniteError: if the loss is NaN or infinite at the centre.
     """
 
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
+    def __init__(self, objective: Objective, statistics: str = "kept") -> None:
+        self.objective, self.statistics = objective, statistics
         self.theta = parameters_at(objective, None)
         self.length = float(torch.linalg.vector_norm(self.theta, dtype=torch.float64)) or 1.0
         self.losses, self.gradients = 1, 0
-        self.center = objective.value()
+        self.center = self._value()
         if not math.isfinite(self.center):
             raise NonFiniteError(
                 f"the loss is {self.center} where the parameters are: there is nothing to expand about"
@@ -49,7 +51,7 @@ class Displaced:
         """The loss at displacement h, (n,); NaN or infinite where it is."""
         self.losses += 1
         with elsewhere(self.objective, self.objective.space.unflatten(self.theta + h)):
-            return self.objective.value()
+            return self._value()
 
     def gradient(self, h: Tensor) -> Tensor:
         """The gradient (n,) at displacement h, (n,)."""
@@ -74,3 +76,7 @@ class Displaced:
         third = table.diff(n=3)
         measured = float((third.square().mean() / 20).sqrt())
         return max(measured if math.isfinite(measured) else 0.0, eps * abs(self.center))
+
+    def _value(self) -> float:
+        with statistics_at(self.objective, self.statistics):
+            return self.objective.value()

@@ -7,6 +7,7 @@ of the loss, and how far from the centre the loss follows the parabola.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ from ..objective import Objective
 from ..operators import SymmetricOperator
 from ..space import generator_for
 from .axes import checked_axes
+from .batch_statistics import resolved_statistics, statistics_at
 from .displaced import Displaced
 from .radius_search import largest_radius
 from .results import Axis, QuadraticModel
@@ -31,6 +33,10 @@ _FURTHER = 2  # random directions within the slice, each both ways
 _BEYOND = 5.0  # times its error estimate: what a second difference is off by no more than, from truncation and rounding
 _WORTH_SAYING = 1e-3  # relative accuracy
 _ALLOWED = 4.0  # standard deviations of rounding that are no error of the model
+_MOVING = (
+    "statistics are recomputed at each point, which products with the Hessian do not see: slopes and curvatures are "
+    "differences of the loss"
+)
 _FAR = 1e3  # times the parameters: what holds so far holds everywhere
 
 
@@ -41,6 +47,7 @@ def quadratic_model(
     error: float = 0.1,
     seed: int | torch.Generator | None = 0,
     hessian: SymmetricOperator | None = None,
+    statistics: str = "kept",
 ) -> QuadraticModel:
     r"""The loss to second order along axes, checked against the loss itself, with the radius it holds to.
 
@@ -59,12 +66,17 @@ def quadratic_model(
     ``smoothness`` is the gradient-normalised smoothness along the axes, at the same share
     (`gradient_normalised_smoothness`).
 
+    Where normalisation layers recompute their statistics at each point, the loss that is drawn is not the one that is
+    differentiated, whose statistics stay those of the centre. Slopes and curvatures are then differences of the loss,
+    there is nothing to check them with, and ``smoothness`` is NaN; the note says so.
+
     Args:
         objective: the loss.
         axes: one or more.
         error: the share.
         seed: of the random directions.
         hessian: the Hessian, where there is one already.
+        statistics: how normalisation layers take their statistics at each point (`statistics_at`).
 
     Raises:
         NonFiniteError: if the loss, its gradient or a product with the Hessian is NaN or infinite at the centre.
@@ -87,29 +99,37 @@ def quadratic_model(
     axes = checked_axes(objective, axes)
     generator = generator_for(seed, torch.device("cpu"))
     A = Hessian(objective) if hessian is None else hessian
-    with objective.isolated(), A.held():
+    statistics = resolved_statistics(objective, statistics)[0]
+    moving = statistics == "recomputed"
+    with objective.isolated(), statistics_at(objective, statistics), A.held():
         slopes, curvatures, products = _derivatives(objective, A, axes)
-        around = Displaced(objective)
+        around = Displaced(objective, statistics)
         rounding = around.rounding(axes[0].vector)
         sizes = zip(axes, curvatures.diagonal().tolist(), products.tolist(), strict=True)
         differences = [_difference(around, axis, bend, product, rounding) for axis, bend, product in sizes]
+        if moving:
+            slopes, curvatures = _from_losses(around, axes, differences)
         slice_ = _Slice(around, axes, slopes, curvatures, rounding)
-        longest = max(axis.norm for axis in axes)
         radius = largest_radius(
             slice_.ratio(_rays(slice_.gram, generator), error),
             min(d.step * axis.norm for d, axis in zip(differences, axes, strict=True)),
-            _FAR * max(around.length, longest),
+            _FAR * max(around.length, *(axis.norm for axis in axes)),
         )
-        start = radius if 0 < radius < math.inf else None
-        smooth = gradient_normalised_smoothness(objective, axes, curvature=A, error=error, start=start)
-    notes = [A.note, *_disagreements(A, axes, curvatures, products, differences), slice_.unseen(error), smooth.note]
+        notes = [A.note, *_disagreements(A, axes, curvatures, products, differences), slice_.unseen(error)]
+        matvecs, smoothness = len(axes), math.nan
+        if moving:
+            notes.append(_MOVING)
+        else:
+            start = radius if 0 < radius < math.inf else None
+            smooth = gradient_normalised_smoothness(objective, axes, curvature=A, error=error, start=start)
+            matvecs, smoothness = matvecs + smooth.matvecs, smooth.radius
+            notes.append(smooth.note)
     return QuadraticModel(
         around.center, slopes, curvatures,
         torch.tensor([d.value for d in differences], dtype=torch.float64),
         torch.tensor([d.step for d in differences], dtype=torch.float64),
-        radius, float(error), len(axes) + smooth.matvecs,
-        "; ".join(dict.fromkeys(note for note in notes if note)),
-        torch.tensor([d.error for d in differences], dtype=torch.float64), smooth.radius,
+        radius, float(error), matvecs, "; ".join(dict.fromkeys(note for note in notes if note)),
+        torch.tensor([d.error for d in differences], dtype=torch.float64), smoothness,
     )  # fmt: skip
 
 
@@ -124,6 +144,22 @@ def _derivatives(objective: Objective, A: SymmetricOperator, axes: Sequence[Axis
     D, HD = V.T.double(), products.double()
     C = (D @ HD).cpu()
     return (D @ gradient.double()).cpu(), (C + C.T) / 2, torch.linalg.vector_norm(HD, dim=0).cpu()
+
+
+def _from_losses(
+    around: Displaced, axes: Sequence[Axis], differences: Sequence[SecondDifference]
+) -> tuple[Tensor, Tensor]:
+    """Slopes (k,) and curvatures (k, k) from differences of the loss, at the steps of the second differences."""
+    C = torch.diag(torch.tensor([d.value for d in differences], dtype=torch.float64))
+    moves = [d.step * axis.vector for d, axis in zip(differences, axes, strict=True)]
+    for i, j in itertools.combinations(range(len(axes)), 2):
+        u, v = moves[i], moves[j]
+        corners = around.loss(u + v) - around.loss(u - v) - around.loss(v - u) + around.loss(-u - v)
+        C[i, j] = C[j, i] = corners / (4 * differences[i].step * differences[j].step)
+    slopes = torch.tensor([d.slope for d in differences], dtype=torch.float64)
+    if not bool(torch.isfinite(C).all() & torch.isfinite(slopes).all()):
+        raise NonFiniteError("the loss is not finite around the parameters: there is no quadratic model")
+    return slopes, C
 
 
 def _difference(around: Displaced, axis: Axis, bend: float, product: float, rounding: float) -> SecondDifference:

@@ -25,11 +25,13 @@ class SecondDifference:
         value: D(h), per squared unit of the coordinate.
         step: h.
         error: estimated size of its error, rounding and truncation together; NaN where no step gave a number.
+        slope: the first difference ``(f(h) - f(-h)) / 2h`` at the same step.
     """
 
     value: float
     step: float
     error: float
+    slope: float
 
 
 def second_difference(f: Callable[[float], float], center: float, rounding: float, first: float) -> SecondDifference:
@@ -56,7 +58,8 @@ def second_difference(f: Callable[[float], float], center: float, rounding: floa
     while abs(best) < _FARTHEST and search.error(best + down) < search.error(best):
         best += down
     error = search.error(best)
-    return SecondDifference(search.difference(best), search.step(best), error if math.isfinite(error) else math.nan)
+    error = error if math.isfinite(error) else math.nan
+    return SecondDifference(search.difference(best), search.step(best), error, search.slopes[best])
 
 
 class _Steps:
@@ -65,6 +68,7 @@ class _Steps:
     def __init__(self, f: Callable[[float], float], center: float, rounding: float, first: float) -> None:
         self.f, self.center, self.rounding, self.first = f, center, rounding, first
         self._found: dict[int, tuple[float, float]] = {}
+        self.slopes: dict[int, float] = {}
 
     def step(self, j: int) -> float:
         return self.first * 2.0**j
@@ -84,6 +88,7 @@ class _Steps:
         if j not in self._found:
             h = self.step(j)
             ahead, behind = self.f(h), self.f(-h)
+            self.slopes[j] = (ahead - behind) / (2 * h)
             # Losses far above that of the centre are rounded more.
             larger = max(abs(ahead), abs(behind)) / abs(self.center) if self.center else 1.0
             rounding = math.sqrt(6) * self.rounding * max(1.0, larger) / h**2

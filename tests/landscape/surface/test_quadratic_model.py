@@ -12,7 +12,9 @@ from losscope.landscape.surface import (
     Axis,
     eigenvector_directions,
     gradient_direction,
+    line,
     orthogonalised,
+    plane,
     quadratic_model,
     random_direction,
 )
@@ -263,6 +265,32 @@ def test_batch_normalisation_in_training_mode_and_part_of_the_parameters():
     trained = Objective(objective.model, objective.data, criterion=nn.CrossEntropyLoss(), mode="train", params="0.*")
     found = quadratic_model(trained, [random_direction(trained), gradient_direction(trained)])
     torch.testing.assert_close(found.second_differences, found.curvatures.diagonal(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("statistics", ["kept", "frozen", "recomputed"])
+def test_it_is_the_model_of_the_loss_that_is_drawn(statistics):
+    """Also where normalisation layers take their statistics anew at each point."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.SiLU(), nn.Flatten(), nn.Linear(216, 5)).double()
+    x, y = 3 + 2 * torch.randn(48, 3, 8, 8).double(), torch.randint(0, 5, (48,))
+    model[1].running_mean.copy_(torch.randn(6))
+    objective = Objective(model, [(x[:32], y[:32]), (x[32:], y[32:])], criterion=nn.CrossEntropyLoss())
+    axes = [random_direction(objective, seed=s) for s in (0, 1)]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = quadratic_model(objective, axes, statistics=statistics)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    drawn = line(objective, axes[0], points=[-1e-3, 0.0, 1e-3], statistics=statistics, model=False).loss
+    assert found.value == drawn[1]
+    assert float(found.slopes[0]) == pytest.approx(float(drawn[2] - drawn[0]) / 2e-3, rel=1e-3)
+    bend = float(drawn[2] - 2 * drawn[1] + drawn[0]) / 1e-6
+    assert float(found.curvatures[0, 0]) == pytest.approx(bend, rel=1e-3)
+    r = 0.5 * found.radius / axes[0].norm
+    x, y = torch.linspace(-r, r, 3), torch.linspace(-r, r, 3)
+    cells = plane(objective, axes, points=(x, y), statistics=statistics, model=False)
+    at = found.at(*torch.meshgrid(cells.x, cells.y, indexing="xy"))
+    assert float((cells.loss - at).abs().max()) < 0.1 * float((at - found.value).abs().max())
+    assert (found.note != "") == (statistics == "recomputed")
+    assert math.isnan(found.smoothness) == (statistics == "recomputed")
 
 
 def test_half_precision_says_what_can_be_expected():
