@@ -45,8 +45,8 @@ class QuadraticModel:
     Attributes:
         value: the loss L at the centre.
         slopes: (k,) float64 ``g'd_i``, loss per unit of the coordinate.
-        curvatures: (k, k) float64 ``d_i'Hd_j`` from Hessian-vector products. Where statistics are recomputed at each point,
-            these and the slopes are differences of the loss.
+        curvatures: (k, k) float64 ``d_i'Hd_j`` from Hessian-vector products. Where statistics are recomputed at each
+            point, these and the slopes are differences of the loss.
         second_differences: (k,) float64 ``(L(h d) - 2 L(0) + L(-h d)) / h^2`` from the loss alone: the check.
         steps: (k,) float64 the h of each, in units of the coordinate.
         radius: Euclidean length of a displacement h within the slice up to which the loss is off the model by at most
