@@ -31,6 +31,7 @@ VERSION = 1
 Asked = Mapping[str, Mapping[str, Any]]
 """By the name of each thing that was asked: ``said`` in words, and its ``mark``: a text, or numbers (see `_same`)."""
 
+_PIECE = 2**20  # entries of a vector that are looked at together
 _CLOSE = 1e-4  # relative: what is computed again on another machine differs by rounding
 
 
@@ -208,9 +209,12 @@ def _same(before: Any, now: Any) -> bool:
 
 def _sketch(vector: Tensor) -> list[float]:
     """Length, and the products with three fixed waves, which are of the size of the length."""
-    v = vector.detach().cpu().double()
-    positions = torch.arange(len(v), dtype=torch.float64)
-    return [float(v.norm()), *(float(v @ (positions * math.sqrt(each)).cos()) for each in (2, 3, 5))]
+    found = torch.zeros(4, dtype=torch.float64)
+    for start in range(0, len(vector), _PIECE):
+        v = vector[start : start + _PIECE].detach().cpu().double()
+        positions = start + torch.arange(len(v), dtype=torch.float64)
+        found += torch.stack([v @ v, *(v @ (positions * math.sqrt(each)).cos() for each in (2, 3, 5))])
+    return [float(found[0].sqrt()), *found[1:].tolist()]
 
 
 def _hash(tensors: Sequence[Tensor], further: str = "") -> str:
