@@ -14,7 +14,6 @@ from ..errors import SettingError, first_line
 from ..objective import Objective
 from ..space import generator_for
 from .axes import checked_axes
-from .batch_statistics import statistics_at
 from .directions import between, eigenvector_directions, gradient_direction, random_direction
 from .evaluation import Evaluator
 from .interrupts import interrupts_held
@@ -141,10 +140,10 @@ def placed(objective: Objective, point: Point, name: str) -> Iterator[None]:
 def second_order(
     objective: Objective, axes: Sequence[Axis], statistics: str, seed: int | torch.Generator | None
 ) -> tuple[QuadraticModel | None, str]:
-    """The quadratic model where the model is, with statistics held as they are there; or None, and why."""
+    """The quadratic model where the model is, of the loss that is drawn; or None, and why."""
     try:
-        with interrupts_held(), statistics_at(objective, statistics):
-            return quadratic_model(objective, axes, seed=seed), ""
+        with interrupts_held():
+            return quadratic_model(objective, axes, statistics=statistics, seed=seed), ""
     except Exception as error:  # a slice is worth having without it
         return None, f"no quadratic model: {first_line(error)}"
 

@@ -286,7 +286,8 @@ def test_it_is_the_model_of_the_loss_that_is_drawn(statistics):
     assert float(found.curvatures[0, 0]) == pytest.approx(bend, rel=1e-3)
     r = 0.5 * found.radius / axes[0].norm
     x, y = torch.linspace(-r, r, 3), torch.linspace(-r, r, 3)
-    cells = plane(objective, axes, points=(x, y), statistics=statistics, model=False)
+    cells = plane(objective, axes, points=(x, y), statistics=statistics)
+    torch.testing.assert_close(cells.model.curvatures, found.curvatures)
     at = found.at(*torch.meshgrid(cells.x, cells.y, indexing="xy"))
     assert float((cells.loss - at).abs().max()) < 0.1 * float((at - found.value).abs().max())
     assert (found.note != "") == (statistics == "recomputed")
