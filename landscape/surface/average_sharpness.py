@@ -159,12 +159,13 @@ def average_sharpness(
     """
     s = checked_radii(radii)
     check_accuracy(rtol, confidence, min_pairs, max_pairs)
-    scales = scale_of(objective, scale)
+    with torch.inference_mode(False):
+        scales = scale_of(objective, scale)
     dimension = int((scales > 0).sum())
     if dimension == 0:
         raise SettingError('every weight is zero, and so is its scale: nothing can move; use scale="absolute"')
     generator = generator_for(seed, objective.space.device)
-    with objective.isolated():
+    with torch.inference_mode(False):
         pairs = _Pairs(objective, s, scales, generator, engine)
         samples, wanted = torch.empty(len(s), 0, dtype=torch.float64), min(min_pairs, max_pairs)
         while True:

@@ -35,6 +35,7 @@ from ..noise_scale import check_confidence, check_count
 from ..objective import Objective
 from ..space import generator_for
 from .balls import NORMS, Ball
+from .interrupts import interrupts_held
 from .points import parameters_at
 from .weight_scales import Scaled, scale_of
 
@@ -158,9 +159,9 @@ def sam_sharpness(
     """
     _check(rho, steps, starts, norm, minibatch, draws, confidence)
     generator = generator_for(seed, objective.space.device)
-    ball = Ball(float(rho), norm, scale_of(objective, scale))
     parts = iter([objective]) if minibatch is None else _minibatches(objective, minibatch, draws, generator)
-    with objective.isolated():
+    with torch.inference_mode(False):
+        ball = Ball(float(rho), norm, scale_of(objective, scale))
         each = [_Search(some, ball, generator).run(steps, starts) for some in parts]
     c = sum(lengths_of(objective)) / minibatch if minibatch and objective.loss.summed else 1.0  # a sum is scaled up
     columns = torch.tensor([[f.value, f.one_step, f.second_order, f.slope, f.loss] for f in each], dtype=torch.float64)
@@ -203,7 +204,8 @@ class _Search:
         self._generator = generator
         self._theta = parameters_at(objective, None)
         self._undefined = 0
-        self.loss, g = objective.value_and_gradient()
+        with interrupts_held():
+            self.loss, g = objective.value_and_gradient()
         if not math.isfinite(self.loss) or not bool(torch.isfinite(g).all()):
             raise NonFiniteError(f"the loss is {self.loss} at the weights, or its gradient is no number: nothing rises")
         self._gradient = ball.to_weights(g)  # in v
@@ -267,12 +269,12 @@ class _Search:
 
     def _rise(self, v: Tensor) -> float:
         self.evaluations += 1
-        with elsewhere(self.objective, self._at(v)):
+        with interrupts_held(), elsewhere(self.objective, self._at(v)):
             return self.objective.value() - self.loss
 
     def _rise_and_gradient(self, v: Tensor) -> tuple[float, Tensor]:
         self.evaluations += 1
-        with elsewhere(self.objective, self._at(v)):
+        with interrupts_held(), elsewhere(self.objective, self._at(v)):
             value, g = self.objective.value_and_gradient()
         return value - self.loss, self.ball.to_weights(g)
 
@@ -282,7 +284,8 @@ class _Search:
     def _by_derivatives(self, v: Tensor) -> float:
         e = self.ball.to_weights(v)
         try:
-            product = Hessian(self.objective) @ e
+            with interrupts_held():
+                product = Hessian(self.objective) @ e
         except LosscopeError as error:
             self._say(f"no Hessian: {first_line(error)}")
             return math.nan
