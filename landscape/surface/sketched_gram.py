@@ -53,8 +53,9 @@ class SketchedGram:
         B = self.Y @ A
         self.variances, self.Y = _coordinates(self.Y @ self.Y.T - (B * excess) @ B.T)
         self._A, _, _ = self._differences(pairs)
-        self._inverse = _pseudo_inverse((self._A.T @ self._A).square())
-        said = int((torch.linalg.eigvalsh(self._inverse) > 0).sum())
+        K = (self._A.T @ self._A).square()
+        self._inverse = _pseudo_inverse(K)
+        said = float((K * self._inverse).sum())  # how many of them say something of their own
         self.variance /= 1 - said * variance / 2  # as many of the sketch's m numbers were fitted
 
     def _differences(self, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -98,19 +98,19 @@ class WeightSketch:
         if (found := sum(t.numel() for t in tensors)) != self.size:
             raise ParameterError(f"this sketch is of {self.size} parameters, got {found}")
         device = tensors[0].device
-        total = torch.zeros(self.dimension, dtype=torch.float64, device=device)
+        twice = torch.zeros(2 * self.dimension, dtype=torch.float64, device=device)  # buckets before mod m
         offset = 0
-        for chunk in _chunks(tensors):
+        for chunk in _chunks(tensors, self.dimension):  # a row at least: whole ones are turned
             where = slice(offset, offset + len(chunk))
-            total.index_add_(0, self._buckets(where, device), chunk * self._signs(where, device))
+            twice.index_add_(0, self._buckets(where, device), chunk * self._signs(where, device))
             offset += len(chunk)
-        return total.cpu()
+        return twice.view(2, -1).sum(dim=0).cpu()
 
     def _buckets(self, where: slice, device: torch.device) -> Tensor:
         """Where entries go: as they stand in their row of m, turned round by the row's shift."""
         m, row = self.dimension, where.start // self.dimension
-        shifts = self._hash(torch.arange(row, (where.stop - 1) // m + 1, device=device), 0).remainder(m)
-        turned = (shifts[:, None] + torch.arange(m, device=device)).remainder_(m)
+        turns = self._hash(torch.arange(row, (where.stop - 1) // m + 1, device=device), 0).remainder(m)
+        turned = turns[:, None] + torch.arange(m, device=device)
         return turned.view(-1)[where.start - row * m : where.stop - row * m]
 
     def _signs(self, where: slice, device: torch.device) -> Tensor:
@@ -140,15 +140,15 @@ def squared_distance(first: Sequence[Tensor], second: Sequence[Tensor] | None = 
     return float(total)
 
 
-def _chunks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+def _chunks(tensors: Sequence[Tensor], least: int = 1) -> Iterator[Tensor]:
     """All entries in order, in float64, a bounded number at a time; the same pieces for the same shapes."""
-    most = _CHUNK.get(tensors[0].device.type, _CHUNK_ELSEWHERE)
+    most = max(_CHUNK.get(tensors[0].device.type, _CHUNK_ELSEWHERE), least)
     held: list[Tensor] = []
     for tensor in tensors:
         for part in tensor.detach().reshape(-1).split(most):
             if held and sum(map(len, held)) + len(part) > most:
-                yield torch.cat(held)
+                yield torch.cat(held).double()
                 held = []
-            held.append(part.double())
+            held.append(part)
     if held:
-        yield torch.cat(held)
+        yield torch.cat(held).double()
