@@ -25,7 +25,8 @@ _SIMPLER = 1.05  # batches must be this much faster
 _HOPELESS = 2.0  # times slower, where launches do not explain it: larger batches are not tried
 _LAUNCHES = 5e-3  # seconds: what a pass takes of them at most
 _CALLS = 3  # at each size, of which the fastest counts
-_LONG = 0.05  # seconds: a call that takes longer is not repeated
+_WORSE = 1.25  # times slower than a smaller batch: larger ones are not tried
+_LONG = 0.02  # seconds: a call that takes longer is not repeated
 
 
 class Engine:
@@ -77,9 +78,10 @@ class Engine:
     def __call__(self, coordinates: Tensor) -> Tensor:
         """At points with coordinates (G, k): (G, m) float64 on the host."""
         parts = []
-        while len(coordinates):
-            parts.append(self._some(coordinates))
-            coordinates = coordinates[len(parts[-1]) :]
+        with self._plain.measured.objective.isolated():  # once: entering it takes as long as a small model's pass
+            while len(coordinates):
+                parts.append(self._some(coordinates))
+                coordinates = coordinates[len(parts[-1]) :]
         return torch.cat(parts)
 
     def _some(self, coordinates: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ class Engine:
             return found
         self._calls, self._sizes = 0, self._sizes[1:]
         smaller = min((s for n, s in self._seconds.items() if 0 < n < size), default=math.inf)
-        if not self._sizes or each > smaller or (each > _HOPELESS * plain and plain > _LAUNCHES):
+        if not self._sizes or each > _WORSE * smaller or (each > _HOPELESS * plain and plain > _LAUNCHES):
             self._choose()
         return found
 

@@ -38,7 +38,7 @@ class OneByOne:
         self.statistics, self.note = resolved_statistics(measured.objective, statistics)
         self.gradients = True  # on, as in `Objective.value`, until it is seen that the loss needs none
         self._buffers: list[Tensor] = []
-        self._shares: Tensor | None = None
+        self._shares: list[Tensor] = []
 
     def center(self) -> Tensor:
         """At the origin, (m,) float64 on the host; its loss is `Objective.value` to the bit."""
@@ -108,15 +108,14 @@ class OneByOne:
     def _here(self) -> Tensor:
         """Where the parameters are now, (m,) on the device."""
         objective = self.measured.objective
-        if self._shares is None:
-            self._shares = self.measured.shares()
+        self._shares = self._shares or list(self.measured.shares())
         total = torch.zeros_like(self._shares[0])
         with contextlib.ExitStack() as stack:
             if self.statistics != "kept":
-                stack.enter_context(statistics_at(objective, self.statistics, source=self._source))
+                self.note = stack.enter_context(statistics_at(objective, self.statistics, source=self._source))
             if not self.gradients:
                 stack.enter_context(traceable())
-            stack.enter_context(torch.set_grad_enabled(self.gradients))
+                stack.enter_context(torch.no_grad())
             for index, share in enumerate(self._shares):
                 with objective.evaluation(index) as batch:
                     total += share * self.measured.of_batch(objective.model, batch).detach()
