@@ -348,3 +348,9 @@ def test_a_line_with_each() -> None:
             if mode == "eval":
                 assert float(found.values["test"][i]) == pytest.approx(wanted[f"{name}, test"], rel=1e-4), (how, x)
     assert not torch.allclose(lines["kept", "eval"].loss[0], lines["recomputed", "eval"].loss[0], rtol=1e-2)
+
+
+def test_a_line_says_what_is_to_be_known_of_its_statistics() -> None:
+    found = line(objective_of(Nested(), data([6, 1, 5])), points=3, statistics="recomputed", model=False)
+    assert found.statistics == "recomputed"
+    assert "1 of 3 batches hold one sample" in found.note and "not called: unused" in found.note
