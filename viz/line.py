@@ -64,7 +64,7 @@ def plot_line(
     for name, each in zip(names, axes, strict=True):
         _draw_panel(each, found, name, scale if name == names[0] else "auto")
     axes[-1].set_xlabel(_label(list(found.values())))
-    style.legend(axes[0], outside=own)
+    style.legend_above(axes[0], own=own)
     figure = axes[0].get_figure(root=True)
     if own and isinstance(figure, Figure):
         style.note(figure, footnote(found.values()))
@@ -105,14 +105,14 @@ def _draw_models(ax: Axes, lines: Mapping[str, Line], shown: LossScale) -> None:
         share = f"{100 * model.error:g} %"
         if not model.radius > 0:
             if alone:
-                ax.plot([], [], color=VERMILLION, linestyle="--", label=f"quadratic model: holds nowhere to {share}")
+                ax.plot([], [], color=VERMILLION, linestyle="--", label=f"quadratic model: to {share} nowhere")
             continue
         ends = as_array(line.x)[[0, -1]]
         reach = model.radius / line.axis.norm if line.axis.norm > 0 else math.inf
         x = np.linspace(max(ends[0], -reach), min(ends[1], reach), 201)
         q = model.value + float(model.slopes[0]) * x + float(model.curvatures[0, 0]) * x**2 / 2
         everywhere = -reach <= ends[0] and ends[1] <= reach
-        words = "quadratic model" + (f", holds to {share} all over" if everywhere else "")
+        words = "quadratic model" + (f": to {share} all over" if everywhere else "")
         ax.plot(
             x, shown.shown(q), color=VERMILLION if alone else COLOURS[index % len(COLOURS)], linestyle=(0, (4, 2)),
             linewidth=1.3, zorder=4, label=words if alone else "_", gid="model",

@@ -67,7 +67,7 @@ def plot_path(
         _draw_panel(each, found, name, scale if name == "loss" else "linear", legend=each is axes[0])
     first, second = (style.plain(end, 24) for end in next(iter(found.values())).ends)
     axes[-1].set_xlabel(f"position t from {first} (0) to {second} (1)")
-    style.legend(axes[0], outside=own)
+    style.legend_above(axes[0], own=own)
     figure = axes[0].get_figure(root=True)
     if own and isinstance(figure, Figure):
         style.note(figure, footnote(found.values()))

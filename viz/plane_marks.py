@@ -64,7 +64,7 @@ def draw_trajectory(ax: Axes, plane: Plane) -> np.ndarray:
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
     outside = int(((path < (x0, y0)) | (path > (x1, y1))).any(axis=1).sum())
     words = f"trajectory, {len(path)} points from \N{WHITE CIRCLE} to \N{BLACK SQUARE}"
-    words += f" ({outside} outside)" if outside else ""
+    words += f",\n{outside} of them outside" if outside else ""
     ax.plot(
         *path.T, color=ORANGE, linewidth=1.5, marker="o" if len(path) <= MOST_MARKERS else None, markersize=2.6,
         path_effects=rim, label=words, zorder=4, gid="trajectory",
@@ -80,8 +80,9 @@ def draw_trajectory(ax: Axes, plane: Plane) -> np.ndarray:
 
 def _draw_arrows(ax: Axes, path: np.ndarray) -> None:
     """Heads along it; their direction is that over some of its length, since single steps may go anywhere."""
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
     known = path[np.isfinite(path).all(axis=1)]
-    steps = np.hypot(*(np.diff(known, axis=0) / (np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim()))).T)
+    steps = np.hypot(*(np.diff(known, axis=0) / (x1 - x0, y1 - y0)).T)
     along = np.concatenate([[0.0], np.cumsum(steps)])
     if not along[-1] > 0.05:
         return
@@ -89,7 +90,8 @@ def _draw_arrows(ax: Axes, path: np.ndarray) -> None:
         tail, head = (
             np.array([np.interp(at * along[-1], along, known[:, i]) for i in (0, 1)]) for at in (share - 0.02, share)
         )
-        if (head == tail).all():
+        inside = all(x0 <= x <= x1 and y0 <= y <= y1 for x, y in (head, tail))
+        if not inside or (head == tail).all():
             continue
         ax.annotate(
             "", tuple(head), xytext=tuple(tail), zorder=4.5, gid="arrow", annotation_clip=True,
@@ -151,7 +153,7 @@ def draw_model(ax: Axes, plane: Plane, sheet: Sheet, scale: LossScale, levels: L
     share = f"{100 * model.error:g} %"
     dashed: dict[str, Any] = {"color": VERMILLION, "linestyle": "--", "linewidth": 1.1}
     if not model.radius > 0:
-        ax.plot([], [], **dashed, label=f"quadratic model: holds nowhere to {share}")
+        ax.plot([], [], **dashed, label=f"quadratic model: to {share} nowhere")
         return np.empty((0, 2))
     X, Y, q = model_sheet(plane, sheet, 61, 181)
     if np.isfinite(q).all():
@@ -159,7 +161,7 @@ def draw_model(ax: Axes, plane: Plane, sheet: Sheet, scale: LossScale, levels: L
             X, Y, scale.shown(q), levels=levels.values, colors=VERMILLION, linestyles="--", linewidths=1.1, zorder=3.5,
         ).set_gid("model")  # fmt: skip
     everywhere = model.radius >= reach(plane, sheet)
-    ax.plot([], [], **dashed, label="quadratic model" + (f", holds to {share} all over" if everywhere else ""))
+    ax.plot([], [], **dashed, label="quadratic model" + (f": to {share} all over" if everywhere else ""))
     if everywhere:
         return np.empty((0, 2))
     ring = np.linspace(0, 2 * np.pi, 181)

@@ -30,6 +30,7 @@ __all__ = [
     "dress",
     "halo",
     "legend",
+    "legend_above",
     "log_if_wide",
     "new_figure",
     "note",
@@ -45,6 +46,8 @@ BLUE, VERMILLION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
 PURPLE, SKY, YELLOW = "#cc79a7", "#56b4e9", "#f0e442"
 INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
 FONT = 9.0
+LETTER = 0.062
+"""Mean width in inches of a letter in a legend."""
 WIDE = 20.0
 """Positive numbers that spread by more than this factor are drawn on a logarithmic axis."""
 
@@ -184,3 +187,20 @@ def legend(ax: Axes, *, outside: bool, columns: int = 2) -> None:
     if outside:
         for text in made.get_texts():
             text.set_color(INK)
+
+
+def legend_above(ax: Axes, *, own: bool) -> None:
+    """The legend of one panel: above all of a figure of ours and as wide as it, else where matplotlib finds room."""
+    figure = ax.get_figure(root=True)
+    handles, labels = ax.get_legend_handles_labels()
+    if not own or not handles or not isinstance(figure, Figure):
+        legend(ax, outside=False)
+        return
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    fits = 2 * (longest * LETTER + 0.6) < figure.get_figwidth()
+    made = figure.legend(
+        handles, labels, loc="outside upper left", ncols=2 if fits and len(labels) > 1 else 1, frameon=False,
+        fontsize=FONT - 1, handlelength=2.4, columnspacing=1.6, borderpad=0.2, borderaxespad=0.2,
+    )  # fmt: skip
+    for text in made.get_texts():
+        text.set_color(INK)

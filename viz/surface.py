@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +11,10 @@ from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
 
 from losscope.landscape import SettingError
-from losscope.landscape.surface import Axis, Plane
+from losscope.landscape.surface import Plane
 
 from . import style
 from .contour_labels import label_contours
@@ -28,6 +30,8 @@ COLOURS = LinearSegmentedColormap.from_list("losscope", ["#f4f9fd", "#c6dff0", "
 MOST_STRETCHED = 2.0
 """Of a picture in which lengths are true; beyond that its axes are stretched instead."""
 
+LETTERS_PER_INCH = 12
+"""Of an axis label."""
 SKEW = 0.1
 """Cosine from which axes are not drawn as if they were orthogonal."""
 
@@ -87,25 +91,17 @@ def plot_surface(
         ax.grid(visible=False)
         style.note(figure, footnote([plane]))
     _lay_out(ax, plane, sheet)
-    lines = (
-        _draw_contours(ax, sheet, shown, chosen, shown.label(style.plain(value)), own=own) if sheet.drawable else None
-    )
-    if lines is None:
-        style.say(ax, "no finite values side by side")
-        ax.texts[-1].set(y=0.3, bbox={"facecolor": PAPER, "edgecolor": "none"})
     marks = [draw_center(ax, plane, value), draw_trajectory(ax, plane), draw_points(ax, plane)]
     if value == "loss":
         marks.append(draw_model(ax, plane, sheet, shown, chosen))
     _draw_holes(ax, sheet)
-    style.legend(ax, outside=own)
-    if lines is not None:
-        made = ax.get_figure(root=True)
-        if own and isinstance(made, Figure):
-            made.draw_without_rendering()  # labels need the layout
-        label_contours(
-            ax, lines, dict(zip(map(float, chosen.values), chosen.texts, strict=True)), np.concatenate(marks),
-            style.FONT - 2, INK,
-        )  # fmt: skip
+    style.legend_above(ax, own=own)
+    if sheet.drawable:
+        lines = _draw_contours(ax, sheet, shown, chosen)
+        _write_levels(ax, lines, chosen, shown.label(style.plain(value)), np.concatenate(marks), own=own)
+    else:
+        style.say(ax, "no finite values side by side")
+        ax.texts[-1].set(y=0.3, bbox={"facecolor": PAPER, "edgecolor": "none"})
     return ax
 
 
@@ -128,23 +124,28 @@ def _lay_out(ax: Axes, plane: Plane, sheet: Sheet) -> None:
     ax.set_xlim(x0, x1)
     ax.set_ylim(y0, y1)
     first, second = plane.axes
-    apart = " " if style.width_of(ax) > 5 else "\n"
-    ax.set_xlabel(_axis_label(first, plane, 0, apart))
-    ax.set_ylabel(_axis_label(second, plane, 1, apart))
+    frame = ax.get_window_extent().transformed(ax.get_figure(root=True).dpi_scale_trans.inverted())  # type: ignore[union-attr]
+    ax.set_xlabel(_axis_label(plane, 0, frame.width))
+    ax.set_ylabel(_axis_label(plane, 1, frame.height))
     lengths = np.array([first.norm * (x1 - x0), second.norm * (y1 - y0)])
     true = bool(np.isfinite(lengths).all()) and 0 < lengths.max() <= MOST_STRETCHED * lengths.min()
     if true and abs(float(plane.gram[0, 1])) < SKEW * first.norm * second.norm:
         ax.set_aspect(second.norm / first.norm, adjustable="box")
     ax.spines[:].set_visible(True)
-    ax.locator_params(nbins=7 if style.width_of(ax) > 5 else 5, steps=[1, 2, 2.5, 5, 10])
+    plain = 1e-3 <= max(map(abs, sheet.extent)) < 1e4
+    ax.locator_params(nbins=7 if style.width_of(ax) > 5 else 5 if plain else 3, steps=[1, 2, 2.5, 5, 10])
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda v, _: said(v, 6)))
 
 
-def _axis_label(axis: Axis, plane: Plane, index: int, apart: str) -> str:
-    share = ""
-    if plane.explained is not None:
-        share = f" ({100 * float(plane.explained[index]):.3g} %)"
+def _axis_label(plane: Plane, index: int, inches: float) -> str:
+    """Name, share and unit, in two lines where there is no room for one."""
+    axis, room = plane.axes[index], int(LETTERS_PER_INCH * inches)
+    share = "" if plane.explained is None else f" ({100 * float(plane.explained[index]):.3g} %)"
     alike = f" ({index + 1})" if len({each.name for each in plane.axes}) == 1 else ""
-    return f"{style.plain(axis.name, 40)}{alike}{share}{apart}[unit: length {said(axis.norm, 3)}]"
+    name = style.plain(axis.name, max(room - len(share + alike), 12)) + alike + share
+    unit = f"[unit: length {said(axis.norm)}]"
+    return f"{name} {unit}" if len(name) + len(unit) < room else f"{name}\n{unit}"
 
 
 def _draw_holes(ax: Axes, sheet: Sheet) -> None:
@@ -160,34 +161,39 @@ def _draw_holes(ax: Axes, sheet: Sheet) -> None:
     ax.add_patch(ground)
 
 
-def _draw_contours(ax: Axes, sheet: Sheet, scale: LossScale, levels: Levels, words: str, *, own: bool) -> ContourSet:
+def _draw_contours(ax: Axes, sheet: Sheet, scale: LossScale, levels: Levels) -> tuple[ContourSet, ContourSet]:
+    """The bands, and the lines between them."""
     norm = BoundaryNorm(levels.values, COLOURS.N, extend=levels.extend)
     filled = sheet.contours(
         ax, scale.base, filled=True, levels=levels.values, cmap=COLOURS, norm=norm, extend=levels.extend, zorder=1
     )
     filled.set_edgecolor("face")  # without it viewers show seams between the bands of a PDF
-    filled.set_linewidth(0.3)
-    filled.set_gid("bands")
+    filled.set(linewidth=0.3, gid="bands")
     lines = sheet.contours(
-        ax,
-        scale.base,
-        filled=False,
-        levels=levels.values,
-        colors=INK,
-        linewidths=0.6,
-        alpha=0.7,
+        ax, scale.base, filled=False, levels=levels.values, colors=INK, linewidths=0.6, linestyles="solid", alpha=0.7,
         zorder=2,
-        linestyles="solid",
-    )
+    )  # fmt: skip
     lines.set_gid("contours")
+    return filled, lines
+
+
+def _write_levels(
+    ax: Axes, drawn: tuple[ContourSet, ContourSet], levels: Levels, words: str, avoid: np.ndarray, *, own: bool
+) -> None:
+    """The colour bar, and labels on the contours, which need the layout to be final."""
     figure = ax.get_figure(root=True)
     assert isinstance(figure, Figure)
     room = {"cax": ax.inset_axes((1.03, 0, 0.045, 1))} if own else {"ax": ax, "pad": 0.02, "fraction": 0.05}
-    bar = figure.colorbar(filled, spacing="uniform", **room)
-    every = 1 if figure.get_figheight() > 0.36 * len(levels.values) else 2
-    bar.set_ticks(levels.values[::every].tolist(), labels=list(levels.texts[::every]))
+    bar = figure.colorbar(drawn[0], spacing="uniform", **room)
+    bar.set_ticks(levels.values.tolist(), labels=list(levels.texts))
     bar.set_label(levels.label(words), color=INK, fontsize=style.FONT)
     bar.ax.tick_params(labelsize=style.FONT - 1, colors=INK, which="both")
     bar.ax.minorticks_off()
     bar.outline.set_linewidth(0.6)
-    return lines
+    if own:
+        figure.draw_without_rendering()
+    fitting = bar.ax.get_window_extent().height * 72 / figure.dpi / (1.25 * style.FONT)
+    every = math.ceil(len(levels.values) / max(fitting, 1))
+    bar.set_ticks(levels.values[::every].tolist(), labels=list(levels.texts[::every]))
+    texts = dict(zip(map(float, levels.values), levels.texts, strict=True))
+    label_contours(ax, drawn[1], texts, avoid, style.FONT - 2, INK)

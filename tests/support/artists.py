@@ -15,14 +15,14 @@ def texts(ax: Axes) -> list[str]:
 
 
 def entries(ax: Axes) -> list[str]:
-    legend = ax.get_legend()
-    return [text.get_text() for text in legend.get_texts()] if legend else []
+    legends = [each for each in (ax.get_legend(), *ax.get_figure(root=True).legends) if each]
+    return [text.get_text() for text in legends[0].get_texts()] if legends else []
 
 
 def inside(figure: Figure) -> None:
     """Assert that every title, label, legend entry and annotation lies within the figure."""
     figure.draw_without_rendering()
-    written = list(figure.texts)
+    written = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     for ax in figure.axes:
         legend = ax.get_legend()
         written += [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label, *(legend.get_texts() if legend else ())]

@@ -102,9 +102,9 @@ def test_the_model_is_drawn_as_far_as_it_holds() -> None:
     high = ax.get_ylim()[1]
     wide = plot_line(line_of(wavy, norm=2.0, radius=math.inf))
     assert wide.get_ylim()[1] == pytest.approx(high)  # the model does not set the scale
-    assert "quadratic model, holds to 10 % all over" in entries(wide)
+    assert "quadratic model: to 10 % all over" in entries(wide)
     nowhere = plot_line(line_of(wavy, radius=0.0))
-    assert "quadratic model: holds nowhere to 10 %" in entries(nowhere) and not parts(nowhere, "model")
+    assert "quadratic model: to 10 % nowhere" in entries(nowhere) and not parts(nowhere, "model")
 
 
 def test_several_lines() -> None:
