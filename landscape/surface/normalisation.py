@@ -100,12 +100,12 @@ def _norms(t: Tensor, by_filter: bool) -> Tensor:
     # In float64: in single precision the norm of an embedding's millions of entries is 1e-3 off on a CPU.
     if not by_filter:
         return torch.linalg.vector_norm(t, dtype=torch.float64)
-    norms = torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1, dtype=torch.float64)
+    norms = torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64)
     return norms.view(-1, *[1] * (t.ndim - 1))
 
 
 def _zero_filters(w: Tensor) -> int:
-    return int((~w.reshape(len(w), -1).any(dim=1)).sum())
+    return int((~w.flatten(1).any(dim=1)).sum())
 
 
 def _refuse_nothing(objective: Objective, axis: Axis, vector: Tensor, biases: bool) -> None:

@@ -155,6 +155,16 @@ def test_half_precision_weights():
     torch.testing.assert_close(first, objective.model[0].weight.detach().float().flatten(1).norm(dim=1))
 
 
+@pytest.mark.parametrize("how", ["filter", "layer", "parameter"])
+def test_a_tensor_without_entries_is_no_obstacle(how):
+    model = nn.Linear(6, 5)
+    model.register_parameter("unused", nn.Parameter(torch.empty(0, 3)))
+    objective = Objective(model, (torch.randn(4, 6), torch.randint(0, 5, (4,))), criterion=nn.CrossEntropyLoss())
+    axis = random_direction(objective, how)
+    assert len(axis.vector) == 35
+    assert axis.note == ""
+
+
 def test_bad_input():
     objective = objective_of(convolutional())
     whole = Axis(torch.randn(objective.space.size), "mine")
