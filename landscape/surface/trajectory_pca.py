@@ -102,7 +102,7 @@ def trajectory_axes(
     axes = tuple(
         Axis(v, f"trajectory, component {i}") for i, v in enumerate(path.combined(combination * signs), start=1)
     )
-    return TrajectoryAxes(axes, coordinates * signs, values / total)
+    return TrajectoryAxes(axes, coordinates * signs + 0.0, values / total)  # no zero below zero
 
 
 class _Path:

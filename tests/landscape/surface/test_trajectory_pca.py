@@ -46,6 +46,7 @@ def test_the_closest_plane_through_the_last_point(dtype):
     torch.testing.assert_close(D @ D.T, torch.eye(3, dtype=torch.float64), rtol=0, atol=rounding)
     torch.testing.assert_close(coordinates, X @ D.T, rtol=0, atol=3 * rounding * float(X.norm()))
     assert not coordinates[-1].any()
+    assert not coordinates[-1].signbit().any()
     assert (coordinates[0] >= 0).all()
     assert [a.name for a in axes] == [f"trajectory, component {i}" for i in (1, 2, 3)]
     # No other plane through the last point is closer.
