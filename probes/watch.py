@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import warnings
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from torch import nn
 
-from losscope.landscape import RunError, SettingError
+from losscope.landscape import SettingError
 
 from .budget import Budget
 from .environment import describe_environment
-from .folder import RunFolder, array_path, check_folder
+from .folder import check_folder
 from .follower import Follower
 from .player import Player
 from .probe import Probe, as_probes
+from .recorder import Recorder, now
 from .records import SCHEMA_VERSION, Record
 from .run import Run
 from .schedule import as_schedule
@@ -32,6 +30,9 @@ from .stability import Stability
 from .steps import UpdateHooks
 from .trace import Trace
 from .verdicts import Verdict, Verdicts
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["Watch", "watch"]
 
@@ -178,12 +179,9 @@ class Watch:
         self._resume = out is not None and check_folder(out, identity, resume=resume)
         if first_step is None:
             first_step = _steps_done(out) if self._resume and out is not None else 0
-        self._out, self._manual, self._budget = out, manual, budget
-        self._folder: RunFolder | None = None
-        self._kept: list[Record] = []
-        self._kept_arrays: dict[str, np.ndarray] = {}
-        self._state, self._write_failed = "new", False
-        self._verdicts = None if on_verdict is None else Verdicts(on_verdict, lambda: self._meta)
+        self._first_step, self._manual, self._budget = first_step, manual, budget
+        self._state = "new"
+        self._verdicts = None if on_verdict is None else Verdicts(on_verdict, lambda: self._recorder.meta)
         self._followers = {
             p.name: Follower(
                 p, objectives[p.name], probes, schedule, emit=self._emit, tell=self._tell, budget=budget,
@@ -204,12 +202,13 @@ class Watch:
         earlier = Run(out).meta if self._resume and out is not None else {}
         for name, known in (earlier.get("players") or {}).items():  # what only a measurement shows, until the next one
             facts[name] = {**known, **facts[name]}
-        self._meta: dict[str, Any] = {
-            "v": SCHEMA_VERSION, "status": "running", "reason": None, "created": earlier.get("created") or _now(),
+        meta: dict[str, Any] = {
+            "v": SCHEMA_VERSION, "status": "running", "reason": None, "created": earlier.get("created") or now(),
             "finished": None,
             "identity": identity, "seed": seed, "first_step": first_step, "probes": [p.name for p in probes],
             "players": facts, **describe_environment(),
         }  # fmt: skip
+        self._recorder = Recorder(out, meta)
 
     # ------------------------------------------------------------------ context manager
 
@@ -217,15 +216,14 @@ class Watch:
         """Open the run folder and attach to the optimizers."""
         if self._state != "new":
             raise SettingError("a watch can be entered once; call watch(...) again")
-        if self._resume and self._verdicts is not None and self._out is not None:
-            self._verdicts.recall(r for r in Run(self._out).records if r.step < self._meta["first_step"])
-        if self._resume and self._out is not None:
+        if self._resume and self._recorder.out is not None:
+            earlier = Run(self._recorder.out)
+            if self._verdicts is not None:
+                self._verdicts.recall(r for r in earlier.records if r.step < self._first_step)
             for follower in self._followers.values():
-                follower.recall(Run(self._out))
-        if self._out is not None:
-            self._folder = RunFolder(self._out, self._meta["identity"], resume=self._resume)
+                follower.recall(earlier)
+        self._recorder.open(resume=self._resume)
         self._state = "open"
-        self._write_meta()
         if self._manual:
             for follower in self._followers.values():
                 follower.measure_due()
@@ -245,14 +243,12 @@ class Watch:
             hooks.detach()
             follower.flush()
         self._state = "closed"
-        self._meta["status"] = "finished" if error is None else "failed"
-        self._meta["reason"] = None if error is None else f"{type(error).__name__}: {error}"
-        self._meta["finished"] = _now()
-        self._meta["cost"] = {"seconds_measuring": self._budget.spent, "seconds_total": self._budget.total}
-        self._meta["steps"] = {name: follower.step for name, follower in self._followers.items()}
-        self._write_meta()
-        if self._folder is not None:
-            self._folder.close()
+        self._recorder.close(
+            status="finished" if error is None else "failed",
+            reason=None if error is None else f"{type(error).__name__}: {error}", finished=now(),
+            cost={"seconds_measuring": self._budget.spent, "seconds_total": self._budget.total},
+            steps={name: follower.step for name, follower in self._followers.items()},
+        )  # fmt: skip
         if error is None:  # what was measured as the last round was closed
             self._judge(*self._followers.values())
 
@@ -274,7 +270,7 @@ class Watch:
         numbers: dict[str, float | None] = {name: _number(name, value) for name, value in values.items()}
         step = max(self._made(follower) - 1, 0) if step is None else step
         rate = follower.player.rate()
-        self._emit(Record(step, follower.player.name, "log", lr=rate, values=numbers, time=_time()), {})
+        self._emit(Record(step, follower.player.name, "log", lr=rate, values=numbers, time=time.time()), {})
 
     def step(self, player: str | None = None) -> None:
         """With ``drive="manual"``: an update has been made; measures if a measurement is due.
@@ -313,14 +309,7 @@ class Watch:
     @property
     def run(self) -> Run:
         """The run so far, as a reader sees it."""
-        if self._out is None or self._state == "new":
-            return Run.from_records(self._meta, list(self._kept), dict(self._kept_arrays))
-        if not self._write_failed:
-            return Run(self._out)
-        written: list[Record] = []
-        with contextlib.suppress(RunError):
-            written = Run(self._out).records
-        return Run.from_records(self._meta, [*written, *self._kept], dict(self._kept_arrays))
+        return self._recorder.run
 
     # ------------------------------------------------------------------ verdicts
 
@@ -340,45 +329,15 @@ class Watch:
                 changed = self._verdicts.changes(follower.player.name)
             self._verdicts.tell(changed)
 
-    # ------------------------------------------------------------------ writing
+    # ------------------------------------------------------------------ inside
 
     def _emit(self, record: Record, arrays: Mapping[str, np.ndarray]) -> None:
         if self._verdicts is not None:
             self._verdicts.note(record)
-        names = {name: _file_name(f"{record.player}-{record.probe}-{record.step}-{name}") for name in arrays}
-        record.arrays.update({name: array_path(file) for name, file in names.items()})
-        try:
-            if self._folder is not None:
-                for name, array in arrays.items():
-                    self._folder.save_array(names[name], array)
-                self._folder.append(record)
-        except OSError as error:
-            self._cannot_write(error)
-        if self._folder is None or self._write_failed:
-            self._kept.append(record)
-            self._kept_arrays |= {record.arrays[name]: np.array(array) for name, array in arrays.items()}
+        self._recorder.record(record, arrays)
 
     def _tell(self, player: str, facts: dict[str, Any]) -> None:
-        known = self._meta["players"][player]
-        if any(known.get(name, known) != fact for name, fact in facts.items()):
-            known |= facts
-            self._write_meta()
-
-    def _write_meta(self) -> None:
-        try:
-            if self._folder is not None:
-                self._folder.write_meta(self._meta)
-        except OSError as error:
-            self._cannot_write(error)
-
-    def _cannot_write(self, error: OSError) -> None:
-        """A full disk must not end a training run."""
-        if not self._write_failed:
-            self._write_failed = True
-            with contextlib.suppress(Warning):
-                warnings.warn(
-                    f"losscope: cannot write to {self._out}: {error}; records are kept in memory", stacklevel=3
-                )
+        self._recorder.tell(player, facts)
 
     def _follower(self, player: str | None) -> Follower:
         if player is None:
@@ -428,15 +387,3 @@ def _steps_done(out: Path) -> int:
     run = Run(out)  # a run that was closed says how many; one that was killed shows its last record
     closed = [int(steps) for steps in (run.meta.get("steps") or {}).values()]
     return max([record.step + 1 for record in run.records] + closed, default=0)
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _time() -> float:
-    return datetime.datetime.now(datetime.UTC).timestamp()

@@ -1,0 +1,114 @@
+"""Where the records of a run go: into its folder, or into memory where there is none or it cannot be written."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from losscope.landscape import RunError
+
+from .folder import RunFolder, array_path
+from .records import Record
+from .run import Run
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Takes the records of a run and its facts. Nothing that fails in here reaches the training loop.
+
+    Args:
+        out: the run folder; None keeps everything in memory.
+        meta: the run's facts, as `losscope.probes.Run.meta` gives them back; written by `write_meta`.
+    """
+
+    def __init__(self, out: Path | None, meta: dict[str, Any]) -> None:
+        self.out, self.meta = out, meta
+        self._folder: RunFolder | None = None
+        self._opened = self._failed = False
+        self._kept: list[Record] = []
+        self._kept_arrays: dict[str, np.ndarray] = {}
+
+    def open(self, *, resume: bool) -> None:
+        """Open the folder.
+
+        Raises:
+            RunError: if it holds another run; see `RunFolder`.
+        """
+        if self.out is not None:
+            self._folder = RunFolder(self.out, self.meta["identity"], resume=resume)
+        self._opened = True
+        self.write_meta()
+
+    def record(self, record: Record, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take one record with its arrays, whose paths it is given."""
+        names = {name: _file_name(f"{record.player}-{record.probe}-{record.step}-{name}") for name in arrays}
+        record.arrays.update({name: array_path(file) for name, file in names.items()})
+        try:
+            if self._folder is not None:
+                for name, array in arrays.items():
+                    self._folder.save_array(names[name], array)
+                self._folder.append(record)
+        except OSError as error:
+            self._cannot_write(error)
+        if self._folder is None or self._failed:
+            self._kept.append(record)
+            self._kept_arrays |= {record.arrays[name]: np.array(array) for name, array in arrays.items()}
+
+    def tell(self, player: str, facts: dict[str, Any]) -> None:
+        """Take facts of a player that only a measurement reveals."""
+        known = self.meta["players"][player]
+        if any(known.get(name, known) != fact for name, fact in facts.items()):
+            known |= facts
+            self.write_meta()
+
+    def write_meta(self) -> None:
+        """Write the run's facts as they stand."""
+        try:
+            if self._folder is not None:
+                self._folder.write_meta(self.meta)
+        except OSError as error:
+            self._cannot_write(error)
+
+    def close(self, **facts: Any) -> None:
+        """Add what is known at the end, and close the folder; it stays readable."""
+        self.meta |= facts
+        self.write_meta()
+        if self._folder is not None:
+            self._folder.close()
+
+    @property
+    def run(self) -> Run:
+        """The run so far, as a reader sees it."""
+        if self.out is None or not self._opened:
+            return Run.from_records(self.meta, list(self._kept), dict(self._kept_arrays))
+        if not self._failed:
+            return Run(self.out)
+        written: list[Record] = []
+        with contextlib.suppress(RunError):
+            written = Run(self.out).records
+        return Run.from_records(self.meta, [*written, *self._kept], dict(self._kept_arrays))
+
+    def _cannot_write(self, error: OSError) -> None:
+        """A full disk must not end a training run."""
+        if not self._failed:
+            self._failed = True
+            with contextlib.suppress(Warning):
+                warnings.warn(
+                    f"losscope: cannot write to {self.out}: {error}; records are kept in memory", stacklevel=3
+                )
+
+
+def now() -> str:
+    """The time of day, in the words of the run's facts."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
