@@ -82,7 +82,7 @@ class Trajectory(Probe):
     the step of the point before. Where the parameters that train are others than before, or a resumed run records
     otherwise than it did, the path begins anew (``start``).
 
-    Costs a few passes over the parameters, and neither a gradient nor a pass over the data.
+    A measurement costs a few passes over the parameters, and neither a gradient nor a pass over the data.
 
     Args:
         dimension: numbers in the sketch; None for 5000, with which a length is known to 1 % without copies.
@@ -200,7 +200,7 @@ class Trajectory(Probe):
         """The first and the last two points before this step, if they were recorded as this probe does."""
         run, space = earlier.run, snapshot.objective.space
         records = chained([r for r in run.select(self.name, earlier.player) if r.step < snapshot.step])
-        if not records or sketch_of(records[-1]) != sketch or records[-1].values["size"] != space.size:
+        if not records or sketch_of(records[-1]) != sketch or records[-1].values.get("size") != space.size:
             return []
         wanted = {records[0].step, *(record.step for record in records[-2:])}
         copied = {records[0].step, records[-1].step} if self.copies and sketch is not None else set()

@@ -20,7 +20,7 @@ __all__ = ["Checkpoints", "chained", "checkpoints_of", "row_of", "sketch_of", "t
 PROBE = "trajectory"
 
 
-def trajectory_of(run: Run, player: str | None = None, *, components: int = 2, most: int = 500) -> WeightTrajectory:
+def trajectory_of(run: Run, player: str | None = None, *, components: int = 2, most: int = 300) -> WeightTrajectory:
     """The path that probe `Trajectory` recorded: its principal components, lengths and angles.
 
     Where a run was resumed, or began its path anew, the last path.
@@ -115,7 +115,7 @@ def chained(records: Sequence[Record]) -> list[Record]:
 
 def sketch_of(record: Record) -> WeightSketch | None:
     """What made the sketch that a record holds; None where it holds all weights."""
-    size, dimension = record.values["size"], record.values["dimension"]
+    size, dimension = record.values.get("size"), record.values.get("dimension")
     if size is None or dimension is None:
         raise RunError(f"the trajectory's record of step {record.step} does not say how many parameters there are")
     return WeightSketch(int(size), int(dimension)) if "sketch" in record.arrays else None
