@@ -131,7 +131,7 @@ def gradient_normalised_smoothness(
             radii.append(remainder.radius(error, first))
             first = radii[-1] if 0 < radii[-1] < math.inf else first
     norm = remainders[0].gradient_norm
-    note = "the gradient is zero within rounding, and with it this radius" if max(radii) == 0 else A.note
+    note = "the gradient is zero within rounding, and so is its smoothness radius" if max(radii) == 0 else A.note
     return Smoothness(
         min(radii), torch.tensor(radii, dtype=torch.float64), tuple(a.name for a in axes), float(error), norm,
         U.shape[1], around.gradients, note,

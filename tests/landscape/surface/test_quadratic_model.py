@@ -136,7 +136,7 @@ def test_curvatures_against_the_dense_hessian():
     )
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", MODELS)
 def test_single_precision_errors_are_as_large_as_said(name, seed):
     objective = objective_of(name, torch.float32, seed=seed)
@@ -200,7 +200,7 @@ def test_a_saddle_whose_terms_cancel_has_a_radius():
         assert 0.3 < found.radius < 0.448  # r^2 <= 0.1 along the eigenvectors, r^2 / 2 <= 0.1 along the diagonals
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_kinks_are_said(seed):
     """Many ReLUs and samples: within any step that single precision can take there are kinks."""
     torch.manual_seed(seed)
@@ -300,6 +300,68 @@ def test_half_precision_says_what_can_be_expected():
     half = Objective(objective.model, [(x.bfloat16(), y) for x, y in objective.data], criterion=nn.CrossEntropyLoss())
     found = quadratic_model(half, [random_direction(half)])
     assert "rounding leaves second differences" in found.note
+
+
+@pytest.mark.parametrize("unit", [1e-20, 1e20])
+@pytest.mark.parametrize("scale", [1e-15, 1e12])
+def test_units_of_the_loss_and_of_the_axes_do_not_matter(scale, unit):
+    objective = objective_of("dense", torch.float32)
+    axes = [random_direction(objective), gradient_direction(objective)]
+    expected = quadratic_model(objective, axes)
+    scaled = Objective(
+        objective.model, objective.data, criterion=lambda out, y: scale * nn.functional.cross_entropy(out, y)
+    )
+    found = quadratic_model(scaled, [Axis(unit * axes[0].vector, "scaled"), axes[1]])
+    assert found.radius == pytest.approx(expected.radius, rel=0.05)
+    assert found.smoothness == pytest.approx(expected.smoothness, rel=1e-3)
+    units = scale * torch.tensor([[unit**2, unit], [unit, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(found.curvatures / units, expected.curvatures, rtol=1e-3, atol=1e-6)
+    off = (found.second_differences - found.curvatures.diagonal()).abs()
+    assert (off <= 5 * found.difference_errors).all()
+
+
+def test_axes_that_nothing_depends_on():
+    objective = function(lambda w: torch.cosh(w[1]), [0.3, 0.5])
+    alone = quadratic_model(objective, [E1])
+    assert alone.radius == math.inf
+    assert alone.second_differences.tolist() == [0.0]
+    both, live = quadratic_model(objective, [E1, E2]), quadratic_model(objective, [E2])
+    # A ray between the two changes the loss as much at a larger length.
+    assert both.radius == pytest.approx(live.radius, rel=RTOL)
+    assert both.curvatures.tolist()[0] == [0.0, 0.0]
+
+
+class Once(torch.autograd.Function):
+    """A tanh without a second derivative, as custom kernels are."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+class Custom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(Once.apply(self.first(x)))
+
+
+def test_without_double_backward():
+    model = Custom().double()
+    data = (torch.randn(48, 6).double(), torch.randint(0, 5, (48,)))
+    objective = Objective(model, data, criterion=nn.CrossEntropyLoss())
+    found = quadratic_model(objective, [random_direction(objective), gradient_direction(objective)])
+    torch.testing.assert_close(found.second_differences, found.curvatures.diagonal(), rtol=1e-5, atol=0)
+    assert "finite differences of the gradient" in found.note
+    assert "bends by" not in found.note
 
 
 def test_bad_input():

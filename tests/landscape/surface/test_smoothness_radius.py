@@ -103,7 +103,7 @@ def test_at_a_minimum_it_vanishes_and_says_so(dtype):
     f = objective_of(lambda w: torch.cosh(w[0] - 1) + (w[1] - 2) ** 2, [1.0, 2.0], dtype)
     found = gradient_normalised_smoothness(f, E1)
     assert found.radius == 0
-    assert found.note == "the gradient is zero within rounding, and with it this radius"
+    assert found.note == "the gradient is zero within rounding, and so is its smoothness radius"
 
 
 def test_bad_input():
