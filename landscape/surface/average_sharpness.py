@@ -11,11 +11,11 @@ not noise.
 The interval is Student's over the pairs after Hall's correction for skewness (x is nearly a quadratic form of normal
 numbers, skewed where a few eigenvalues are large), widened by the rounding of the loss.
 
-**Rounding** is measured: the largest |x| of further pairs with ``e_i`` of four units in the last place of ``w_i``,
-dealt among the others. There the loss is rounded as at any radius, also against its middle, whose one rounding error
-all pairs share; over less than a unit, errors would still be those of the middle. What the surface itself does over
-such a distance is far below what the arithmetic does. A radius is above round-off where rounding adds no more to the
-interval than sampling does, or than the accuracy that was asked for.
+**Rounding** is measured: the largest |x| of further pairs, dealt among the others, in which each weight moves by about
+the machine precision to the power 3/4, relative to itself. That is between the precision, over which the loss's
+rounding errors would still be those of its middle (whose one error all pairs share), and its square root, over which
+the surface itself would show. A radius is above round-off where rounding adds no more to the interval than sampling
+does, or than the accuracy that was asked for.
 
 **Kinks count.** Where they are many (ReLU on many samples), an average over a radius that reaches some of them sees the
 curvature in them, of either sign, which products with the Hessian pass over. On a small ReLU network with BatchNorm, of
@@ -49,7 +49,7 @@ from .weight_scales import scale_of
 
 __all__ = ["AverageSharpness", "average_sharpness"]
 
-_ULPS = (0.01, 4.0, 4.0, 4.0)  # of a weight, standard deviation of such perturbations; the first moves next to none
+_APART = (2.0, 0.75, 0.75, 0.75)  # powers of the precision that such perturbations are; the first moves nothing
 _MOST = 16  # pairs evaluated together
 
 
@@ -94,7 +94,10 @@ class AverageSharpness:
 
     @property
     def trace(self) -> Estimate | None:
-        """The trace's estimate at the smallest radius above round-off, where higher orders add least."""
+        """The trace's estimate at the smallest radius above round-off, where higher orders add least.
+
+        Of the loss as it is over that radius, kinks and all; see the ``note``.
+        """
         return None if self.smallest is None else self.traces[self.smallest]
 
     @property
@@ -188,7 +191,7 @@ class _Pairs:
     """Antithetic pairs of losses, less the loss in the middle.
 
     Attributes:
-        rounding: the largest |x| where the weights move by a few units in the last place, or one unit of the loss's.
+        rounding: the largest |x| where the weights move by hardly more than their precision, or one unit of the loss's.
     """
 
     def __init__(
@@ -203,9 +206,10 @@ class _Pairs:
             raise NonFiniteError(f"the loss is {self.loss} at the weights: there is nothing that it rises from")
         space = objective.space
         coarsest = max(torch.finfo(dtype).eps for dtype in space.dtypes)  # the loss is in the parameters' precision
-        self.rounding, self._ulp = coarsest * abs(self.loss), coarsest * parameters_at(objective, None).abs()
+        self.rounding, self._precision = coarsest * abs(self.loss), coarsest
+        self._sizes = parameters_at(objective, None).abs()
         fitting = default_memory(space.device) // (space.size * space.dtype.itemsize)
-        self._most = max(1, min(_MOST, fitting - len(_ULPS)))
+        self._most = max(1, min(_MOST, fitting - len(_APART)))
 
     def rises(self, count: int) -> Tensor:
         """x of so many further pairs at each radius, (R, count) float64."""
@@ -215,15 +219,16 @@ class _Pairs:
     def _some(self, k: int) -> Tensor:
         """x of k pairs, and as it were among them those that move the weights by rounding alone, (R, k)."""
         axes = [self._drawn(self._generator) * self._scales for _ in range(k)]
-        axes += [self._drawn(self._others) * (ulps * self._ulp) for ulps in _ULPS]
+        axes += [self._drawn(self._others) * (self._precision**power * self._sizes) for power in _APART]
         of_radii = [(i, s) for i in range(k) for s in self._radii.tolist()]
         of_rounding = [(i, 1.0) for i in range(k, len(axes))]
-        coordinates = torch.zeros(2, len(of_radii) + len(_ULPS), len(axes), dtype=torch.float64)
+        coordinates = torch.zeros(2, len(of_radii) + len(_APART), len(axes), dtype=torch.float64)
         for row, (axis, s) in enumerate(of_radii + of_rounding):
             coordinates[:, row, axis] = torch.tensor([s, -s], dtype=torch.float64)
-        x = self._evaluated(axes, coordinates.flatten(0, 1)).view(2, -1).mean(dim=0) - self.loss
-        self.rounding = max(self.rounding, float(x[-len(_ULPS) :].abs().max()))
-        return x[: -len(_ULPS)].view(k, -1).T
+        rises = self._evaluated(axes, coordinates.flatten(0, 1)).view(2, -1) - self.loss
+        x, in_the_middle = rises.mean(dim=0), rises[:, len(of_radii)]
+        self.rounding = max(self.rounding, float(x[len(of_radii) :].abs().max()), float(in_the_middle.abs().max()))
+        return x[: len(of_radii)].view(k, -1).T
 
     def _evaluated(self, axes: list[Tensor], coordinates: Tensor) -> Tensor:
         """The losses, in random order: how many points are evaluated at once changes, and rounding with it."""
