@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,22 +22,19 @@ from ..space import generator_for
 from .axes import checked_axes
 from .batch_statistics import resolved_statistics, statistics_at
 from .displaced import Displaced
-from .radius_search import largest_radius
+from .model_radius import model_radius
 from .results import Axis, QuadraticModel
 from .second_differences import SecondDifference, second_difference
 from .smoothness_radius import gradient_normalised_smoothness
 
 __all__ = ["quadratic_model"]
 
-_FURTHER = 2  # random directions within the slice, each both ways
 _BEYOND = 5.0  # times its error estimate: what a second difference is off by no more than, from truncation and rounding
 _WORTH_SAYING = 1e-3  # relative accuracy
-_ALLOWED = 4.0  # standard deviations of rounding that are no error of the model
 _MOVING = (
     "statistics are recomputed at each point, which products with the Hessian do not see: slopes and curvatures are "
     "differences of the loss"
 )
-_FAR = 1e3  # times the parameters: what holds so far holds everywhere
 
 
 def quadratic_model(
@@ -109,19 +106,17 @@ def quadratic_model(
         differences = [_difference(around, axis, bend, product, rounding) for axis, bend, product in sizes]
         if moving:
             slopes, curvatures = _from_losses(around, axes, differences)
-        slice_ = _Slice(around, axes, slopes, curvatures, rounding)
-        radius = largest_radius(
-            slice_.ratio(_rays(slice_.gram, generator), error),
-            min(d.step * axis.norm for d, axis in zip(differences, axes, strict=True)),
-            _FAR * max(around.length, *(axis.norm for axis in axes)),
+        start = min(d.step * axis.norm for d, axis in zip(differences, axes, strict=True))
+        radius, note = model_radius(
+            around, axes, slopes, curvatures, error=error, rounding=rounding, start=start, generator=generator
         )
-        notes = [A.note, *_disagreements(A, axes, curvatures, products, differences), slice_.unseen(error)]
+        notes = [A.note, *_disagreements(A, axes, curvatures, products, differences), note]
         matvecs, smoothness = len(axes), math.nan
         if moving:
             notes.append(_MOVING)
         else:
-            start = radius if 0 < radius < math.inf else None
-            smooth = gradient_normalised_smoothness(objective, axes, curvature=A, error=error, start=start)
+            first = radius if 0 < radius < math.inf else None
+            smooth = gradient_normalised_smoothness(objective, axes, curvature=A, error=error, start=first)
             matvecs, smoothness = matvecs + smooth.matvecs, smooth.radius
             notes.append(smooth.note)
     return QuadraticModel(
@@ -170,75 +165,6 @@ def _difference(around: Displaced, axis: Axis, bend: float, product: float, roun
     noise = min(max(share, torch.finfo(torch.float64).eps), 1.0) ** 0.25
     first = math.sqrt(3 * (rounding or 1e-16 * scale) / (noise * scale))
     return second_difference(lambda h: around.loss(h * axis.vector), around.center, rounding, first)
-
-
-class _Slice:
-    """The loss and its model within the span of the axes."""
-
-    def __init__(
-        self, around: Displaced, axes: Sequence[Axis], slopes: Tensor, curvatures: Tensor, rounding: float
-    ) -> None:
-        self.around, self.slopes, self.C, self.rounding = around, slopes, curvatures, rounding
-        self.vectors = torch.stack([axis.vector for axis in axes])
-        D = self.vectors.double()
-        self.gram = (D @ D.T).cpu()
-        self.size = _absolute(curvatures, self.gram)
-        self._left: Tensor | None = None  # coordinates at which the model was left, the last time
-
-    def ratio(self, rays: Tensor, error: float) -> Callable[[float], float]:
-        """Of a radius: the model's error on the rays (R, k), relative to what is allowed."""
-        worst_first = list(rays)
-
-        def at(r: float) -> float:
-            largest = 0.0
-            for i, ray in enumerate(worst_first):
-                largest = max(largest, self._at(r * ray, error))
-                if not largest <= 1:
-                    worst_first.insert(0, worst_first.pop(i))  # at other radii it is likely to be this one
-                    self._left = r * ray
-                    break
-            return largest
-
-        return at
-
-    def unseen(self, error: float) -> str:
-        """Says so where the model was left as soon as that could be told from rounding."""
-        if self._left is None or self._allowed(self._left, error) > _ALLOWED * self.rounding:
-            return ""
-        return "the loss leaves the model as soon as that can be told from rounding: the radius is at most as given"
-
-    def _at(self, c: Tensor, error: float) -> float:
-        loss, center = self.around.loss(c.to(self.vectors) @ self.vectors), self.around.center
-        rounding = _ALLOWED * self.rounding * max(1.0, abs(loss / center) if center else 1.0)
-        off = abs(loss - center - float(self.slopes @ c + c @ self.C @ c / 2)) - rounding
-        if not math.isfinite(off):
-            return math.inf
-        allowed = self._allowed(c, error)
-        return 0.0 if off <= 0 else off / allowed if allowed > 0 else math.inf
-
-    def _allowed(self, c: Tensor, error: float) -> float:
-        return error * float((self.slopes @ c).abs() + c @ self.size @ c / 2)
-
-
-def _absolute(C: Tensor, gram: Tensor) -> Tensor:
-    """C with its eigenvalues' absolute values, eigenvectors at right angles as parameters and not as coordinates."""
-    L = torch.linalg.cholesky(gram)
-    inner = torch.linalg.solve_triangular(L, torch.linalg.solve_triangular(L, C, upper=False).T, upper=False)
-    values, vectors = torch.linalg.eigh(inner)
-    W = L @ vectors
-    return (W * values.abs()) @ W.T
-
-
-def _rays(gram: Tensor, generator: torch.Generator) -> Tensor:
-    """Coordinates (R, k) of displacements of length 1: both ways along the axes and along random directions."""
-    k = len(gram)
-    rays = torch.diag(gram.diagonal().rsqrt())
-    if k > 1:
-        z = torch.randn(_FURTHER, k, generator=generator, device=generator.device).cpu().double()
-        z = z / z.norm(dim=1, keepdim=True)
-        further = torch.linalg.solve_triangular(torch.linalg.cholesky(gram).T, z.T, upper=True).T
-        rays = torch.cat([rays, further])
-    return torch.cat([rays, -rays])
 
 
 def _disagreements(
