@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..objective import Objective
-from .permutations import HiddenUnits, evaluated_at, traced
 from .unit_algebra import Units, positions, renewed, resolved
+from .unit_groups import HiddenUnits
+from .unit_passes import evaluated_at, traced
 from .weight_matching import best_order
 
 __all__ = ["match_activations"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .permutations import HiddenUnits
+from .unit_groups import HiddenUnits
 from .weight_matching import match_weights
 
 __all__ = ["match_many"]

@@ -16,10 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..elsewhere import elsewhere
 from ..errors import SettingError
 from ..objective import Objective
-from .batch_statistics import normalisation_layers, statistics_at
 from .carried import Carried
 from .evaluation import evaluate_at
 from .finite_points import finite_state_at
@@ -27,6 +25,7 @@ from .many_alignment import match_many
 from .metrics import Metrics
 from .paths import barrier_matrix
 from .permutations import hidden_units
+from .point_statistics import statistics_for
 from .points import Point
 
 __all__ = ["Merged", "merge"]
@@ -168,7 +167,8 @@ def merge(
     values = {name: torch.stack([row[name] for row in rows[:-1]]) for name in rows[0]}
     merged = {name: float(value) for name, value in rows[-1].items()}
     barriers = {name: merged[name] - float(w @ values[name]) for name in merged}
-    _take_statistics(objective, mean, statistics)
+    if statistics == "recomputed":
+        mean |= statistics_for(objective, objective.space.unflatten(_vector(objective, mean)))
     return Merged(
         vector=_vector(objective, mean),
         state=mean,
@@ -228,19 +228,6 @@ def _evaluated(
         carried.write(0.0)
         found = evaluate_at(objective, [_vector(objective, state)], metrics=metrics, statistics=statistics)
     return {name: value[0] for name, value in found.items()}
-
-
-def _take_statistics(objective: Objective, state: dict[str, Tensor], statistics: str) -> None:
-    """Give the merged state the running statistics that it was evaluated with."""
-    values = objective.space.unflatten(_vector(objective, state))
-    if statistics != "recomputed":
-        return
-    with elsewhere(objective, values), statistics_at(objective, statistics):
-        for name, layer in normalisation_layers(objective).items():
-            for key in ("running_mean", "running_var"):
-                value = layer._buffers[key]
-                if value is not None:
-                    state[f"{name}.{key}".lstrip(".")] = value.detach().clone()
 
 
 def _vector(objective: Objective, state: Mapping[str, Tensor]) -> Tensor:

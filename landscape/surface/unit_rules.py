@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .unit_algebra import Chain, Index, Product, Units, cut, fix, regroup
 
-__all__ = ["Trace", "rule_for"]
+__all__ = ["Rule", "Trace", "free", "keeps_equal", "rule_for"]
 
 
 class Trace(Protocol):
@@ -54,6 +54,11 @@ def rule_for(name: str, pointwise: bool) -> Rule | None:
     return functools.partial(_spatial, int(sliding[2]))
 
 
+def keeps_equal(rule: Rule | None) -> bool:
+    """Whether of operands with equal entries (zeros) it makes such."""
+    return rule is free or rule in _KEEP_EQUAL
+
+
 # --------------------------------------------------------------------------- entry by entry
 
 
@@ -85,7 +90,16 @@ def _same(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]
     return [trace.of(next(iter(a.values())))] * len(out)
 
 
-def _free(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]]:
+def _random(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]]:
+    """Independent draws, for which any order is as likely."""
+    return _same(trace, a, out)
+
+
+def _pointwise_with_buffer(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]]:
+    return _pointwise(trace, a, out)[:1]
+
+
+def free(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]]:
     """All entries are equal, so any order is the same."""
     return [[Units(size) for size in t.shape] for t in out]
 
@@ -96,6 +110,11 @@ def _free(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]
 def _view(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]] | None:
     found = regroup(trace.of(a["self"]), out[0].shape)
     return None if found is None else [found]
+
+
+def _restrided(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]] | None:
+    """Of the same shape: kernels give dimensions of size 1 another stride."""
+    return [trace.of(a["self"])] if tuple(a["size"]) == tuple(a["self"].shape) else None
 
 
 def _transpose(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]]:
@@ -345,9 +364,14 @@ def _table(*pairs: tuple[str, Rule]) -> dict[str, Rule]:
 _RULES: dict[str, Rule] = _table(
     ("view reshape _unsafe_view _reshape_alias unsqueeze squeeze flatten unflatten alias", _view),
     ("detach clone _to_copy contiguous lift_fresh lift_fresh_copy _softmax _safe_softmax _log_softmax", _same),
-    ("softmax log_softmax logit native_dropout bernoulli rand_like randn_like fill zero", _same),
-    ("zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty", _free),
-    ("scalar_tensor", _free),
+    ("softmax log_softmax logit fill zero", _same),
+    ("native_dropout bernoulli rand_like randn_like", _random),
+    # Entry by entry, which torch does not say of them.
+    ("hardswish _prelu_kernel copy masked_fill rsub floor_divide special_erf where __and__ __or__", _pointwise),
+    ("log_sigmoid_forward", _pointwise_with_buffer),
+    ("as_strided", _restrided),
+    ("zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty", free),
+    ("scalar_tensor", free),
     ("t transpose numpy_T", _transpose),
     ("permute", _permute),
     ("expand", _expand),
@@ -378,3 +402,5 @@ _RULES: dict[str, Rule] = _table(
     ("embedding", _embedding),
     ("index_select", _index_select),
 )
+
+_KEEP_EQUAL = (_pointwise, _same, _view, _transpose, _permute, _expand, _repeat, _select, _slice, _split)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .unit_algebra import Index, Units, fix, leaves, unify
-from .unit_rules import rule_for
+from .unit_rules import Rule, free, keeps_equal, rule_for
 
 __all__ = ["Reading", "UnitTrace"]
 
@@ -28,7 +28,8 @@ class UnitTrace(TorchDispatchMode):
     """Everything that torch computes under it is followed.
 
     Below autograd and below every wrapper, so that functions, modules, custom autograd functions and control flow are
-    all the same to it.
+    all the same to it. What nothing of the outputs depends on is not followed: a state that is returned and not used
+    would tie the units of layers to each other.
 
     Args:
         state: the tensors whose dimensions are asked about, by name; all others (data) have an order that is fixed.
@@ -37,6 +38,7 @@ class UnitTrace(TorchDispatchMode):
     Attributes:
         indices: of every named tensor, one per dimension.
         readings: where units are summed over: what the next layer reads of them.
+        unused: named tensors that nothing of the outputs depends on.
         fixed_by: per operation that has no rule, or pairs what cannot be paired, the units whose order it fixed.
     """
 
@@ -44,9 +46,13 @@ class UnitTrace(TorchDispatchMode):
         super().__init__()
         self.indices: dict[str, list[Index]] = {}
         self.readings: list[Reading] = []
+        self.unused: list[str] = []
         self.fixed_by: dict[str, list[Units]] = {}
         self._seen: dict[int, tuple[Tensor, list[Index]]] = {}  # with the tensor, so that no id comes twice
         self._from_data: set[int] = set()
+        self._named = {name: id(tensor) for name, tensor in state.items()}
+        self._equal: set[int] = set()  # tensors with equal entries: a state of zeros that recurrent layers start from
+        self._operations: list[_Operation] = []
         self._name = ""
         for name, tensor in state.items():
             if id(tensor) not in self._seen:
@@ -88,36 +94,89 @@ class UnitTrace(TorchDispatchMode):
         return [name for name, fixed in self.fixed_by.items() if any(asked & {*leaves(units)} for units in fixed)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and follow it."""
+        """Run an operation, and remember it."""
+        before = torch.ops.aten.alias(args[0]) if torch.Tag.inplace_view in func.tags else None
         out = func(*args, **(kwargs or {}))
-        self._follow(func, args, kwargs or {}, out)
+        results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        if before is not None:  # the tensor has another shape from here on: what was done to it was done to ``before``
+            self._operations = [operation.of(before, args[0]) for operation in self._operations]
+            args = (before, *args[1:])
+        if results:
+            operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            self._operations.append(_Operation(func, args, kwargs or {}, operands, results))
         return out
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        if not results:
-            return
+    def finish(self, outputs: Any) -> None:
+        """Follow what the outputs depend on; they keep their order. Call it after the pass."""
+        wanted = {id(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)}
+        needed = []
+        for operation in reversed(self._operations):
+            if operation.in_place or any(id(t) in wanted for t in operation.results):
+                wanted |= {id(t) for t in operation.operands}
+                needed.append(operation)
+        self.unused = [name for name, of in self._named.items() if of not in wanted]
+        written = {_storage(t) for operation in needed if operation.in_place for t in operation.operands}
+        for operation in reversed(needed):
+            self._follow(operation, written)
+        self._operations.clear()
+        self.fix_all(outputs)
+
+    def _follow(self, operation: _Operation, written: set[int]) -> None:
+        func, args, kwargs, operands, results = operation
         self._name = func.overloadpacket.__name__
-        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         for t in operands:
             self.of(t)  # data that is met for the first time is data also where an operation returns it
         rule = rule_for(self._name, torch.Tag.pointwise in func.tags)
-        found = None if rule is None else rule(self, _by_name(func, args, kwargs), results)
-        shapes = [[index.size for index in indices] for indices in found or ()]
-        if found is None or shapes != [list(t.shape) for t in results[: len(shapes)]]:
-            found = []
-            free = self.fix_all(operands)
-            if free:
-                self.fixed_by.setdefault(self._name, []).extend(free)
-        of_data = not operands or any(id(t) in self._from_data for t in operands)
+        equal = keeps_equal(rule) and all(id(t) in self._equal for t in operands)
+        if equal and not any(_storage(t) in written for t in results):
+            self._equal |= {id(t) for t in results}
+            rule = free
+        found = self._apply(rule, _by_name(func, args, kwargs), results)
+        if found is None:
+            news = self.fix_all(operands)
+            if news:
+                self.fixed_by.setdefault(self._name, []).extend(news)
+        of_data = not (operands or equal) or any(id(t) in self._from_data for t in operands)
         for i, t in enumerate(results):
-            indices: list[Index] = [Units(size, fixed=True) for size in t.shape] if i >= len(found) else found[i]
-            if any(t is operand for operand in operands):  # in place: views of it share its indices
+            indices: list[Index] = [Units(size, fixed=True) for size in t.shape]
+            if found is not None and i < len(found):
+                indices = found[i]
+            if operation.in_place and len(self.of(t)) == len(indices):  # views of it share its indices
                 for index, old in zip(indices, self.of(t), strict=True):
                     self.pair(index, old)
             self._seen[id(t)] = t, indices
             if of_data:
                 self._from_data.add(id(t))
+
+    def _apply(self, rule: Rule | None, arguments: dict[str, Any], results: list[Tensor]) -> list[list[Index]] | None:
+        """What a rule says of the results; None where there is none, or this is a case that it was not made for."""
+        try:
+            found = None if rule is None else rule(self, arguments, results)
+        except (IndexError, KeyError, TypeError, ValueError):
+            return None
+        shapes = [[index.size for index in indices] for indices in found or ()]
+        return found if shapes == [list(t.shape) for t in results[: len(shapes)]] else None
+
+
+class _Operation(NamedTuple):
+    func: Any
+    args: Any
+    kwargs: Any
+    operands: list[Tensor]
+    results: list[Tensor]
+
+    def of(self, tensor: Tensor, instead: Tensor) -> _Operation:
+        """The same operation, of one tensor instead of another."""
+        return _Operation(*tree_map(lambda item: tensor if item is instead else item, tuple(self)))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a result is one of the operands."""
+        return any(t is operand for t in self.results for operand in self.operands)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _by_name(func: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..space import generator_for
-from .permutations import HiddenUnits, UnitGroup
 from .unit_algebra import Units, leaves, positions, rows
+from .unit_groups import HiddenUnits, UnitGroup
 
 __all__ = ["Matching", "best_order", "match_weights"]
 

@@ -111,3 +111,39 @@ class Transformer(nn.Module):
 @net
 def transformer() -> tuple[nn.Module, Tensor]:
     return Transformer(), torch.randint(13, (5, 6))
+
+
+class Recurrent(nn.Module):
+    """Two recurrent layers of two kinds, whose last state is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTM(3, 5, num_layers=2, batch_first=True), nn.GRU(5, 4, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x)[0])[0][:, -1])
+
+
+@net
+def recurrent() -> tuple[nn.Module, Tensor]:
+    return Recurrent(), torch.randn(8, 4, 3)
+
+
+class Normed(nn.Module):
+    """Weights that are computed: of a norm and a direction, and of two factors of low rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
+        self.left, self.right = nn.Parameter(torch.randn(6, 3)), nn.Parameter(torch.randn(3, 6))
+        self.slope, self.c = nn.PReLU(6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.slope(self.a(x))
+        return self.c(F.hardswish(x + x @ self.left @ self.right))
+
+
+@net
+def computed() -> tuple[nn.Module, Tensor]:
+    return Normed(), torch.randn(8, 4)

@@ -38,6 +38,8 @@ def test_groups_of_a_residual_network() -> None:
         ("conv", [6, 7]),
         ("bottleneck", [2, 3, 8]),  # two groups of three channels, normalised as such; the gate's halves together
         ("dense", [5, 6, 7]),
+        ("recurrent", [4, 5, 5]),
+        ("computed", [3, 6]),
         # The stream, and per layer heads, their coordinates and the MLP. A packed projection has query, key and value
         # side by side in one dimension, so that they share the order of coordinates.
         ("transformer", [2, 2, 4, 4, 8, 12, 12]),
@@ -161,3 +163,37 @@ def test_a_loss_that_hides_the_outputs() -> None:
     y = torch.randn(11, 2)
     objective = Objective(model, (x, y), loss_fn=lambda m, batch: (m(batch[0]) - batch[1]).square().mean())
     assert sorted(group.size for group in hidden_units(objective).groups) == [5, 6, 7]
+
+
+class Auxiliary(nn.Module):
+    """With a second head that is used in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.other = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.b(x) + self.other(x) if self.training else self.b(x)
+
+
+def test_what_the_outputs_do_not_depend_on_is_said() -> None:
+    found = hidden_units(objective_of(Auxiliary(), torch.randn(7, 4)))
+    assert [group.size for group in found.groups] == [6]
+    assert "do not depend on other.weight, other.bias" in found.note
+
+
+def test_an_untrained_deep_network_is_tried_where_its_signal_lives() -> None:
+    # With statistics that nothing was normalised by, the outputs of 40 layers are their last bias.
+    torch.manual_seed(0)
+    layers = [layer for _ in range(40) for layer in (nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(6, 2))
+    found = hidden_units(objective_of(model.eval(), torch.randn(9, 6)))
+    assert len(found.groups) == 40 and found.note == ""
+    wrong = {"wrong": [("0.weight", 0), ("0.bias", 0)]}
+    assert hidden_units(objective_of(model, torch.randn(9, 6)), spec=wrong).groups == ()
+
+
+def test_a_trial_that_shows_nothing_is_said() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Threshold(1e9, 0.5), nn.Linear(4, 2))
+    assert "says little" in hidden_units(objective_of(model, torch.randn(5, 3))).note
