@@ -28,10 +28,10 @@ __all__ = ["plot_trajectory"]
 
 PROBE = "trajectory"
 HEIGHTS = (2.6, 1.2, 1.0)
-MOST_MARKERS = 60
+MOST_MARKERS = 40
 ERRORS = 1.96  # standard errors on each side
 NOTHING = "no trajectory recorded"
-COLOURS = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.9, 256)))  # its end is too pale on white
+COLOURS = ListedColormap(colormaps["viridis"](np.linspace(0.15, 0.9, 256)))  # its ends vanish on black, on white
 
 
 def plot_trajectory(
@@ -135,14 +135,15 @@ def _draw_map(ax: Axes, path: WeightTrajectory, *, own: bool) -> None:
         linewidths=1.6, capstyle="round", zorder=3, gid="path",
     )  # fmt: skip
     ax.add_collection(pieces)
+    ax.plot(*at.T[:2], color=MUTED, linewidth=2.8, alpha=0.5, solid_capstyle="round", zorder=2.5, gid="rim")
     if errors[:, :2].any():
-        shown = np.unique(np.linspace(0, len(at) - 1, MOST_MARKERS // 2).astype(int))
+        shown = np.unique(np.linspace(0, len(at) - 1, 30).astype(int))
         ax.errorbar(
             at[shown, 0], at[shown, 1], xerr=errors[shown, 0], yerr=errors[shown, 1], fmt="none", ecolor=MUTED,
             elinewidth=0.7, alpha=0.7, zorder=2,
         )  # fmt: skip
     if len(at) <= MOST_MARKERS:
-        ax.scatter(at[:, 0], at[:, 1], c=steps, norm=scale, cmap=COLOURS, s=9, linewidths=0, zorder=3.5, gid="points")
+        ax.scatter(at[:, 0], at[:, 1], c=steps, norm=scale, cmap=COLOURS, s=16, linewidths=0, zorder=3.5, gid="points")
     for index, marker, word in ((0, "o", "start"), (len(at) - 1, "s", "end")):
         ax.plot(
             *at[index, :2], linestyle="none", marker=marker, markersize=7, markerfacecolor=PAPER, markeredgecolor=INK,
@@ -256,7 +257,7 @@ def _draw_curve(ax: Axes, steps: np.ndarray, rows: np.ndarray, colour: str, dash
     value, low, high = rows
     ax.plot(
         steps, value, color=colour, linestyle=dash, linewidth=1.3, label=label, gid=gid, zorder=3,
-        marker="o" if len(steps) <= MOST_MARKERS // 2 else None, markersize=2.8,
+        marker="o" if len(steps) <= MOST_MARKERS else None, markersize=2.8,
     )  # fmt: skip
     if (high > low).any():
         ax.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2, gid=f"{gid}-band")
