@@ -293,8 +293,14 @@ class Objective:
         of the user's objects are put back here and not at the end of the isolation, since a probe, which
         runs inside that, may write on them.
         """
+        with unchanged(self.model, self.also), self.single_pass(index, content, mask) as batch:
+            yield batch
+
+    @contextlib.contextmanager
+    def single_pass(self, index: int, content: Any = None, mask: int = 0) -> Iterator[Any]:
+        """An `evaluation` that does not put the modules' state back, for a pass that is seen to leave it alone."""
         content = self.batches[index].content if content is None else content
-        with unchanged(self.model, self.also), preserved_objects(self._objects):
+        with preserved_objects(self._objects):
             reseed(hash((self.seed, self._mask_seed, index, mask)) % 2**63, self._generators)
             with torch.autocast(self.space.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 yield copied(content)

@@ -98,8 +98,12 @@ class Engine:
 
     def _compared(self, coordinates: Tensor) -> Tensor:
         """Both ways."""
-        found = torch.cat([self._clocked(row, 0) for row in coordinates.split(1)])
         assert self._batched is not None
+        most = self._batched.fitting(self._plain.bytes_of_one())
+        if most < _SIZES[0] and self._chunk is None:
+            self._give_up(f"{_SIZES[0]} points together take too much memory")
+            return self._alone(coordinates)
+        found = torch.cat([self._clocked(row, 0) for row in coordinates.split(1)])
         try:
             again = self._batched(coordinates)
         except Exception as error:  # torch's own kinds are many
@@ -109,8 +113,7 @@ class Engine:
         if worst > _CLOSE:
             self._give_up(f"vectorised, values differ by {worst:.2g}")
             return found
-        most = self._batched.fitting(self._plain.bytes_of_one())
-        self._sizes = [self._chunk] if self._chunk else [s for s in _SIZES if s <= most] or [most]
+        self._sizes = [self._chunk] if self._chunk else [s for s in _SIZES if s <= most]
         return found
 
     def _tried(self, coordinates: Tensor) -> Tensor:

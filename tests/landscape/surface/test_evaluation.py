@@ -284,6 +284,28 @@ def test_one_by_one_holds_one_point_besides_origin_and_axes(monkeypatch: pytest.
     assert sum(made) == objective.space.size
 
 
+class Moody(nn.Linear):
+    """Remembers how often it was called far from where it began, and computes something else then."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(self.weight.detach().norm()) > 1.0:
+            self.calls += 1
+        return super().forward(x) * (1 + self.calls)
+
+
+def test_a_model_whose_state_changes_away_from_the_centre_only() -> None:
+    torch.manual_seed(0)
+    model = Moody(4, 3)
+    model.weight.data.div_(2 * model.weight.data.norm())
+    objective = Objective(model, batches_of(33), criterion=nn.CrossEntropyLoss())
+    axes, C = directions(objective, size=1.0), near_zero(40, 2)
+    found = evaluate(objective, None, axes, C)["loss"]
+    torch.testing.assert_close(found, written_in(objective, axes, C), rtol=1e-5, atol=0)
+    assert model.calls == 0
+
+
 # --------------------------------------------------------------------------- bad input
 
 
