@@ -20,12 +20,12 @@ ENGINES = ("auto", "one by one", "batched")
 _TRIED = 3  # points evaluated both ways
 _CLOSE = 1e-5  # relative
 _FEW = 12  # points: fewer do not repay a trial
-_SIZES = (4, 16, 64, 256, 1024)  # points at once that are tried, as long as it gets faster
+_SIZES = (4, 16, 64, 256, 1024)  # points at once that are tried, as long as it gets faster; the first where one is slow
 _SIMPLER = 1.05  # batches must be this much faster
 _HOPELESS = 2.0  # times slower, where launches do not explain it: larger batches are not tried
 _LAUNCHES = 5e-3  # seconds: what a pass takes of them at most
-_CALLS = 3  # at each size, of which the fastest counts
-_WORSE = 1.25  # times slower than a smaller batch: larger ones are not tried
+_CALLS = 2  # at each size, of which the fastest counts
+_GAIN = 1.1  # times faster than a smaller batch, for larger ones to be tried
 _LONG = 0.02  # seconds: a call that takes longer is not repeated
 
 
@@ -113,7 +113,8 @@ class Engine:
         if worst > _CLOSE:
             self._give_up(f"vectorised, values differ by {worst:.2g}")
             return found
-        self._sizes = [self._chunk] if self._chunk else [s for s in _SIZES if s <= most]
+        first = _SIZES[1] if self._seconds[0] < _LAUNCHES and most >= _SIZES[1] else _SIZES[0]
+        self._sizes = [self._chunk] if self._chunk else [s for s in _SIZES if first <= s <= most]
         return found
 
     def _tried(self, coordinates: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class Engine:
             return found
         self._calls, self._sizes = 0, self._sizes[1:]
         smaller = min((s for n, s in self._seconds.items() if 0 < n < size), default=math.inf)
-        if not self._sizes or each > _WORSE * smaller or (each > _HOPELESS * plain and plain > _LAUNCHES):
+        if not self._sizes or each * _GAIN > smaller or (each > _HOPELESS * plain and plain > _LAUNCHES):
             self._choose()
         return found
 
