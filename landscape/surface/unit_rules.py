@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .unit_algebra import Chain, Index, Product, Units, cut, fix, regroup
 
-__all__ = ["Rule", "Trace", "free", "keeps_equal", "rule_for"]
+__all__ = ["Trace", "free", "keeps_equal", "rule_for"]
 
 
 class Trace(Protocol):
@@ -240,7 +240,7 @@ def _bmm(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]]
 
 
 def _mv(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]]:
-    x, y = (a["mat"], a["vec"]) if "mat" in a else (a["self"], a["vec"] if "vec" in a else a["tensor"])
+    x, y = (a["mat"], a["vec"]) if "mat" in a else (a["self"], a.get("vec", a.get("tensor", a.get("other"))))
     trace.contract(x, -1, y, -1)
     added = [(trace.of(a["self"]), a["self"].shape)] if "mat" in a else []
     return [_broadcast(trace, [(trace.of(x)[:-1], out[0].shape), *added], out[0].shape)]
@@ -388,7 +388,7 @@ _RULES: dict[str, Rule] = _table(
     ("bmm baddbmm", _bmm),
     ("mv addmv dot vdot", _mv),
     ("linear", _linear),
-    ("convolution", _convolution),
+    ("convolution _convolution", _convolution),
     ("sum mean var std var_mean std_mean amax amin aminmax logsumexp norm linalg_vector_norm prod any all", _reduction),
     ("count_nonzero nansum nanmean max min median", _place_in_a_dimension),
     ("argmax argmin mode kthvalue nanmedian", _place_in_a_dimension),

@@ -121,22 +121,34 @@ class _Ascent:
             self._apply(group, torch.randperm(group.size, generator=generator))
 
     def layer_by_layer(self) -> None:
-        """Match each group on those of its entries whose other units are matched already."""
+        """Match each group on those of its entries whose other units are matched already.
+
+        Where there is none left, two groups wait for each other in one dimension, as attention heads and their
+        coordinates do: one of them is matched by its entries in the order of their size, which knows nothing of the
+        other's order.
+        """
         open_groups = list(self.groups)
         while open_groups:
             waiting = {group.units for group in open_groups}
-            ready = (g for g in open_groups if self._settled(g, waiting))
-            group = next(ready, open_groups[0])
-            entries = self._settled(group, waiting) or self.entries[group.name]
-            self._apply(group, best_order(self._similarity(entries)))
+            settled = {group.name: self._settled(group, waiting) for group in open_groups}
+            alone = {group.name: self._settled(group, waiting, beside=True) for group in open_groups}
+            group = next((g for g in open_groups if settled[g.name]), None)
+            if group is not None:
+                similarity = self._similarity(settled[group.name])
+            else:
+                group = next((g for g in open_groups if alone[g.name]), open_groups[0])
+                similarity = self._similarity(alone[group.name] or self.entries[group.name], ranked=True)
+            self._apply(group, best_order(similarity))
             open_groups.remove(group)
 
-    def _settled(self, group: UnitGroup, waiting: set[Units]) -> list[tuple[str, int, Tensor]]:
+    def _settled(self, group: UnitGroup, waiting: set[Units], *, beside: bool = False) -> list[tuple[str, int, Tensor]]:
+        """A group's entries in tensors whose other units do not wait, those ``beside`` it in its dimension excepted."""
         others = waiting - {group.units}
         return [
-            entry
-            for entry in self.entries[group.name]
-            if self.A[entry[0]].ndim > 1 and not others & {u for i in self.indices[entry[0]] for u in leaves(i)}
+            (n, dim, where)
+            for n, dim, where in self.entries[group.name]
+            if self.A[n].ndim > 1
+            and not any(others & {*leaves(i)} for d, i in enumerate(self.indices[n]) if not (beside and d == dim))
         ]
 
     def ascend(self, iterations: int, generator: torch.Generator) -> tuple[int, bool]:
@@ -168,14 +180,20 @@ class _Ascent:
         self.B, self.orders = before, orders
         return False
 
-    def _similarity(self, entries: Sequence[tuple[str, int, Tensor]]) -> Tensor:
-        """(n, n) inner products of what units of the first have with what those of the second have."""
+    def _similarity(self, entries: Sequence[tuple[str, int, Tensor]], *, ranked: bool = False) -> Tensor:
+        """(n, n) inner products of what units of the first have with what those of the second have.
+
+        Args:
+            entries: (tensor, dimension, positions) to take.
+            ranked: with what a unit has along the dimension in order of size.
+        """
         terms = []
         for n, dim, where in entries:
-            mine, others = (
-                T.movedim(dim, 0).index_select(0, where.flatten()).reshape(len(where), -1)
+            both = [
+                T.movedim(dim, 0).index_select(0, where.flatten()).reshape(*where.shape, -1)
                 for T in (self.A[n], self.B[n])
-            )
+            ]
+            mine, others = (T.sort(dim=1).values.flatten(1) if ranked else T.flatten(1) for T in both)
             terms.append(mine @ others.T)
         return torch.stack(terms).sum(dim=0)
 

@@ -147,3 +147,23 @@ class Normed(nn.Module):
 @net
 def computed() -> tuple[nn.Module, Tensor]:
     return Normed(), torch.randn(8, 4)
+
+
+class Grouped(nn.Module):
+    """A convolution in twelve groups of three channels between others, beside a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 7, 3, padding=1)
+        self.narrow, self.grouped, self.wide = nn.Conv2d(7, 36, 1), nn.Conv2d(36, 36, 3, groups=12), nn.Conv2d(36, 7, 1)
+        self.head = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x[:, :, 1:-1, 1:-1] + self.wide(self.grouped(self.narrow(x).relu()).relu())
+        return self.head(x.mean(dim=(2, 3)))
+
+
+@net
+def grouped() -> tuple[nn.Module, Tensor]:
+    return Grouped(), torch.randn(7, 1, 6, 6)

@@ -40,6 +40,7 @@ def test_groups_of_a_residual_network() -> None:
         ("dense", [5, 6, 7]),
         ("recurrent", [4, 5, 5]),
         ("computed", [3, 6]),
+        ("grouped", [3, 3, 7, 12]),
         # The stream, and per layer heads, their coordinates and the MLP. A packed projection has query, key and value
         # side by side in one dimension, so that they share the order of coordinates.
         ("transformer", [2, 2, 4, 4, 8, 12, 12]),
