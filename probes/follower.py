@@ -7,8 +7,6 @@ import copy
 import dataclasses
 import math
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +19,9 @@ from losscope.landscape.isolation import LIVE
 from losscope.landscape.stability import Threshold, loss_family, outputs_per_sample
 
 from .budget import Budget
+from .checkpoint import Room
+from .guard import Guard, say
+from .memory import Memory
 from .midpoint import Midpoint, MidpointWatch
 from .oscillation import OscillationWatch
 from .player import Player
@@ -30,7 +31,7 @@ from .run import Run
 from .schedule import Schedule
 from .seen import SeenCurvature
 from .skipped import SkippedUpdates
-from .snapshot import Memory, Snapshot
+from .snapshot import Snapshot
 from .update import Update
 
 __all__ = ["Follower"]
@@ -69,7 +70,7 @@ class Follower:
         self.player, self.objective, self.probes = player, objective, list(probes)
         self.step = first_step
         self._schedule, self._emit, self._tell = schedule, emit, tell
-        self._budget, self._raise_errors, self._seed = budget, raise_errors, seed
+        self._budget, self._seed = budget, seed
         self._memory = Memory()
         self._pending: list[Probe] = []
         self._copy: dict[nn.Parameter, Tensor] | None = None
@@ -78,17 +79,46 @@ class Follower:
         self._midpoint: MidpointWatch | None = None
         self._first_step, self._made = first_step, False
         self._skips, self._skips_told = SkippedUpdates(player.scaler), -1
-        self._warned: set[str] = set()
-        self._facts_told = False
+        self.guarded = Guard(player.name, lambda: self.step, raise_errors=raise_errors)
+        self._facts_told = self._modes_compared = False
         self._gradient: Tensor | None = None
         self._selection = player.signature()
         self._outside = self._outside_versions()
 
     def recall(self, run: Run) -> None:
         """Let the probes take up what an earlier part of this run has left."""
-        for probe in self.probes:
+        for probe in (probe for probe in self.probes if probe.name not in self._memory.kept):
             with self.guarded(probe.name):
                 probe.recall(run, self.player.name, self._memory)
+
+    def state_dict(self, room: Room) -> dict[str, Any]:
+        """Where the player stands, and what its next measurements start from; see `Watch.state_dict`."""
+        kept = {probe.name: probe.state_dict(self._memory, room) for probe in self.probes}
+        state = {
+            "step": self.step, "first_step": self._first_step, "made": self._made, "skips": self._skips.state_dict(),
+            "pending": [probe.name for probe in self._pending], "parameters": self.player.identity(self.objective),
+            "memory": self._memory.state_dict(room), "kept": {name: k for name, k in kept.items() if k is not None},
+        }  # fmt: skip
+        begun = {"oscillations": [w.state_dict() for w in self._oscillations]}
+        begun["midpoint"] = [] if self._midpoint is None else [self._midpoint.state_dict()]
+        return state | {name: watches for name, watches in begun.items() if room.takes(watches)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; warm starts of other parameters than those that train now are left out."""
+        self.step, self._first_step, self._made = state["step"], state["first_step"], state["made"]
+        self._skips.load_state_dict(state["skips"])
+        self._pending = [probe for probe in self.probes if probe.name in state["pending"]]
+        if state["parameters"] != self.player.identity(self.objective):
+            return
+        self._memory.load_state_dict(state["memory"], self.objective)
+        for probe in self.probes:
+            if probe.name in state["kept"]:
+                probe.load_state_dict(state["kept"][probe.name], self._memory, self.objective)
+        measured, moved = list(self.objective.parameters.values()), self.player.moved
+        self._oscillations = [OscillationWatch.from_state(w, measured) for w in state.get("oscillations", ())]
+        for watch in state.get("midpoint", ()):
+            if [p.shape for p in moved] == [value.shape for value in watch["values"]]:
+                self._midpoint = MidpointWatch.from_state(watch, moved)
 
     # ------------------------------------------------------------------ the life of an update
 
@@ -179,11 +209,11 @@ class Follower:
                 self._watch_oscillation(snapshot, at)
                 self._watch_midpoint(snapshot, at)
             except Exception as error:
-                if self._raise_errors:
+                if self.guarded.raises:
                     raise
                 records += [self._failed(probe, error) for probe in remaining]
                 if not remaining:
-                    self._warn("snapshot", error)
+                    self.guarded.warn("snapshot", error)
             finally:
                 if made is not None:
                     made.forget()
@@ -229,7 +259,7 @@ class Follower:
             return record
         except Exception as error:
             record = self._failed(probe, error, snapshot, **cost())
-            if self._raise_errors:
+            if self.guarded.raises:
                 raise
             return record
         record = self._record(probe, snapshot, measured, **cost())
@@ -237,7 +267,7 @@ class Follower:
         return record
 
     def _failed(self, probe: Probe, error: Exception, snapshot: Snapshot | None = None, **cost: Any) -> Record:
-        self._warn(probe.name, error)
+        self.guarded.warn(probe.name, error)
         record = self._record(probe, snapshot, status="error", reason=f"{type(error).__name__}: {error}", **cost)
         self._emit(record, {})
         return record
@@ -301,9 +331,9 @@ class Follower:
 
     def _compare_modes(self, objective: Objective, at: Mapping[nn.Parameter, Tensor] | None) -> None:
         """Whether training's own flags give another loss than the mode that is measured."""
-        if "mode" in self._warned:
+        if self._modes_compared:
             return
-        self._warned.add("mode")
+        self._modes_compared = True
         live = copy.copy(objective)
         live.mode, live._depth = LIVE, 0
         try:
@@ -317,7 +347,7 @@ class Follower:
             matters = True  # e.g. batch statistics of a single sample
         self._tell(self.player.name, {"mode_matters": matters})
         if matters:
-            _say(
+            say(
                 f"losscope: {self.player.name!r} is measured in mode={objective.mode!r}, in which the model computes "
                 'something else than in training; stability verdicts need mode="train"'
             )
@@ -398,40 +428,11 @@ class Follower:
                 )  # fmt: skip
                 self._emit(record, {})
 
-    # ------------------------------------------------------------------ failing without harm
-
-    @contextlib.contextmanager
-    def guarded(self, name: str) -> Iterator[None]:
-        """Whatever goes wrong in here is warned about once and does not reach the training loop."""
-        try:
-            yield
-        except Exception as error:
-            if self._raise_errors:
-                raise
-            self._warn(name, error)
-
-    def _warn(self, name: str, error: Exception) -> None:
-        if name in self._warned:
-            return
-        self._warned.add(name)
-        where = traceback.extract_tb(error.__traceback__)
-        place = f" ({where[-1].name}, line {where[-1].lineno})" if where else ""
-        _say(
-            f"losscope: {name} of {self.player.name!r} failed at step {self.step}: {type(error).__name__}: "
-            f"{error}{place}; training goes on, the failure is recorded, further ones are recorded only"
-        )
-
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Callable[[int], object]]:
         """A bar for measurements that take long; silent off a terminal."""
         with tqdm(desc=f"losscope: step {self.step}", unit=" products", delay=2.0, leave=False, disable=None) as bar:
             yield bar.update
-
-
-def _say(message: str) -> None:
-    """Warn, but never raise: with ``-W error`` a warning of ours must not end a training run."""
-    with contextlib.suppress(Warning):
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _release_memory() -> None:

@@ -11,7 +11,9 @@ three updates is left as it is, up to a quarter of its second difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,22 @@ class MidpointWatch:
         self.values = dict(origin)
         self.settings: tuple[float | None, Threshold] = (None, Threshold((), ""))
         self._taken = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been taken in so far, for a checkpoint."""
+        rate, threshold = self.settings
+        return {
+            "step": self.step, "loss": self.loss, "needs": asdict(self.needs), "taken": self._taken, "rate": rate,
+            "threshold": asdict(threshold), "values": [value.clone() for value in self.values.values()],
+        }  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> Self:
+        """Go on with these parameters."""
+        values = {p: value.to(p.device, copy=True) for p, value in zip(parameters, state["values"], strict=True)}
+        watch = cls(state["step"], values, state["loss"], Needs(**state["needs"]))
+        watch.settings, watch._taken = (state["rate"], Threshold(**state["threshold"])), state["taken"]
+        return watch
 
     @property
     def done(self) -> bool:

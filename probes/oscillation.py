@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from .checkpoint import stored
 
 __all__ = ["OscillationWatch"]
 
@@ -28,6 +31,24 @@ class OscillationWatch:
         pieces = direction.split([p.numel() for p in origin])
         self._pieces = [(p, piece.view(p.shape), at) for (p, at), piece in zip(origin.items(), pieces, strict=True)]
         self._positions: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been followed so far, for a checkpoint."""
+        pieces, origin = [stored(piece) for _, piece, _ in self._pieces], [stored(at) for _, _, at in self._pieces]
+        positions = list(self._positions)
+        return {
+            "step": self.step, "length": self.length, "positions": positions, "pieces": pieces, "origin": origin
+        }  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> Self:
+        """Go on with these parameters."""
+        device = parameters[0].device
+        direction = torch.cat([piece.flatten() for piece in state["pieces"]]).to(device)
+        origin = {p: at.to(device) for p, at in zip(parameters, state["origin"], strict=True)}
+        watch = cls(state["step"], direction, origin, state["length"])
+        watch._positions = [position.to(device) for position in state["positions"]]
+        return watch
 
     @property
     def done(self) -> bool:

@@ -15,8 +15,12 @@ from losscope.landscape import SettingError
 from .schedule import Schedule, as_schedule
 
 if TYPE_CHECKING:
+    from losscope.landscape import Objective
+
+    from .checkpoint import Room
+    from .memory import Memory
     from .run import Run
-    from .snapshot import Memory, Snapshot
+    from .snapshot import Snapshot
 
 __all__ = ["FunctionProbe", "Measurement", "Needs", "Probe", "as_probe"]
 
@@ -117,6 +121,16 @@ class Probe:
 
     def recall(self, run: Run, player: str, memory: Memory) -> None:
         """Take up what an earlier part of a run that is resumed has recorded, into the player's memory."""
+
+    def state_dict(self, memory: Memory, room: Room) -> dict[str, Any] | None:
+        """What this probe keeps in the player's memory, for a checkpoint; None for nothing.
+
+        Plain numbers, words, lists, dicts and tensors; those that have no `room` are left out.
+        """
+        return None
+
+    def load_state_dict(self, state: dict[str, Any], memory: Memory, objective: Objective) -> None:
+        """Take up what `state_dict` gave, for the parameters of this objective."""
 
 
 class FunctionProbe(Probe):

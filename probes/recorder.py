@@ -26,11 +26,15 @@ class Recorder:
     Args:
         out: the run folder; None keeps everything in memory.
         meta: the run's facts, as `losscope.probes.Run.meta` gives them back; written by `write_meta`.
+
+    Attributes:
+        taken: how many records.
     """
 
     def __init__(self, out: Path | None, meta: dict[str, Any]) -> None:
         self.out, self.meta = out, meta
         self._folder: RunFolder | None = None
+        self.taken = 0
         self._opened = self._failed = False
         self._kept: list[Record] = []
         self._kept_arrays: dict[str, np.ndarray] = {}
@@ -48,6 +52,7 @@ class Recorder:
 
     def record(self, record: Record, arrays: Mapping[str, np.ndarray]) -> None:
         """Take one record with its arrays, whose paths it is given."""
+        self.taken += 1
         names = {name: _file_name(f"{record.player}-{record.probe}-{record.step}-{name}") for name in arrays}
         record.arrays.update({name: array_path(file) for name, file in names.items()})
         try:

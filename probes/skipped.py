@@ -79,6 +79,21 @@ class SkippedUpdates:
         self._fold()
         return 0 if self._folded is None else int(self._folded)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The count so far, and how the scale was at the last look, for a checkpoint."""
+        state: dict[str, Any] = {"count": self.read(), "scale": None}
+        if self._scaler is not None:
+            scale, tracker = self._looks[-1] if self._looks else self._start
+            state["scale"] = float(scale), int(tracker)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting; the scaler's own state is its loop's to load."""
+        if self._scaler is None:
+            self._told = state["count"] or 0
+        elif state["scale"] is not None:
+            self._folded, self._start = torch.tensor(state["count"]), state["scale"]
+
     def _fold(self) -> None:
         """Sum up what was looked at, on its device."""
         if not self._made:

@@ -7,8 +7,7 @@ import functools
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +26,8 @@ from losscope.landscape import (
 )
 from losscope.landscape.operators import Observed, SymmetricOperator
 from losscope.landscape.stability import Threshold
-from losscope.landscape.tracked_trace import TrackedTrace
 
+from .memory import Memory
 from .probe import Needs
 from .seen import SeenCurvature
 from .update import Update, sharpness_along
@@ -37,29 +36,6 @@ __all__ = ["Memory", "Snapshot"]
 
 _TRACKED = 0.05
 """Relative half-width from which the trace is tracked; a narrower one takes a sketch of its own."""
-
-
-@dataclass
-class Memory:
-    """What is carried from one snapshot of a player to the next.
-
-    Attributes:
-        eigenvectors: (n, k) top eigenvectors at the last measurement and their guards, where the next one starts.
-        bound_step: step of the last cold start, which is what bounds the sharpness from above.
-        seen: (n, k) the same of the preconditioned Hessian, as directions of the parameters.
-        seen_bound_step: of that.
-        trace: the dominant subspace that the last trace has left for the next.
-        critical_rate: that of the last update, where the search for the next begins.
-        kept: what single probes keep, by their names.
-    """
-
-    eigenvectors: Tensor | None = None
-    bound_step: int | None = None
-    seen: Tensor | None = None
-    seen_bound_step: int | None = None
-    trace: TrackedTrace = field(default_factory=TrackedTrace)
-    critical_rate: float | None = None
-    kept: dict[str, Any] = field(default_factory=dict)
 
 
 class Snapshot:

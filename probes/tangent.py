@@ -26,8 +26,10 @@ from losscope.landscape.tangent import (
 from losscope.landscape.tangent_jacobians import cut, samples_in
 from losscope.landscape.tangent_kernel import FORMS
 
+from .checkpoint import Room, is_plain
+from .memory import Memory
 from .probe import Measurement, Probe
-from .snapshot import Memory, Snapshot
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     from .run import Run
@@ -135,6 +137,19 @@ class TangentKernel(Probe):
             kept.last = torch.from_numpy(np.array(run.array(records[-1], "kernel")))
             kept.step = records[-1].step
         memory.kept[self.name] = kept
+
+    def state_dict(self, memory: Memory, room: Room) -> dict[str, Any] | None:
+        """The kernels that the next ones are compared with, and the inputs where they are plain tensors."""
+        kept = memory.kept.get(self.name)
+        if not isinstance(kept, _Kept) or not room.takes((kept.start, kept.last)):
+            return None
+        batches = kept.batches if is_plain(kept.batches) and room.takes(kept.batches) else None
+        return {"start": kept.start, "last": kept.last, "step": kept.step, "batches": batches}
+
+    def load_state_dict(self, state: dict[str, Any], memory: Memory, objective: Objective) -> None:
+        """Go on comparing with them."""
+        start, last = (None if kernel is None else kernel.cpu() for kernel in (state["start"], state["last"]))
+        memory.kept[self.name] = _Kept(state["batches"], start, last, state["step"])
 
     def _objective(self, objective: Objective, kept: _Kept) -> Objective:
         """The same model on the fixed inputs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +16,15 @@ from losscope.landscape import NonFiniteError, RunError, SettingError
 from losscope.landscape.surface import WeightSketch, WeightTrajectory, weight_trajectory
 from losscope.landscape.surface.weight_sketch import squared_distance
 
+from .checkpoint import Room, stored
+from .memory import Memory
 from .probe import Measurement, Probe
-from .snapshot import Memory, Snapshot
+from .snapshot import Snapshot
 from .trajectory_arrays import chained, row_of, sketch_of
 
 if TYPE_CHECKING:
+    from losscope.landscape import Objective
+
     from .run import Run
 
 __all__ = ["Trajectory"]
@@ -179,6 +183,30 @@ class Trajectory(Probe):
     def recall(self, run: Run, player: str, memory: Memory) -> None:
         """Go on with the path of an earlier part of this run."""
         memory.kept[self.name] = _Earlier(run, player)
+
+    def state_dict(self, memory: Memory, room: Room) -> dict[str, Any] | None:
+        """The points that the next one is compared with; their copies of the parameters while there is room."""
+        kept = memory.kept.get(self.name)
+        if not isinstance(kept, _Kept) or not room.takes([point.row for point in kept.points]):
+            return None
+        points = []
+        for point in kept.points:
+            weights = None if point.weights is None or not room.takes(point.weights) else [*map(stored, point.weights)]
+            points.append((point.step, stored(point.row), point.length, point.length_error, weights))
+        known = [(*steps, distance) for steps, distance in kept.known.items()]
+        return {"sketch": kept.sketch and astuple(kept.sketch), "points": points, "known": known}
+
+    def load_state_dict(self, state: dict[str, Any], memory: Memory, objective: Objective) -> None:
+        """Go on with the path, if it was recorded as this probe does."""
+        sketch = self._sketch(objective.space.size)
+        if state["sketch"] != (sketch and astuple(sketch)):
+            return
+        points = []
+        for step, row, length, error, weights in state["points"]:
+            here = None if weights is None or not self.copies else [w.to(objective.space.device) for w in weights]
+            points.append(_Point(step, row.cpu(), length, error, here))
+        known = {(first, second): distance for first, second, distance in state["known"]}
+        memory.kept[self.name] = _Kept(sketch, points, known)
 
     def _kept(self, snapshot: Snapshot) -> _Kept:
         kept = snapshot.memory.kept.get(self.name)

@@ -77,6 +77,13 @@ class LiveAudit:
         if record.high is not None:  # upper bounds are renewed more seldom than values
             self._bounded[record.probe] = record
 
+    @property
+    def remembered(self) -> list[Record]:
+        """All that is remembered, in the order of the steps."""
+        kept = [record for records in self._kept.values() for record in records]
+        everything = [*self._first, *self._bounded.values(), *kept, *self._failed.values()]
+        return sorted({id(record): record for record in everything}.values(), key=lambda r: r.step)
+
     def look(self, meta: Mapping[str, Any]) -> Audit:
         """The audit now, with the run's facts as they stand."""
         kept = [record for records in self._kept.values() for record in records]
@@ -112,6 +119,18 @@ class Verdicts:
         for player in self._measured:
             for line in self._live[player].look(self._meta()).criteria:
                 self._told[player, line.name] = line.verdict
+        self._measured.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered and what was told, for a checkpoint."""
+        records = [record.to_json() for live in self._live.values() for record in live.remembered]
+        return {"records": records, "told": [[*about, verdict] for about, verdict in self._told.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on judging from there."""
+        for record in state["records"]:
+            self.note(Record.from_json(record))
+        self._told = {(player, name): verdict for player, name, verdict in state["told"]}
         self._measured.clear()
 
     def note(self, record: Record) -> None:

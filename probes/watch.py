@@ -16,10 +16,12 @@ from torch import nn
 from losscope.landscape import SettingError
 
 from .budget import Budget
+from .checkpoint import Room, packed, unpack
 from .environment import describe_environment
 from .folder import check_folder
 from .follower import Follower
 from .player import Player
+from .players import check_hookable, checked_players, is_coupled
 from .probe import Probe, as_probes
 from .recorder import Recorder, now
 from .records import SCHEMA_VERSION, Record
@@ -134,7 +136,7 @@ def watch(
             raise SettingError(
                 "with players, optimizer, data, batch_size, kernel and objective options belong to each Player"
             )
-        players = _checked_players(model)
+        players = checked_players(model)
     if drive not in _DRIVES:
         raise SettingError(f"drive must be one of {_DRIVES}, got {drive!r}")
     if on_error not in _ON_ERROR:
@@ -153,18 +155,6 @@ def watch(
     )  # fmt: skip
 
 
-def _checked_players(given: Any) -> list[Player]:
-    players = [given] if isinstance(given, Player) else list(given)
-    if not players or not all(isinstance(p, Player) for p in players):
-        raise SettingError(
-            "the first argument must be a torch.nn.Module or a list of Player(name, model, optimizer, data)"
-        )
-    names = [p.name for p in players]
-    if len(set(names)) < len(names):
-        raise SettingError(f"players must have distinct names, got {', '.join(names)}")
-    return players
-
-
 class Watch:
     """A training loop being watched; made by `watch`, used as a context manager."""
 
@@ -180,7 +170,7 @@ class Watch:
         if first_step is None:
             first_step = _steps_done(out) if self._resume and out is not None else 0
         self._first_step, self._manual, self._budget = first_step, manual, budget
-        self._state = "new"
+        self._state, self._loaded = "new", False
         self._verdicts = None if on_verdict is None else Verdicts(on_verdict, lambda: self._recorder.meta)
         self._followers = {
             p.name: Follower(
@@ -195,10 +185,10 @@ class Watch:
             for p, f in zip(players, followers, strict=True)
         }
         if not manual:
-            _check_hookable(players)
+            check_hookable(players)
         facts = {p.name: p.facts(objectives[p.name]) for p in players}
         for player in players:
-            facts[player.name]["coupled"] = _is_coupled(player, objectives[player.name], players)
+            facts[player.name]["coupled"] = is_coupled(player, objectives[player.name], players)
         earlier = Run(out).meta if self._resume and out is not None else {}
         for name, known in (earlier.get("players") or {}).items():  # what only a measurement shows, until the next one
             facts[name] = {**known, **facts[name]}
@@ -218,7 +208,7 @@ class Watch:
             raise SettingError("a watch can be entered once; call watch(...) again")
         if self._resume and self._recorder.out is not None:
             earlier = Run(self._recorder.out)
-            if self._verdicts is not None:
+            if self._verdicts is not None and not self._loaded:
                 self._verdicts.recall(r for r in earlier.records if r.step < self._first_step)
             for follower in self._followers.values():
                 follower.recall(earlier)
@@ -301,6 +291,66 @@ class Watch:
         self._judge(follower)
         return records
 
+    def state_dict(self, max_bytes: int | None = 256 << 20) -> dict[str, Any]:
+        """What a checkpoint of the training needs for the watching to go on as if nothing had come between.
+
+        Counters, postponed measurements, the budget's account, what was made of verdicts, and what the next
+        measurements start from: eigenvectors, the trace's subspace, first and last tangent kernel, points of the
+        trajectory, oscillations and midpoints that are being followed. Plain tensors, numbers, words, lists and dicts:
+        ``torch.load(..., weights_only=True)`` reads it. The records are not in it: they are in ``out``. Like
+        `measure_now`, this ends the round where several optimizers take turns.
+
+        Args:
+            max_bytes: of tensors, at most: an eigenvector is as large as the parameters, and the trace has up to eight.
+                What does not fit begins afresh after loading, which costs products, once. None is no bound.
+
+        Raises:
+            SettingError: if the watch has not been entered, or ``max_bytes`` means nothing.
+
+        Example:
+            >>> import torch
+            >>> from losscope.probes import Sharpness, watch
+            >>> model, data = torch.nn.Linear(2, 1, bias=False), (torch.eye(2), torch.ones(2, 1))
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+            >>> options = {"data": data, "criterion": torch.nn.MSELoss(), "every": 2, "probes": [Sharpness()]}
+            >>> with watch(model, optimizer, **options) as run:
+            ...     for _ in range(3):
+            ...         optimizer.step()
+            ...     checkpoint = run.state_dict()
+            >>> again = watch(model, optimizer, **options)
+            >>> again.load_state_dict(checkpoint)
+            >>> with again:
+            ...     for _ in range(3):
+            ...         optimizer.step()
+            >>> [record.step for record in again.run.select("sharpness")]
+            [4]
+        """
+        if self._state not in ("open", "closed"):
+            raise SettingError(f"state_dict() works from `with watch(...) as run:` on; this watch is {self._state}")
+        room = Room(max_bytes)
+        for hooks in self._hooks.values():
+            hooks.close()
+        return packed(self._recorder.meta, room, self._followers, self._budget, self._verdicts)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, with model, optimizer and scaler from the same checkpoint.
+
+        Before the ``with``, or in it before the first update. With ``resume=True`` the run in ``out`` is appended to;
+        what it holds of later steps is replaced as they are made again.
+
+        Raises:
+            SettingError: if it is not the state of a watch, or something was measured already.
+            RunError: if it is of another version, of other models or of other probes.
+        """
+        begun = any(self._made(follower) > self._first_step for follower in self._followers.values())
+        if self._state not in ("new", "open") or self._recorder.taken or begun:
+            raise SettingError("load_state_dict() comes before the first update and measurement: call it before `with`")
+        unpack(state, self._recorder.meta, self._followers, self._budget, self._verdicts)
+        self._loaded = True
+        self._recorder.meta["first_step"] = self.steps
+        if self._state == "open":
+            self._recorder.write_meta()
+
     @property
     def steps(self) -> int:
         """Updates made so far (of the first player)."""
@@ -364,23 +414,6 @@ def _number(name: str, value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SettingError(f"log({name}=...) takes a number or a scalar tensor, got {type(value).__name__}") from error
-
-
-def _is_coupled(player: Player, objective: Any, players: list[Player]) -> bool:
-    """Whether another player's optimizer moves parameters this objective depends on."""
-    modules = [objective.model, *objective.also]
-    reached = {id(p) for module in modules for p in module.parameters()}
-    return any(id(p) in reached for other in players if other is not player for p in other.moved)
-
-
-def _check_hookable(players: list[Player]) -> None:
-    for player in players:
-        for optimizer in player.optimizers:
-            if not hasattr(optimizer, "register_step_post_hook"):
-                raise SettingError(
-                    f'{type(optimizer).__name__} takes no step hooks; pass drive="manual" and call run.step() after '
-                    "each update"
-                )
 
 
 def _steps_done(out: Path) -> int:
