@@ -178,7 +178,7 @@ def level_text(value: float, among: np.ndarray) -> str:
         >>> import numpy as np
         >>> from losscope.viz.loss_scale import level_text
         >>> level_text(0.5, np.array([0.0, 0.25, 0.5])), level_text(2e-6, np.array([1e-6, 2e-6]))
-        ('0.5', '$2\\cdot 10^{-6}$')
+        ('0.5', '$2\\cdot10^{-6}$')
     """
     sign, size = ("−" if value < 0 else ""), abs(value)
     if size > 0 and not 1e-3 <= size < 1e4:
@@ -196,7 +196,7 @@ def said(value: float, digits: int = 3) -> str:
     Example:
         >>> from losscope.viz.loss_scale import said
         >>> said(-0.12345), said(1e-6), said(2.5e7)
-        ('−0.123', '$10^{-6}$', '$2.5\\cdot 10^{7}$')
+        ('−0.123', '$10^{-6}$', '$2.5\\cdot10^{7}$')
     """
     sign, size = ("−" if value < 0 else ""), abs(value)
     if not math.isfinite(value):
@@ -205,4 +205,4 @@ def said(value: float, digits: int = 3) -> str:
         return sign + (f"{size:.0f}" if size >= 10**digits else f"{size:.{digits}g}")
     exponent = math.floor(math.log10(size) + 1e-9)
     factor = f"{size / 10.0**exponent:.{digits}g}"
-    return sign + (rf"$10^{{{exponent}}}$" if factor == "1" else rf"${factor}\cdot 10^{{{exponent}}}$")
+    return sign + (rf"$10^{{{exponent}}}$" if factor == "1" else rf"${factor}\cdot10^{{{exponent}}}$")

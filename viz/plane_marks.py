@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patheffects import Normal, withStroke
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from losscope.landscape.surface import Plane
 
@@ -17,7 +20,7 @@ from .loss_scale import Levels, LossScale, said
 from .sheet import Sheet, as_array
 from .style import INK, ORANGE, PAPER, VERMILLION
 
-__all__ = ["draw_center", "draw_model", "draw_points", "draw_trajectory", "ellipse", "model_sheet"]
+__all__ = ["draw_center", "draw_model", "draw_points", "draw_trajectory", "ellipse", "model_sheet", "settle_names"]
 
 MOST_MARKERS = 40
 ARROWS = (0.2, 0.5, 0.8)
@@ -39,20 +42,39 @@ def draw_points(ax: Axes, plane: Plane) -> np.ndarray:
     if not plane.points:
         return np.empty((0, 2))
     at = np.array(list(plane.points.values()), dtype=float)
-    ends = np.array([ax.get_xlim(), ax.get_ylim()])
     for name, (x, y) in zip(plane.points, at, strict=True):
         if (x, y) != (0.0, 0.0):  # where the centre's cross is
             ax.plot(
                 x, y, marker="o", markersize=5.5, color=INK, markeredgecolor=PAPER, markeredgewidth=1.0,
                 linestyle="none", zorder=5.5, gid="point",
             )  # fmt: skip
-        right, up = ((x, y) - ends[:, 0]) / (ends[:, 1] - ends[:, 0]) < (0.5, 0.85)  # where there is room
         ax.annotate(
-            style.plain(name, 24), (x, y), xytext=(6 if right else -6, 5 if up else -5), textcoords="offset points",
-            ha="left" if right else "right", va="bottom" if up else "top", color=INK, fontsize=style.FONT - 1,
-            fontweight="bold", path_effects=style.halo(ax), zorder=6.5, gid="point-name",
+            style.plain(name, 24), (x, y), xytext=(6, 5), textcoords="offset points", ha="left", va="bottom",
+            color=INK, fontsize=style.FONT - 1, fontweight="bold", path_effects=style.halo(ax), zorder=6.5,
+            gid="point-name",
         )  # fmt: skip
     return at
+
+
+def settle_names(ax: Axes) -> None:
+    """Put each name on the side of its point where it is inside and on nothing else; the layout must be final."""
+    frame = ax.get_window_extent()
+    names = [t for t in ax.texts if isinstance(t, Annotation) and t.get_gid() == "point-name"]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in (ax.transData.transform(n.xy) for n in names)]
+    for name in names:
+        tried: list[tuple[float, int, dict[str, Any], Bbox]] = []
+        for across, up in itertools.product((6, -6, 0), (True, False)):
+            place: dict[str, Any] = {"position": (across, 6 if up else -6), "va": "bottom" if up else "top"}
+            place["ha"] = "left" if across > 0 else "right" if across else "center"
+            name.set(**place)
+            box = name.get_window_extent()
+            seen = Bbox.intersection(box, frame)
+            outside = box.width * box.height - (seen.width * seen.height if seen else 0)
+            meets = [each for each in (Bbox.intersection(box, other) for other in taken) if each]
+            tried.append((outside + sum(each.width * each.height for each in meets), len(tried), place, box))
+        _, _, place, box = min(tried, key=lambda each: each[:2])
+        name.set(**place)
+        taken.append(box)
 
 
 def draw_trajectory(ax: Axes, plane: Plane) -> np.ndarray:

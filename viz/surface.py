@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
@@ -19,7 +21,7 @@ from losscope.landscape.surface import Plane
 from . import style
 from .contour_labels import label_contours
 from .loss_scale import Levels, LossScale, given_levels, levels_of, loss_scale, said
-from .plane_marks import draw_center, draw_model, draw_points, draw_trajectory
+from .plane_marks import draw_center, draw_model, draw_points, draw_trajectory, settle_names
 from .sheet import Sheet, footnote
 from .style import GRID, INK, MUTED, PAPER
 
@@ -43,7 +45,7 @@ def plot_surface(
     value: str = "loss",
     levels: int | Sequence[float] | None = None,
     scale: str = "auto",
-    size: tuple[float, float] = (5.0, 4.6),
+    size: tuple[float, float] | None = None,
 ) -> Axes:
     r"""Draw a plane as filled contours, with what was checked about it.
 
@@ -61,7 +63,7 @@ def plot_surface(
         levels: how many contours about, or their values.
         scale: ``"linear"``; ``"log"``, which shows how far values are above the lowest where not all are positive; or
             ``"auto"``, which takes the logarithm where values spread far.
-        size: width and height in inches of the figure made.
+        size: width and height in inches of the figure made; default: 5 wide, and as high as the picture is.
 
     Returns:
         The Axes drawn on; the colour bar has its own.
@@ -86,7 +88,7 @@ def plot_surface(
     chosen = _levels(levels, shown)
     own = ax is None
     if ax is None:
-        figure, axes = style.new_figure((1,), size)
+        figure, axes = style.new_figure((1,), size or (5.0, 4.8))
         ax = axes[0]
         ax.grid(visible=False)
         style.note(figure, footnote([plane]))
@@ -98,7 +100,14 @@ def plot_surface(
     style.legend_above(ax, own=own)
     if sheet.drawable:
         lines = _draw_contours(ax, sheet, shown, chosen)
-        _write_levels(ax, lines, chosen, shown.label(style.plain(value)), np.concatenate(marks), own=own)
+        bar = _draw_bar(ax, lines[0], chosen, shown.label(style.plain(value)), own=own)
+        if own:
+            _final_layout(ax, bar, chosen, fitted=size is None)
+        else:
+            _thin(bar, chosen)
+        settle_names(ax)
+        texts = dict(zip(map(float, chosen.values), chosen.texts, strict=True))
+        label_contours(ax, lines[1], texts, np.concatenate(marks), style.FONT - 2, INK)
     else:
         style.say(ax, "no finite values side by side")
         ax.texts[-1].set(y=0.3, bbox={"facecolor": PAPER, "edgecolor": "none"})
@@ -130,7 +139,7 @@ def _lay_out(ax: Axes, plane: Plane, sheet: Sheet) -> None:
     lengths = np.array([first.norm * (x1 - x0), second.norm * (y1 - y0)])
     true = bool(np.isfinite(lengths).all()) and 0 < lengths.max() <= MOST_STRETCHED * lengths.min()
     if true and abs(float(plane.gram[0, 1])) < SKEW * first.norm * second.norm:
-        ax.set_aspect(second.norm / first.norm, adjustable="box")
+        ax.set_aspect(second.norm / first.norm, adjustable="box", anchor="NW")
     ax.spines[:].set_visible(True)
     plain = 1e-3 <= max(map(abs, sheet.extent)) < 1e4
     ax.locator_params(nbins=7 if style.width_of(ax) > 5 else 5 if plain else 3, steps=[1, 2, 2.5, 5, 10])
@@ -177,23 +186,40 @@ def _draw_contours(ax: Axes, sheet: Sheet, scale: LossScale, levels: Levels) -> 
     return filled, lines
 
 
-def _write_levels(
-    ax: Axes, drawn: tuple[ContourSet, ContourSet], levels: Levels, words: str, avoid: np.ndarray, *, own: bool
-) -> None:
-    """The colour bar, and labels on the contours, which need the layout to be final."""
+def _draw_bar(ax: Axes, bands: ContourSet, levels: Levels, words: str, *, own: bool) -> Colorbar:
     figure = ax.get_figure(root=True)
     assert isinstance(figure, Figure)
     room = {"cax": ax.inset_axes((1.03, 0, 0.045, 1))} if own else {"ax": ax, "pad": 0.02, "fraction": 0.05}
-    bar = figure.colorbar(drawn[0], spacing="uniform", **room)
+    bar = figure.colorbar(bands, spacing="uniform", **room)
     bar.set_ticks(levels.values.tolist(), labels=list(levels.texts))
     bar.set_label(levels.label(words), color=INK, fontsize=style.FONT)
     bar.ax.tick_params(labelsize=style.FONT - 1, colors=INK, which="both")
     bar.ax.minorticks_off()
     bar.outline.set_linewidth(0.6)
-    if own:
-        figure.draw_without_rendering()
+    return bar
+
+
+def _final_layout(ax: Axes, bar: Colorbar, levels: Levels, *, fitted: bool) -> None:
+    """Lay the figure out, which labels on contours need; without the room that true lengths leave, if ``fitted``."""
+    figure = ax.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    box, slot = ax.get_position(), ax.get_position(original=True)
+    for label in (ax.yaxis.label, bar.ax.yaxis.label):
+        if label.get_window_extent().height > box.height * figure.bbox.height:
+            letters = max(int(LETTERS_PER_INCH * box.height * figure.get_figheight()), 16)
+            lines = label.get_text().replace(" [", "\n[").splitlines()
+            label.set_text("\n".join(textwrap.fill(each, letters) for each in lines))
+    _thin(bar, levels)
+    if fitted:
+        figure.set_figheight(figure.get_figheight() * (1 - slot.height + box.height))
+    figure.draw_without_rendering()
+
+
+def _thin(bar: Colorbar, levels: Levels) -> None:
+    """As many levels on the colour bar as there is room for."""
+    figure = bar.ax.get_figure(root=True)
+    assert isinstance(figure, Figure)
     fitting = bar.ax.get_window_extent().height * 72 / figure.dpi / (1.25 * style.FONT)
     every = math.ceil(len(levels.values) / max(fitting, 1))
     bar.set_ticks(levels.values[::every].tolist(), labels=list(levels.texts[::every]))
-    texts = dict(zip(map(float, levels.values), levels.texts, strict=True))
-    label_contours(ax, drawn[1], texts, avoid, style.FONT - 2, INK)

@@ -76,7 +76,7 @@ def test_texts_tell_neighbours_apart() -> None:
     values = np.array([1.0, 1.00025, 1.0005])
     assert [level_text(v, values) for v in values] == ["1", "1.00025", "1.0005"]
     assert [said(v) for v in (0.0, -0.5, 1234.0, 3e-10, 1e6, math.nan, -math.inf)] == [
-        "0", "−0.5", "1234", r"$3\cdot 10^{-10}$", "$10^{6}$", "NaN", "−∞",
+        "0", "−0.5", "1234", r"$3\cdot10^{-10}$", "$10^{6}$", "NaN", "−∞",
     ]  # fmt: skip
     far = levels_of(loss_scale(np.linspace(2e-9, 5e-9, 50)))
     assert (far.unit, far.texts[0], far.label("loss")) == (-9, "2", "loss [$10^{-9}$]")

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from artists import entries, inside, line, texts
 from drawn_planes import axes, bowl, cliff, even, likelihood, plane_of, rosenbrock, steep
@@ -275,6 +276,18 @@ def test_everything_is_inside_and_apart(name: str, size: tuple[float, float]) ->
     ax = plot_surface(plane, size=size)
     inside(ax.get_figure())
     assert labels_apart(ax) >= 2
+
+
+def test_names_are_apart_and_inside_wherever_their_points_are() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        points = {f"model {k}": tuple(rng.uniform(-0.95, 0.95, 2)) for k in range(4)}
+        ax = plot_surface(plane_of(bowl, points=points), size=(4.5, 4.2))
+        ax.get_figure().draw_without_rendering()
+        frame, boxes = ax.get_window_extent().padded(2), [t.get_window_extent() for t in parts(ax, "point-name")]
+        assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in boxes)
+        shared = [Bbox.intersection(one, other) for i, one in enumerate(boxes) for other in boxes[i + 1 :]]
+        assert all(each.width * each.height < 0.1 * boxes[0].width * boxes[0].height for each in shared if each)
 
 
 def test_labels_stand_on_their_contours() -> None:
