@@ -125,8 +125,12 @@ def set_mode(model: nn.Module, others: Iterable[nn.Module], mode: str) -> None:
 
 
 @contextlib.contextmanager
-def _untouched_modules(modules: list[nn.Module]) -> Iterator[None]:
-    """Swap stand-ins for all state a forward pass may write, and put the originals back."""
+def _untouched_modules(modules: list[nn.Module], *, within: bool = False) -> Iterator[None]:
+    """Swap stand-ins for all state a forward pass may write, and put the originals back.
+
+    An interrupt as the ``with`` block is left may drop the generator, which is then closed whenever its traceback is
+    freed: what stands within an isolation must not write then, since that has put back everything long before.
+    """
     modules = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
     saved = [(module, dict(module.__dict__)) for module in modules]
     known: dict[int, Any] = {}
@@ -135,6 +139,10 @@ def _untouched_modules(modules: list[nn.Module]) -> Iterator[None]:
             for name, value in state.items():
                 module.__dict__[name] = _stand_in(name, value, known)
         yield
+    except GeneratorExit:
+        if within:
+            saved = []
+        raise
     finally:
         for module, state in saved:
             for name in [name for name in module.__dict__ if name not in state]:
@@ -255,7 +263,7 @@ def _untouched_parameters(modules: list[nn.Module], at: Mapping[nn.Parameter, Te
         yield
     finally:
         for p, grad, hooks, requires_grad, data in saved:
-            if id(p) in at_values:
+            if p.data_ptr() != data.data_ptr() or id(p) in at_values:  # or where an interrupted `elsewhere` left it
                 p.data = data
             if hooks:
                 p._backward_hooks = hooks
@@ -292,7 +300,7 @@ def unchanged(model: nn.Module, also: Iterable[nn.Module] = ()) -> contextlib.Ab
     So that the next evaluation is of the same function. A layer in train mode may move on at each
     pass (spectral norm iterates, a schedule counts).
     """
-    return _untouched_modules(all_modules([model, *also]))
+    return _untouched_modules(all_modules([model, *also]), within=True)
 
 
 @contextlib.contextmanager
