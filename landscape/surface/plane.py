@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import SettingError
 from ..objective import Objective
@@ -19,7 +19,7 @@ from .metrics import Metrics
 from .points import Point, parameters_at
 from .refinement import refine_plane
 from .results import Axis, Plane
-from .slices import Direction, Grid, axes_along, grid, notes, pair, placed, projected, second_order
+from .slices import Direction, Grid, axes_along, grid, last_of, notes, pair, placed, projected, second_order
 from .trajectory_pca import trajectory_axes
 
 __all__ = ["plane", "plane_through"]
@@ -44,7 +44,7 @@ def plane(
     progress: bool = False,
     resume: str | Path | None = None,
     seed: int | torch.Generator | None = 0,
-    trajectory: Sequence[Point] | None = None,
+    trajectory: Iterable[Point] | None = None,
 ) -> Plane:
     r"""Loss and metrics over two directions from where the model is, :math:`L(\theta + x d_1 + y d_2)`.
 
@@ -73,8 +73,9 @@ def plane(
         progress: whether to show a bar.
         resume: a file that evaluated points are kept in, so that what was interrupted goes on there.
         seed: of random directions.
-        trajectory: recorded weights in order, each a module, a state dict or a vector (n,); they are projected into the
-            plane, the centre of which is the last of them (`trajectory_axes`).
+        trajectory: recorded weights in order, each a module, a state dict or a vector (n,), one of them in memory at a
+            time if they are read from files; they are projected into the plane, the centre of which is the last of
+            them (`trajectory_axes`).
 
     Raises:
         SettingError: for options that mean nothing, and directions that are zero or parallel.
@@ -92,6 +93,7 @@ def plane(
                 [2.0000, 0.0000, 2.0000],
                 [2.5000, 0.5000, 2.5000]], dtype=torch.float64)
     """
+    trajectory = _several(trajectory)
     center = None if trajectory is None else _last(objective, trajectory)
     path = trajectory_axes(objective, trajectory) if trajectory is not None and directions is None else None
     with placed(objective, center, "the last point"):
@@ -192,12 +194,22 @@ def _two(directions: tuple[Direction, Direction] | None) -> Sequence[Direction]:
     return directions
 
 
-def _last(objective: Objective, trajectory: Sequence[Point]) -> Point:
+def _several(trajectory: Iterable[Point] | None) -> Iterable[Point] | None:
+    """The points, in a form that can be gone through again and again."""
+    if trajectory is None:
+        return None
+    if isinstance(trajectory, nn.Module | Mapping) or not isinstance(trajectory, Iterable):
+        raise SettingError(f"trajectory must be several points in order, got {type(trajectory).__name__}")
+    return list(trajectory) if iter(trajectory) is trajectory else trajectory
+
+
+def _last(objective: Objective, trajectory: Iterable[Point]) -> Point:
     """The last point; None where the model is there."""
-    if not isinstance(trajectory, Sequence) or len(trajectory) < 2:
-        raise SettingError(f"trajectory must be a list of at least two points, got {type(trajectory).__name__}")
-    last = parameters_at(objective, trajectory[-1], "the last point")
-    return None if torch.equal(last, parameters_at(objective, None)) else trajectory[-1]
+    count, last = last_of(trajectory)
+    if count < 2:
+        raise SettingError(f"trajectory must be at least two points, got {count}")
+    there = parameters_at(objective, last, "the last point")
+    return None if torch.equal(there, parameters_at(objective, None)) else last
 
 
 def _right_angled(u: Axis, w: Axis) -> tuple[tuple[Axis, Axis], tuple[float, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +22,7 @@ from .quadratic_model import quadratic_model
 from .results import Axis, QuadraticModel
 from .trajectory_pca import TrajectoryAxes
 
-__all__ = ["Direction", "Grid", "axes_along", "grid", "notes", "pair", "placed", "projected", "second_order"]
+__all__ = ["Direction", "Grid", "axes_along", "grid", "last_of", "notes", "pair", "placed", "projected", "second_order"]
 
 Direction: TypeAlias = "str | Axis | Tensor | nn.Module | Mapping[str, object]"
 Grid: TypeAlias = "int | Sequence[float] | Tensor"
@@ -148,24 +148,34 @@ def second_order(
         return None, f"no quadratic model: {first_line(error)}"
 
 
-def projected(objective: Objective, points: Sequence[Point], axes: Sequence[Axis]) -> TrajectoryAxes:
+def projected(objective: Objective, points: Iterable[Point], axes: Sequence[Axis]) -> TrajectoryAxes:
     """Points less the last of them in the span of axes: coordinates of the nearest point, and what each axis explains.
 
     Args:
         objective: says which parameters.
-        points: T of them.
+        points: T of them, gone through twice.
         axes: k, at any angles; the share of each is that of its direction alone.
     """
     D = torch.stack([axis.vector.double() for axis in axes])
-    last = parameters_at(objective, points[-1], "the last point").double()
     products, total = [], torch.zeros((), dtype=torch.float64, device=D.device)
+    end = parameters_at(objective, last_of(points)[1], "the last point").double()
     for number, point in enumerate(points):
-        difference = parameters_at(objective, point, f"point {number}").double() - last
+        difference = parameters_at(objective, point, f"point {number}").double() - end
         products.append(D @ difference)
         total += difference @ difference
     table, gram = torch.stack(products).cpu(), (D @ D.T).cpu()
     shares = table.square().sum(dim=0) / gram.diagonal() / total.cpu()
     return TrajectoryAxes(tuple(axes), torch.linalg.solve(gram, table.T).T.contiguous(), shares)
+
+
+def last_of(points: Iterable[Point]) -> tuple[int, Point]:
+    """How many there are, and the last: of a sequence only that is loaded."""
+    if isinstance(points, Sequence):
+        return len(points), points[-1] if len(points) else None
+    count, last = 0, None
+    for count, last in enumerate(points, start=1):  # noqa: B007
+        pass
+    return count, last
 
 
 def notes(evaluator: Evaluator, values: Mapping[str, Tensor], *further: str) -> str:

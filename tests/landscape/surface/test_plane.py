@@ -184,8 +184,12 @@ def test_a_trajectory_in_given_axes_is_projected() -> None:
     expected = torch.tensor([[1.0, 1.0], [-1.0, 2.0], [0.0, 0.0]]).double()  # (3, 1) = x (2, 0) + y (1, 1), ...
     torch.testing.assert_close(found.trajectory, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(found.explained, torch.tensor([9 / 14, (16 + 4) / 2 / 14]).double())
-    with pytest.raises(SettingError, match="trajectory must be a list of at least two points"):
+    again = plane(objective, axes, trajectory=(point for point in trajectory), points=3)
+    assert again.trajectory is not None and torch.equal(again.trajectory, found.trajectory)
+    with pytest.raises(SettingError, match="trajectory must be at least two points, got 1"):
         plane(objective, trajectory=trajectory[:1])
+    with pytest.raises(SettingError, match="trajectory must be several points in order, got Linear"):
+        plane(objective, trajectory=objective.model)
 
 
 # --------------------------------------------------------------------------- what it leaves, and refuses
