@@ -94,7 +94,8 @@ class Trajectory(Probe):
             ``dimension``.
         copies: whether to keep two copies of the parameters beside the sketch, the first and the last recorded ones:
             they make all distances exact, and what is computed from the sketches several times as accurate. A resumed
-            run has the first one only if weights were recorded.
+            run has them from `Watch.state_dict`, or where weights were recorded; without them its distances from the
+            start have intervals.
         checkpoints: whether to record all weights beside the sketch, as array ``"weights"``, for planes through the
             trajectory's components.
         every: when; None follows `watch`.
