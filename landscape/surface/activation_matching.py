@@ -6,18 +6,23 @@ section 3.1. What is correlated is what the next layer reads of the units, after
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..batches import batch_length, take, without_weights
 from ..objective import Objective
+from .finite_points import in_double
 from .unit_algebra import Units, positions, renewed, resolved
 from .unit_groups import HiddenUnits
-from .unit_passes import evaluated_at, traced
+from .unit_passes import evaluated_at, few_samples, traced
 from .weight_matching import best_order
 
 __all__ = ["match_activations"]
+
+_SAMPLES = 64  # at a time
 
 
 def match_activations(
@@ -37,24 +42,34 @@ def match_activations(
     """
     sums: dict[tuple[str, int], _Sums] = {}
     with objective.isolated():
-        for batch in range(len(objective.batches)):
-            mine = _read(objective, batch, hidden, first)
-            others = _read(objective, batch, hidden, second)
-            for (group, k, x), (_, _, y) in zip(mine, others, strict=True):
-                sums.setdefault((group, k), _Sums(x)).add(x, y)
+        cut = few_samples(objective) is not objective.batches[0].content
+        for index, batch in enumerate(objective.batches):
+            for part in _parts(batch.content, cut):
+                mine, others = (_read(objective, index, part, hidden, state) for state in (first, second))
+                for (group, k, x), (_, _, y) in zip(mine, others, strict=True):
+                    sums.setdefault((group, k), _Sums(x)).add(x, y)
     similarity: dict[str, Tensor] = {}
     for (group, _), found in sums.items():
         similarity[group] = similarity.get(group, 0) + found.correlations()
     return {group: best_order(total) for group, total in similarity.items()}
 
 
+def _parts(content: Any, cut: bool) -> Iterator[Any]:
+    """A batch in parts of which all activations may be held at once, where it can be cut."""
+    if not cut:
+        yield content
+        return
+    for index in torch.arange(batch_length(without_weights(content))).split(_SAMPLES):
+        yield take(content, index)
+
+
 def _read(
-    objective: Objective, index: int, hidden: HiddenUnits, state: Mapping[str, Tensor]
+    objective: Objective, index: int, content: Any, hidden: HiddenUnits, state: Mapping[str, Tensor]
 ) -> list[tuple[str, int, Tensor]]:
     """Activations (units, samples and positions) by group, with the how manieth reading of the group it is."""
     new: dict[Units, Units] = {}
     known = {name: [renewed(i, new) for i in indices] for name, indices in hidden.indices.items()}
-    with evaluated_at(objective, index, objective.batches[index].content, state) as batch:
+    with evaluated_at(objective, index, content, state) as batch:
         readings = traced(objective, batch, known).readings
     names = {resolved(new[group.units]): group.name for group in hidden.groups}
     counts, read = dict.fromkeys(names.values(), -1), []
@@ -65,7 +80,7 @@ def _read(
         for units, entries in found:
             counts[names[units]] += 1
             taken = tensor.movedim(dim, 0).index_select(0, entries.flatten().to(tensor.device))
-            read.append((names[units], counts[names[units]], taken.reshape(units.size, -1).double()))
+            read.append((names[units], counts[names[units]], in_double(taken.reshape(units.size, -1))))
     return read
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import SettingError
 from ..objective import Objective
 from .activation_matching import match_activations
-from .finite_points import finite_state_at
+from .finite_points import finite_state_at, in_double
 from .permutations import HiddenUnits, hidden_units
 from .points import Point
 from .weight_matching import match_weights
@@ -179,5 +179,5 @@ def _vector(objective: Objective, state: Mapping[str, Tensor]) -> Tensor:
 
 def _distance(objective: Objective, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     names = objective.parameters
-    squares = [float((a[n].double() - b[n].double()).square().sum()) for n in names]
+    squares = [float((in_double(a[n]) - in_double(b[n])).square().sum()) for n in names]
     return float(torch.tensor(squares, dtype=torch.float64).sum().sqrt())

@@ -8,7 +8,12 @@ from ..errors import NonFiniteError
 from ..objective import Objective
 from .points import Point, buffers_at, parameters_at
 
-__all__ = ["finite_parameters_at", "finite_state_at"]
+__all__ = ["finite_parameters_at", "finite_state_at", "in_double"]
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """In float64, on the host where the device has none (mps)."""
+    return tensor.detach().cpu().double() if tensor.device.type == "mps" else tensor.detach().double()
 
 
 def finite_parameters_at(objective: Objective, point: Point, name: str) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .finite_points import in_double
 from .unit_groups import HiddenUnits
 from .weight_matching import match_weights
 
@@ -42,7 +43,7 @@ def match_many(
         improved = False
         for i in range(1, len(found)):
             others = {
-                name: torch.stack([s[name].double() for k, s in enumerate(found) if k != i]).mean(dim=0)
+                name: torch.stack([in_double(s[name]) for k, s in enumerate(found) if k != i]).mean(dim=0)
                 for name in parameters
             }
             matching = match_weights(hidden, others, _only(found[i], parameters), starts=1, seed=seed)

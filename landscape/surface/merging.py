@@ -20,7 +20,7 @@ from ..errors import SettingError
 from ..objective import Objective
 from .carried import Carried
 from .evaluation import evaluate_at
-from .finite_points import finite_state_at
+from .finite_points import finite_state_at, in_double
 from .many_alignment import match_many
 from .metrics import Metrics
 from .paths import barrier_matrix
@@ -202,7 +202,7 @@ def _mean(states: Sequence[Mapping[str, Tensor]], w: Tensor) -> dict[str, Tensor
             found[name] = first.clone()
             continue
         if id(first) not in sums:  # a tied tensor has one mean
-            total = sum(_double(state[name]) * float(weight) for state, weight in zip(states, w, strict=True))
+            total = sum(in_double(state[name]) * float(weight) for state, weight in zip(states, w, strict=True))
             assert isinstance(total, Tensor)
             sums[id(first)] = total.to(first.device, first.dtype)
         found[name] = sums[id(first)]
@@ -213,7 +213,7 @@ def _spread(states: Sequence[Mapping[str, Tensor]], w: Tensor, names: Sequence[s
     """The weighted mean of squared distances from the weighted mean."""
     total = 0.0
     for name in names:
-        values = [_double(state[name]) for state in states]
+        values = [in_double(state[name]) for state in states]
         center = sum(value * float(weight) for value, weight in zip(values, w, strict=True))
         total += sum(float(weight) * float((v - center).square().sum()) for v, weight in zip(values, w, strict=True))
     return total
@@ -232,7 +232,3 @@ def _evaluated(
 
 def _vector(objective: Objective, state: Mapping[str, Tensor]) -> Tensor:
     return objective.space.flatten([state[name].contiguous() for name in objective.parameters])
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().double() if tensor.device.type == "mps" else tensor.detach().double()

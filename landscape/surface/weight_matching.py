@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..space import generator_for
+from .finite_points import in_double
 from .unit_algebra import Units, leaves, positions, rows
 from .unit_groups import HiddenUnits, UnitGroup
 
@@ -100,8 +101,8 @@ class _Ascent:
         self.groups, self.indices = list(groups), hidden.indices
         of_units = {group.units: group for group in groups}
         touched = {n for group in groups for n, _ in group.places if n in first}
-        self.A = {n: _double(first[n]) for n in first if n in touched}
-        self._start = {n: _double(second[n]) for n in self.A}
+        self.A = {n: in_double(first[n]) for n in first if n in touched}
+        self._start = {n: in_double(second[n]) for n in self.A}
         self.entries: dict[str, list[tuple[str, int, Tensor]]] = {group.name: [] for group in groups}
         for n in self.A:
             for dim, index in enumerate(self.indices[n]):
@@ -213,7 +214,3 @@ class _Ascent:
     def exact(self) -> bool:
         """Whether they are the same network."""
         return all(torch.equal(self.A[n], self.B[n]) for n in self.A)
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().double() if tensor.device.type == "mps" else tensor.detach().double()
