@@ -93,7 +93,7 @@ class Engine:
             return self._compared(coordinates[:_TRIED])
         if left >= self._sizes[0]:
             return self._tried(coordinates[: self._sizes[0]])
-        known = min(self._seconds, key=self._seconds.__getitem__)
+        known = left if self._asked == Batched.name else min(self._seconds, key=self._seconds.__getitem__)
         return self._together(coordinates[:known]) if known else self._alone(coordinates)
 
     def _compared(self, coordinates: Tensor) -> Tensor:

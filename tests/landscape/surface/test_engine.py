@@ -172,6 +172,26 @@ def test_few_points_are_not_worth_a_trial() -> None:
     assert evaluator.engine == "one by one"
 
 
+def test_few_points_that_are_asked_for_together() -> None:
+    evaluator = evaluator_of(objective_of(mlp(4, 5, 3)), engine="batched")
+    evaluator(coordinates(10))
+    assert evaluator.engine == "batched (asked for)"
+
+
+@pytest.mark.parametrize("mode", ["eval", "train", "train_frozen"])
+@pytest.mark.parametrize("statistics", ["kept", "recomputed", "frozen"])
+def test_statistics_of_normalisation_either_way(statistics: str, mode: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    model(torch.randn(50, 4))
+    objective = objective_of(model, mode=mode)
+    evaluator, C = evaluator_of(objective, statistics=statistics), coordinates(40)
+    plain = evaluator_of(objective, statistics=statistics, engine="one by one")(C)["loss"]
+    torch.testing.assert_close(evaluator(C)["loss"], plain, rtol=1e-5, atol=0)
+    if statistics == "recomputed" and mode != "train":
+        assert evaluator.engine == "one by one (statistics are recomputed at each point)"
+
+
 def test_dropout_has_one_mask_for_all_points() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 50), nn.Dropout(0.5), nn.Linear(50, 3))

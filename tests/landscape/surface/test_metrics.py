@@ -1,5 +1,6 @@
 """Metrics beside the loss: accuracy, functions, other objectives; weighted over batches as the loss is."""
 
+import copy
 import functools
 from types import SimpleNamespace
 from typing import Any
@@ -175,3 +176,21 @@ def test_accuracy_of_one_output_and_of_one_hot_targets() -> None:
     assert float(accuracy(scores, labels)) == float(accuracy(scores[:, None], labels.float()[:, None])) == 0.75
     several = torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.3, 0.7]])
     assert float(accuracy(several, torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.1, 0.9]]))) == pytest.approx(2 / 3)
+
+
+def test_recomputed_statistics_are_those_of_the_data_of_the_loss() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    train, test = data((20, 20)), data((30,), seed=5)
+    objective = Objective(model, train, criterion=F.cross_entropy)
+    other = Objective(model, test, criterion=F.cross_entropy)
+    axis = objective.space.random(1, torch.Generator().manual_seed(1))[:, 0]
+    C = torch.tensor([[0.0], [0.5]]).double()
+    found = evaluate(objective, None, [axis], C, metrics={"test": other}, statistics="recomputed")
+    for i, c in enumerate(C[:, 0].tolist()):
+        there = copy.deepcopy(model)
+        for p, d in zip(there.parameters(), objective.space.unflatten(axis), strict=True):
+            p.data.add_(d, alpha=c)
+        torch.optim.swa_utils.update_bn([x for x, _ in train], there)
+        there.eval()
+        assert float(found["test"][i]) == pytest.approx(float(F.cross_entropy(there(test[0][0]), test[0][1])), rel=1e-5)
