@@ -40,7 +40,8 @@ def line(
     r"""Loss and metrics along a direction from where the model is, :math:`L(\theta + x d)`.
 
     The model is not touched, whatever happens. At x = 0, which is put on the grid if it is not there, the loss is that
-    of the plain forward pass, to the bit `Objective.value`. Not-finite values are kept as such.
+    of the plain forward pass, to the bit `Objective.value` (with statistics that are not kept, its value within
+    `statistics_at`). Not-finite values are kept as such.
 
     Args:
         objective: the loss.

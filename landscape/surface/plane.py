@@ -49,7 +49,8 @@ def plane(
     r"""Loss and metrics over two directions from where the model is, :math:`L(\theta + x d_1 + y d_2)`.
 
     The model is not touched, whatever happens. At (0, 0), which is put on the grid if it is not there, the loss is that
-    of the plain forward pass, to the bit `Objective.value`. Not-finite values are kept as such.
+    of the plain forward pass, to the bit `Objective.value` (with statistics that are not kept, its value within
+    `statistics_at`). Not-finite values are kept as such.
 
     Args:
         objective: the loss.

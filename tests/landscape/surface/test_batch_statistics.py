@@ -354,3 +354,12 @@ def test_a_line_says_what_is_to_be_known_of_its_statistics() -> None:
     found = line(objective_of(Nested(), data([6, 1, 5])), points=3, statistics="recomputed", model=False)
     assert found.statistics == "recomputed"
     assert "1 of 3 batches hold one sample" in found.note and "not called: unused" in found.note
+
+
+@pytest.mark.parametrize(("how", "mode"), [("recomputed", "eval"), ("frozen", "train")])
+def test_the_centre_of_a_line_is_the_objective_with_those_statistics_to_the_bit(how: str, mode: str) -> None:
+    objective = objective_of(Nested(), data([6, 5]), mode)
+    with statistics_at(objective, how):
+        value = objective.value()
+    found = line(objective, points=3, statistics=how, model=False)
+    assert found.center == float(found.loss[1]) == value != objective.value()
