@@ -93,7 +93,7 @@ class Line:
         model: the quadratic model at the centre, or None if it was not asked for.
         points: coordinates of what the line was drawn through, by name.
         statistics: how normalisation layers took their statistics: "kept", "recomputed" or "frozen".
-        engine: what evaluated the points: "one by one", or "batched".
+        engine: what evaluated most of the points, "one by one" or "batched", and in brackets why.
         evaluations: points evaluated (each a pass over the data); those that a file held already do not count.
         seconds: wall time of the evaluation.
         note: what is to be known of them; mostly empty.
@@ -156,7 +156,7 @@ class Plane:
         trajectory: (T, 2) float64 coordinates of recorded weights, projected into the plane, or None.
         explained: share of the trajectory's variance that each axis explains, (2,), or None.
         statistics: how normalisation layers took their statistics: "kept", "recomputed" or "frozen".
-        engine: what evaluated the points: "one by one", or "batched".
+        engine: what evaluated most of the points, "one by one" or "batched", and in brackets why.
         evaluations: points evaluated (each a pass over the data); those that a file held already do not count.
         seconds: wall time of the evaluation.
         note: what is to be known of them; mostly empty.
