@@ -163,29 +163,18 @@ def task_conflict(
         Conflict(2 vectors, mean cosine -0.28, signs disagree in 0.5 of shared large entries, stable rank 1.56)
     """
     m = len(points)
-    if m < 2:
-        raise SettingError(f"a conflict is between two task vectors at least, got {m} points")
-    if not 0 < keep <= 1:
-        raise SettingError(f"keep must be a share in (0, 1], got {keep!r}")
-    if scale is not None and not math.isfinite(scale):
-        raise SettingError(f"scale must be a finite number, got {scale!r}")
     labels = tuple(names) if names is not None else tuple(f"task {i}" for i in range(m))
-    for what, given in (("names", labels), ("objectives", objectives)):
-        if given is not None and len(given) != m:
-            raise SettingError(f"{what} must be {m}, one for each point; got {len(given)}")
-    for i, task in enumerate(objectives or ()):
-        _check_same_parameters(objective, task, labels[i])
+    _check(m, keep, scale, names=labels, objectives=objectives)
+    for task, label in zip(objectives or (), labels, strict=False):
+        _check_same_parameters(objective, task, label)
     origin = finite_parameters_at(objective, base, "the base")
     vectors = [finite_parameters_at(objective, p, f"the point of {labels[i]}") - origin for i, p in enumerate(points)]
     factor = 1 / m if scale is None else float(scale)
-    vector = (origin.double() + factor * sum(v.double() for v in vectors)).to(origin.dtype)
+    vector = origin + (factor * torch.stack(vectors).sum(dim=0)).to(origin.dtype)
     interference = None
     if objectives is not None:
         places = {"base": [origin] * m, "own": [origin + v for v in vectors], "merged": [vector] * m}
-        losses = {
-            name: torch.stack([_loss(task, at, statistics) for task, at in zip(objectives, where, strict=True)])
-            for name, where in places.items()
-        }
+        losses = {name: _losses(objectives, where, statistics) for name, where in places.items()}
         interference = Interference(factor, **losses)
     thresholds = [_threshold(v, keep) for v in vectors]
     pieces = [v.split(objective.space.numels) for v in vectors]
@@ -194,6 +183,18 @@ def task_conflict(
     return TaskConflict(
         _conflict(whole), {k: _conflict(s) for k, s in tensors.items()}, keep, interference, labels, vector
     )
+
+
+def _check(m: int, keep: float, scale: float | None, **given: Sequence[object] | None) -> None:
+    if m < 2:
+        raise SettingError(f"a conflict is between two task vectors at least, got {m} points")
+    if not 0 < keep <= 1:
+        raise SettingError(f"keep must be a share in (0, 1], got {keep!r}")
+    if scale is not None and not math.isfinite(scale):
+        raise SettingError(f"scale must be a finite number, got {scale!r}")
+    for what, items in given.items():
+        if items is not None and len(items) != m:
+            raise SettingError(f"{what} must be {m}, one for each point; got {len(items)}")
 
 
 def _check_same_parameters(objective: Objective, task: Objective, name: str) -> None:
@@ -207,8 +208,10 @@ def _check_same_parameters(objective: Objective, task: Objective, name: str) -> 
         )
 
 
-def _loss(task: Objective, vector: Tensor, statistics: str) -> Tensor:
-    return evaluate_at(task, [vector.to(task.space.device)], statistics=statistics)["loss"][0]
+def _losses(tasks: Sequence[Objective], vectors: Sequence[Tensor], statistics: str) -> Tensor:
+    """Each task's loss at its own point, (m,) float64."""
+    found = [evaluate_at(t, [v.to(t.space.device)], statistics=statistics) for t, v in zip(tasks, vectors, strict=True)]
+    return torch.cat([values["loss"] for values in found])
 
 
 def _threshold(vector: Tensor, keep: float) -> Tensor:
