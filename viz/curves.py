@@ -76,11 +76,11 @@ def chosen_values(results: Mapping[str, Any], value: str | Sequence[str] | None,
     return names
 
 
-def panels(names: Sequence[str], ax: Any, size: tuple[float, float] | None, plot: str) -> np.ndarray:
+def panels(names: Sequence[str], ax: Any, size: tuple[float, float] | None, plot: str, count: int) -> np.ndarray:
     """The Axes to draw on: those given, or a new figure's, the first taller than the others."""
     if ax is not None:
         return style.given_axes(ax, len(names), plot, f"{len(names)} (one for each of the values)")
-    height = 3.2 + 1.3 * (len(names) - 1)
+    height = 3.2 + 1.3 * (len(names) - 1) + 0.3 * (count - 1)  # the legend's
     return style.new_figure([1.8] + [1.0] * (len(names) - 1), size or (5.0, height))[1]
 
 

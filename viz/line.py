@@ -60,10 +60,10 @@ def plot_line(
     found = by_name(lines, Line, lambda each: each.axis.name, "plot_line")
     names = chosen_values(found, value, one=isinstance(ax, Axes))
     own = ax is None
-    axes = panels(names, ax, size, "plot_line")
+    axes = panels(names, ax, size, "plot_line", len(found))
     for name, each in zip(names, axes, strict=True):
         _draw_panel(each, found, name, scale if name == names[0] else "auto")
-    axes[-1].set_xlabel(_label(list(found.values())))
+    axes[-1].set_xlabel(_label(axes[-1], list(found.values())))
     style.legend_above(axes[0], own=own)
     figure = axes[0].get_figure(root=True)
     if own and isinstance(figure, Figure):
@@ -71,12 +71,12 @@ def plot_line(
     return axes[0] if len(names) == 1 else axes
 
 
-def _label(lines: Sequence[Line]) -> str:
+def _label(ax: Axes, lines: Sequence[Line]) -> str:
     names = dict.fromkeys((line.axis.name, said(line.axis.norm)) for line in lines)
     if len(names) > 1:
         return "coordinate [units: lengths in the legend]"
     ((name, norm),) = names
-    return f"{style.plain(name)} [unit: length {norm}]"
+    return style.in_two(ax, name, f"[unit: length {norm}]")
 
 
 def _draw_panel(ax: Axes, lines: Mapping[str, Line], name: str, scale: str) -> None:
@@ -85,7 +85,9 @@ def _draw_panel(ax: Axes, lines: Mapping[str, Line], name: str, scale: str) -> N
     shown = set_scale(ax, np.concatenate([y for _, y in curves.values()]), scale, name)
     units = len({said(line.axis.norm) for line in lines.values()}) > 1
     for index, (key, (x, y)) in enumerate(curves.items()):
-        words = style.plain(key, 40) + (f" (unit: {said(having[key].axis.norm)})" if units else "")
+        words = style.plain(key, int(7 * style.width_of(ax))) + (
+            f" (unit: {said(having[key].axis.norm)})" if units else ""
+        )
         draw_curve(ax, x, shown.shown(y), index, label=words if len(lines) > 1 else name, gid="curve")
         draw_gaps(ax, x, y, index, len(lines))
     if not any(np.isfinite(y).any() for _, y in curves.values()):

@@ -62,11 +62,12 @@ def plot_path(
     found = by_name(paths, LossPath, lambda each: each.kind, "plot_path")
     names = chosen_values(found, value, one=isinstance(ax, Axes))
     own = ax is None
-    axes = panels(names, ax, size, "plot_path")
+    axes = panels(names, ax, size, "plot_path", len(found))
     for name, each in zip(names, axes, strict=True):
         _draw_panel(each, found, name, scale if name == "loss" else "linear", legend=each is axes[0])
-    first, second = (style.plain(end, 24) for end in next(iter(found.values())).ends)
-    axes[-1].set_xlabel(f"position t from {first} (0) to {second} (1)")
+    room = int(3.6 * style.width_of(axes[-1])) - 2
+    first, second = (style.plain(end, room) for end in next(iter(found.values())).ends)
+    axes[-1].set_xlabel(style.in_two(axes[-1], "position t", f"from {first} (0) to {second} (1)"))
     style.legend_above(axes[0], own=own)
     figure = axes[0].get_figure(root=True)
     if own and isinstance(figure, Figure):
@@ -80,7 +81,9 @@ def _draw_panel(ax: Axes, paths: Mapping[str, LossPath], name: str, scale: str, 
     shown = set_scale(ax, np.concatenate([y for _, y in curves.values()]), scale, name)
     for index, (key, (t, y)) in enumerate(curves.items()):
         size = having[key].barriers.get(name, math.nan)
-        words = f"{style.plain(key, 40)}: barrier {said(size)}" + (f" of {name}" if name != "loss" else "")
+        words = f"{style.plain(key, int(7 * style.width_of(ax)))}: barrier {said(size)}" + (
+            f" of {name}" if name != "loss" else ""
+        )
         draw_curve(ax, t, shown.shown(y), index, label=words if legend else "_", gid="curve")
         draw_gaps(ax, t, y, index, len(curves))
     if not any(np.isfinite(y).any() for _, y in curves.values()):
@@ -90,7 +93,7 @@ def _draw_panel(ax: Axes, paths: Mapping[str, LossPath], name: str, scale: str, 
     ax.margins(y=0.1)
     freeze(ax, shown)
     _draw_chords(ax, curves, shown)
-    low, high = (ax.transAxes + ax.transData.inverted()).transform([(0, 0), (0, 1)])[:, 1]
+    low, high = ax.get_ylim()
     tall = LEAST_ARROW * (high - low) if ax.get_yscale() == "linear" else 0.0
     for index, (key, (t, y)) in enumerate(curves.items()):
         size = having[key].barriers.get(name, math.nan)
@@ -114,6 +117,8 @@ def _draw_barrier(ax: Axes, t: np.ndarray, y: np.ndarray, size: float, shown: Lo
     """An arrow from the chord to the curve; of a value that is better when larger, downward."""
     chord = (1 - t) * y[0] + t * y[-1]
     beyond = y - chord
+    if not np.isfinite(beyond).any():
+        return
     at = int(np.nanargmin(np.abs(np.abs(np.where(np.isfinite(beyond), beyond, np.nan)) - size)))
     colour, aside = COLOURS[index % len(COLOURS)], 4 * (index % 4)  # arrows at one place stand beside each other
     ends = [(float(t[at]), float(v)) for v in shown.shown(np.array([chord[at], y[at]]))]

@@ -29,6 +29,7 @@ __all__ = [
     "YELLOW",
     "dress",
     "halo",
+    "in_two",
     "legend",
     "legend_above",
     "log_if_wide",
@@ -128,6 +129,13 @@ def width_of(ax: Axes) -> float:
     """Width in inches of the figure that the axes are in."""
     figure = ax.get_figure(root=True)
     return float(figure.get_figwidth()) if isinstance(figure, Figure) else 6.4
+
+
+def in_two(ax: Axes, first: str, second: str) -> str:
+    """A label for the x-axis: in two lines where the figure is too narrow for one, its first part cut to fit."""
+    room = int(10 * width_of(ax))
+    first = plain(first, room)
+    return f"{first} {second}" if len(first) + len(second) < room else f"{first}\n{second}"
 
 
 def halo(ax: Axes) -> list[Any]:
