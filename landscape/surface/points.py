@@ -46,9 +46,10 @@ def parameters_at(objective: Objective, point: Point, name: str = "the point") -
         if point.shape != (space.size,):
             raise ParameterError(f"{name} is a tensor of shape {tuple(point.shape)}; expected a vector ({space.size},)")
         return point.detach().to(space.device, space.dtype, copy=True)
-    state = _tensors(point, name)
+    state, prefix = _tensors(point, name), _prefix(_named(objective.model))
     found = []
-    for key, parameter in _stripped(dict(objective.parameters)).items():
+    for own, parameter in objective.parameters.items():
+        key = own.removeprefix(prefix)
         value = state.get(key)
         if value is None:
             some = ", ".join(sorted(state)[:4])
@@ -67,8 +68,13 @@ def buffers_at(objective: Objective, point: Point) -> dict[str, Tensor]:
     """The buffers (statistics of normalisation layers) that a point brings along, by name; a vector has none."""
     if point is None or isinstance(point, Tensor):
         return {}
-    state, own = _tensors(point, "the point"), dict(objective.model.named_buffers())
-    return {key: state[key].detach() for key in own if key in state and state[key].shape == own[key].shape}
+    state, prefix = _tensors(point, "the point"), _prefix(_named(objective.model))
+    found = {}
+    for name, own in objective.model.named_buffers():
+        value = state.get(name.removeprefix(prefix))
+        if value is not None and value.shape == own.shape:
+            found[name] = value.detach()
+    return found
 
 
 def _copied(objective: Objective, tensors: list[Tensor]) -> Tensor:
@@ -80,8 +86,7 @@ def _copied(objective: Objective, tensors: list[Tensor]) -> Tensor:
 def _tensors(point: Any, name: str) -> dict[str, Tensor]:
     """A state dict under the model's own names; a tied tensor under each of them."""
     if isinstance(point, nn.Module):
-        named = dict(point.named_parameters(remove_duplicate=False))
-        return _stripped(named | dict(point.named_buffers(remove_duplicate=False)))
+        return _stripped(_named(point))
     if not isinstance(point, Mapping):
         raise SettingError(
             f"{name} must be a module, a state dict, a vector of parameters or None for the live model; "
@@ -93,18 +98,27 @@ def _tensors(point: Any, name: str) -> dict[str, Tensor]:
     return _stripped({key: value for key, value in point.items() if isinstance(value, Tensor)})
 
 
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    parameters = dict[str, Tensor](module.named_parameters(remove_duplicate=False))
+    return parameters | dict(module.named_buffers(remove_duplicate=False))
+
+
+def _prefix(named: Mapping[str, Tensor]) -> str:
+    """What wrappers have put before every name."""
+    found = ""
+    while named and (more := [p for p in _WRAPPERS if all(key.startswith(found + p) for key in named)]):
+        found += more[0]
+    return found
+
+
 def _stripped(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _WRAPPERS:
-        if named and all(key.startswith(prefix) for key in named):
-            return _stripped({key.removeprefix(prefix): value for key, value in named.items()})
-    return dict(named)
+    prefix = _prefix(named)
+    return {key.removeprefix(prefix): value for key, value in named.items()}
 
 
 def _check_no_further(objective: Objective, state: Mapping[str, Tensor], name: str) -> None:
     """A point with more tensors than the model is of a deeper one."""
-    model = objective.model
-    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    further = sorted(set(state) - set(_stripped(own)))
+    further = sorted(set(state) - set(_stripped(_named(objective.model))))
     if further:
         raise ParameterError(
             f"{name} is of another architecture: it has {len(further)} tensors that the model has not, "
