@@ -148,13 +148,17 @@ def _lay_out(ax: Axes, plane: Plane, sheet: Sheet) -> None:
 
 
 def _axis_label(plane: Plane, index: int, inches: float) -> str:
-    """Name, share and unit, in two lines where there is no room for one."""
+    """Name, share and unit, in as many lines as there is room for."""
     axis, room = plane.axes[index], int(LETTERS_PER_INCH * inches)
-    share = "" if plane.explained is None else f" ({100 * float(plane.explained[index]):.3g} %)"
     alike = f" ({index + 1})" if len({each.name for each in plane.axes}) == 1 else ""
-    name = style.plain(axis.name, max(room - len(share + alike), 12)) + alike + share
-    unit = f"[unit: length {said(axis.norm)}]"
-    return f"{name} {unit}" if len(name) + len(unit) < room else f"{name}\n{unit}"
+    label = style.plain(axis.name, max(room - len(alike), 12)) + alike
+    further = [f"[unit: length {said(axis.norm)}]"]
+    if plane.explained is not None:
+        further.insert(0, f"({100 * float(plane.explained[index]):.3g} %)")
+    for each in further:
+        fits = len(label.splitlines()[-1] if label else "") + len(each) < room
+        label += (" " if fits else "\n") + each
+    return label
 
 
 def _draw_holes(ax: Axes, sheet: Sheet) -> None:
@@ -208,7 +212,7 @@ def _final_layout(ax: Axes, bar: Colorbar, levels: Levels, *, fitted: bool) -> N
     for label in (ax.yaxis.label, bar.ax.yaxis.label):
         if label.get_window_extent().height > box.height * figure.bbox.height:
             letters = max(int(LETTERS_PER_INCH * box.height * figure.get_figheight()), 16)
-            lines = label.get_text().replace(" [", "\n[").splitlines()
+            lines = label.get_text().replace(" [", "\n[").replace(" (", "\n(").splitlines()
             label.set_text("\n".join(textwrap.fill(each, letters) for each in lines))
     _thin(bar, levels)
     if fitted:

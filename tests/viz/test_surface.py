@@ -316,6 +316,14 @@ def test_axes_of_one_name_are_told_apart() -> None:
     ]
 
 
+def test_a_long_name_is_wrapped_and_keeps_its_number() -> None:
+    u, v = (dataclasses.replace(a, name=f"trajectory, component {k}") for k, a in enumerate(axes(), 1))
+    plane = plane_of(bowl, y=even(-0.6, 0.6, 9), along=(u, v), explained=torch.tensor([0.961, 0.0343]))
+    ax = plot_surface(plane, size=(3.3, 3.4))
+    inside(ax.get_figure())
+    assert "component 2" in " ".join(ax.get_ylabel().split()) and "(96.1 %)" in ax.get_xlabel()
+
+
 def test_notes_are_shown() -> None:
     said = "stopped early; loss is NaN or infinite at 3 of 9 points"
     plane = plane_of(bowl, radius=0.1, note=said)
