@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
 from .errors import SettingError
+from .interrupts import PostponedSignals
 from .precision import float32_arithmetic
 from .reach import CONTAINERS, MODULE_INTERNALS, all_modules, preserved_generators, reseed_generators
 
@@ -332,6 +333,7 @@ def isolated(
     modules = all_modules([model, *others])
     device = next((p.device for m in modules for p in m._parameters.values() if p is not None), torch.device("cpu"))
     with (
+        PostponedSignals() as signals,  # until everything is back
         preserved_rng(),
         preserved_generators(generators),
         _twice_differentiable(modules, device, tf32),  # first, so that no stand-in is an inference tensor
@@ -340,4 +342,7 @@ def isolated(
         _no_watchers_of_all_modules(),
     ):
         set_mode(model, others, mode)
-        yield
+        try:
+            yield
+        finally:
+            signals.begin()
