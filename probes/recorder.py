@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from losscope.landscape import RunError
 
 from .folder import RunFolder, array_path
+from .guard import say
 from .records import Record
 from .run import Run
 
@@ -40,13 +40,16 @@ class Recorder:
         self._kept_arrays: dict[str, np.ndarray] = {}
 
     def open(self, *, resume: bool) -> None:
-        """Open the folder.
+        """Open the folder; one that cannot be written to is warned about.
 
         Raises:
             RunError: if it holds another run; see `RunFolder`.
         """
-        if self.out is not None:
-            self._folder = RunFolder(self.out, self.meta["identity"], resume=resume)
+        try:
+            if self.out is not None:
+                self._folder = RunFolder(self.out, self.meta["identity"], resume=resume)
+        except OSError as error:
+            self._cannot_write(error)
         self._opened = True
         self.write_meta()
 
@@ -104,10 +107,7 @@ class Recorder:
         """A full disk must not end a training run."""
         if not self._failed:
             self._failed = True
-            with contextlib.suppress(Warning):
-                warnings.warn(
-                    f"losscope: cannot write to {self.out}: {error}; records are kept in memory", stacklevel=3
-                )
+            say(f"losscope: cannot write to {self.out}: {error}; records are kept in memory")
 
 
 def now() -> str:

@@ -166,7 +166,10 @@ class Watch:
         schedule = as_schedule(every)
         objectives = {p.name: p.checked_objective(seed) for p in players}
         identity = {p.name: p.identity(objectives[p.name]) for p in players}
-        self._resume = out is not None and check_folder(out, identity, resume=resume)
+        try:
+            self._resume = out is not None and check_folder(out, identity, resume=resume)
+        except OSError:  # as the run opens, that is said, and records are kept in memory
+            self._resume = False
         if first_step is None:
             first_step = _steps_done(out) if self._resume and out is not None else 0
         self._first_step, self._manual, self._budget = first_step, manual, budget
@@ -260,7 +263,8 @@ class Watch:
         numbers: dict[str, float | None] = {name: _number(name, value) for name, value in values.items()}
         step = max(self._made(follower) - 1, 0) if step is None else step
         rate = follower.player.rate()
-        self._emit(Record(step, follower.player.name, "log", lr=rate, values=numbers, time=time.time()), {})
+        with self._budget.spending():
+            self._emit(Record(step, follower.player.name, "log", lr=rate, values=numbers, time=time.time()), {})
 
     def step(self, player: str | None = None) -> None:
         """With ``drive="manual"``: an update has been made; measures if a measurement is due.
