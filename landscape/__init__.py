@@ -8,6 +8,7 @@ from .class_structure import ClassStructure, class_structure
 from .collapse import Collapse, neural_collapse, neural_collapse_of_batches
 from .compositions import BlockDiagonal, Preconditioned, Restricted
 from .density import spectral_density
+from .distributed import Ranks
 from .errors import (
     DataError,
     DoubleBackwardError,
@@ -16,6 +17,7 @@ from .errors import (
     LossError,
     NonFiniteError,
     ParameterError,
+    RankError,
     RunError,
     SettingError,
 )
@@ -79,6 +81,8 @@ __all__ = [
     "ParameterError",
     "ParameterSignal",
     "Preconditioned",
+    "RankError",
+    "Ranks",
     "Restricted",
     "RunError",
     "SamplingError",

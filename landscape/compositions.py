@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ParameterError, SettingError
-from .objective import Objective, selector
+from .objective import Objective
 from .operators import SymmetricOperator, as_operator
+from .selection import selector
 from .space import ParameterSpace, VectorSpace, named
 
 __all__ = ["BlockDiagonal", "Preconditioned", "Restricted"]

@@ -37,6 +37,10 @@ class NonFiniteError(LosscopeError, ArithmeticError):
     """The loss, its gradient or a product with the curvature is NaN or infinite."""
 
 
+class RankError(LosscopeError, RuntimeError):
+    """Data-parallel processes that cannot measure together: one failed, is gone, or does something else."""
+
+
 class RunError(LosscopeError):
     """A run folder that cannot be read, or that belongs to another run."""
 

@@ -39,7 +39,8 @@ class _Fisher(SymmetricOperator):
         self.objective = objective
         self.space = objective.space
         self._engine: ThroughOutputs[OutputMetric] = ThroughOutputs(objective, [form], memory)
-        self._engine.first_metric()  # so that bad input is refused here
+        _ = objective.batches  # reading them is an exchange of its own between ranks
+        objective.ranks.gather(lambda: bool(self._engine.first_metric()))  # so that bad input is refused here
         self.kernel = self._engine.name
 
     def product(self, V: Tensor) -> Tensor:
@@ -215,7 +216,8 @@ class MonteCarloFisher(_Fisher):
             found = seen_hessian(seen)
             if found is None or not found.psd:
                 raise SettingError(_why_not_drawn(found))
-            generator = torch.Generator(seen.objective.space.device).manual_seed((base + seen.index) % 2**63)
+            index = seen.objective.first_index + seen.index
+            generator = torch.Generator(seen.objective.space.device).manual_seed((base + index) % 2**63)
 
             def draw(prediction: Prediction) -> Callable[[Tensor], Tensor]:
                 return prediction.draw(samples, generator)

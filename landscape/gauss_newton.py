@@ -62,8 +62,15 @@ class GaussNewton(SymmetricOperator):
             self.objective, [seen_hessian, autograd_hessian], memory
         )
         self.kernel = self._engine.name
-        metric = self._engine.first_metric()
-        self.psd = metric.psd and not has_negative_weights(self.objective)
+        _ = self.objective.batches  # reading them is an exchange of its own between ranks
+        metric: OutputMetric | None = None
+
+        def convex() -> bool:
+            nonlocal metric
+            metric = self._engine.first_metric()
+            return metric.psd and not has_negative_weights(self.objective)
+
+        self.psd = all(self.objective.ranks.gather(convex))
         if isinstance(metric, AutogradHessian) and metric.vanishes():
             warnings.warn(
                 "the criterion is linear in the model's outputs, so that its Gauss-Newton matrix is zero; if the "

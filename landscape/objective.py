@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import fnmatch
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from .batches import Batch, batch_length, copied, fix_batches, is_one_shot, take, without_weights
-from .errors import LossError, ParameterError, SettingError
+from .batches import Batch, batch_length, copied, fix_batches, is_one_shot, without_weights
+from .distributed import ALONE, Alone, Whole, data_parallel_part
+from .errors import DataError, LossError, SettingError
 from .isolation import MODES, isolated, reseed, unchanged
 from .loss import Loss
 from .per_sample import Terms, checked_weights, find_terms, with_weights
 from .precision import checked_precision
 from .reach import closed_over_modules, generators_within, objects_within, preserved_objects
+from .seen_sum import adds_over_samples
+from .selection import checked_modules, select_parameters
 from .space import ParameterSpace
 
 __all__ = ["Objective"]
@@ -59,9 +59,12 @@ class Objective:
         also: modules that the loss uses besides the model; those found in the closures of the given
             functions are added.
         seed: fixes shuffling, augmentation and dropout masks.
+        ranks: the processes that hold a part of the data each, and all the same weights: b runs over the batches
+            of all of them (`Ranks`). What is asked of the objective, its operators and solvers is then to be asked
+            on all ranks alike, and has the same answer there. Default: this process alone.
 
     Raises:
-        SettingError: for options that mean nothing.
+        SettingError: for options that mean nothing, and for a model in `DistributedDataParallel` without ``ranks``.
         ParameterError: if no parameter is selected, or they are on several devices, complex or integer.
 
     Example:
@@ -89,9 +92,16 @@ class Objective:
         mode: str = "eval",
         also: Iterable[nn.Module] = (),
         seed: int = 0,
+        ranks: Alone | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SettingError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        model, group = data_parallel_part(model)
+        if group is not None and group.size() > 1 and ranks is None:
+            raise SettingError(
+                f"{group.size()} ranks train the model, each on its own data: pass ranks=Ranks() on all of them for the "
+                "loss on all data, or model.module for that on the data of this rank"
+            )
         if mode not in MODES:
             raise SettingError(f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
         self.model = model
@@ -99,16 +109,18 @@ class Objective:
         self.loss = Loss(criterion, loss_fn, forward, targets, weight)
         self.mode = mode
         self.seed = seed
+        self.ranks = ALONE if ranks is None else ranks
         self.parameters = select_parameters(model, params)
         self.space = ParameterSpace(self.parameters)
         reached = (m for function in self.loss.functions for m in closed_over_modules(function))
-        self.also = tuple({id(m): m for m in [*_checked_modules(also), *reached] if m is not model}.values())
+        self.also = tuple({id(m): m for m in [*checked_modules(also), *reached] if m is not model}.values())
         functions = [*self.loss.functions, *([weight] if weight is not None else [])]
         self._generators = generators_within([*functions, model, *self.also])
         self._objects = objects_within(functions)
         self._fixed: tuple[Batch, ...] = ()  # as read; those without a share are not in batches
         self._batches: tuple[Batch, ...] | None = None
         self._weights: Tensor | None = None
+        self._whole = Whole(0.0, 0, 0, None)
         self._depth = 0
         self._mask_seed = 0
         self._tried = False
@@ -128,15 +140,35 @@ class Objective:
         """The fixed batches; read on first use."""
         if self._batches is None:
             with self.isolated():
-                self._fixed = self._fixed or self._read()
+                self._fixed, parts, sums = self._fix()
+                if sums:
+                    self.loss = dataclasses.replace(self.loss, seen_to_sum=True)
+                    self._fixed = tuple(dataclasses.replace(b, weight=1.0) for b in self._fixed)
                 # A batch of padding alone has the mean 0 / 0, and no share in the objective.
                 self._batches = tuple(b for b in self._fixed if b.weight > 0 or self.loss.summed)
-                if not self._batches:
-                    self._batches = None
-                    raise LossError("the weights of all batches are zero, so their mean is not defined; check weight=")
-                if len(self._batches) > 1 and self._sums_unsaid(self._batches[0]):
-                    self._fixed = self._batches = tuple(dataclasses.replace(b, weight=1.0) for b in self._fixed)
+                self._whole = parts
         return self._batches
+
+    def _fix(self) -> tuple[tuple[Batch, ...], Whole, bool]:
+        """The batches as read, what all ranks together have, and whether the loss is now seen to be a sum."""
+        fixed: tuple[Batch, ...] = ()
+
+        def own() -> tuple[float, int, int | None, bool]:
+            nonlocal fixed
+            fixed = self._fixed or self._read()
+            counted = [b for b in fixed if b.weight > 0 or self.loss.summed]
+            if not counted:
+                raise LossError("the weights of all batches are zero, so their mean is not defined; check weight=")
+            samples = None
+            with contextlib.suppress(DataError):
+                samples = sum(batch_length(without_weights(b.content)) for b in counted)
+            several = len(counted) > 1 or self.ranks.size > 1
+            sums = several and self._sums_unsaid(counted[0])
+            return sum(b.weight for b in counted), len(counted), samples, sums
+
+        weights, counts, samples, sums = zip(*self.ranks.gather(own), strict=True)
+        total = None if None in samples else sum(samples)
+        return fixed, Whole(sum(weights), sum(counts), sum(counts[: self.ranks.rank]), total), any(sums)
 
     def _read(self, limit: int | None = None) -> tuple[Batch, ...]:
         reseed(self.seed, self._generators)
@@ -147,45 +179,58 @@ class Objective:
         return with_weights(fixed, self._weights, self.loss.samples_of, some=limit is not None)
 
     def _sums_unsaid(self, batch: Batch) -> bool:
-        """Whether the loss adds over samples without saying so, as a lambda around a summed criterion does.
-
-        Tried once, on a batch and its two halves: a sum is what they add up to, a mean is not.
-        """
+        """Whether the loss is seen to add over samples without saying so; tried once."""
         if self._tried or self.loss.weight is not None or self.loss.summed:
             return False
         self._tried = True
-        try:
-            n = batch_length(batch.content)
-            parts = [take(batch.content, torch.arange(n)[half]) for half in (slice(n // 2), slice(n // 2, n))]
-            values = []
-            for content in (batch.content, *parts):
-                with self.evaluation(0, content) as copy_of_it:
-                    values.append(float(self.loss(self.model, copy_of_it).detach()))
-        except Exception:
-            return False  # it cannot be cut, and says what is wrong with it when it is evaluated
-        whole, added = values[0], values[1] + values[2]
-        if n < 2 or not math.isclose(whole, added, rel_tol=1e-4) or math.isclose(whole, added / 2, rel_tol=0.1):
-            return False
-        self.loss = dataclasses.replace(self.loss, seen_to_sum=True)
-        return True
+        return adds_over_samples(self, batch)
 
     @property
     def shares(self) -> list[float]:
-        """The factor of each batch's loss in the objective: ``w_b / W``, or 1 for a summed loss."""
+        """The factor of each batch's loss in the objective: ``w_b / W``, or 1 for a summed loss.
+
+        Of this rank's batches; W is that of all ranks.
+        """
         batches = self.batches  # reading them may show that the loss is summed
         if self.loss.summed:
             return [1.0] * len(batches)
-        total = sum(b.weight for b in batches)
-        return [b.weight / total for b in batches]
+        return [b.weight / self._whole.weight for b in batches]
 
     @property
     def samples(self) -> int:
-        """Number of samples in the data.
+        """Number of samples in the data, of all ranks.
 
         Raises:
             DataError: if a batch does not show how many it holds.
         """
-        return sum(batch_length(without_weights(batch.content)) for batch in self.batches)
+        own = sum(batch_length(without_weights(batch.content)) for batch in self.batches)
+        if self._whole.samples is None and self.ranks.size > 1:
+            raise DataError("a batch of another rank does not show how many samples it holds; pass weight=")
+        return self._whole.samples or own
+
+    @property
+    def first_index(self) -> int:
+        """The position of this rank's first batch among those of all ranks."""
+        _ = self.batches
+        return self._whole.before
+
+    def alone(self) -> Objective:
+        """This rank's part of the objective, which is evaluated without the others."""
+        fresh = copy.copy(self)
+        fresh.ranks = ALONE
+        return fresh
+
+    def refuse_ranks(self, what: str) -> None:
+        """Refuse what takes the data apart, where this rank has only a part of it.
+
+        Raises:
+            SettingError: where there are several ranks.
+        """
+        if self.ranks.size > 1:
+            raise SettingError(
+                f"{what} needs all data in one process, and this objective's lies on {self.ranks.size} ranks; measure "
+                "it on one rank with all its data: a module that is not wrapped, and no ranks="
+            )
 
     def snapshot(self, seed: int) -> Objective:
         """The same objective with its data unread, to be fixed again, with masks drawn from ``seed``.
@@ -301,7 +346,7 @@ class Objective:
         """An `evaluation` that does not put the modules' state back, for a pass that is seen to leave it alone."""
         content = self.batches[index].content if content is None else content
         with preserved_objects(self._objects):
-            reseed(hash((self.seed, self._mask_seed, index, mask)) % 2**63, self._generators)
+            reseed(hash((self.seed, self._mask_seed, self._whole.before + index, mask)) % 2**63, self._generators)
             with torch.autocast(self.space.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 yield copied(content)
 
@@ -337,7 +382,12 @@ class Objective:
     def value(self) -> float:
         """The objective's value; NaN or infinite where the loss is."""
         with self.isolated():  # with gradients on: the loss may have a gradient inside it
-            return float(sum(s * self.batch_loss(i).detach().double() for i, s in enumerate(self.shares)))
+            shares = self.shares  # read before: reading is an exchange of its own
+            return float(self.ranks.total(lambda: self._value(shares)))
+
+    def _value(self, shares: list[float]) -> Tensor:
+        zero = torch.zeros((), dtype=torch.float64, device=self.space.device)
+        return sum((s * self.batch_loss(i).detach().double() for i, s in enumerate(shares)), start=zero)
 
     def gradient(self) -> Tensor:
         """The objective's gradient, (n,)."""
@@ -345,6 +395,23 @@ class Objective:
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """Value and gradient (n,) in one pass over the data."""
+        return self.over_ranks(self.own_value_and_gradient)
+
+    def over_ranks(self, own: Callable[[], tuple[Tensor, Tensor]]) -> tuple[float, Tensor]:
+        """Value and gradient from what each rank computes of them."""
+        _ = self.shares  # reading the data is an exchange of its own
+        value = torch.zeros((), dtype=torch.float64)
+
+        def gradient() -> Tensor:
+            nonlocal value
+            value, found = own()
+            return found
+
+        total = self.ranks.total(gradient)
+        return float(self.ranks.total(lambda: value.double())), total
+
+    def own_value_and_gradient(self) -> tuple[Tensor, Tensor]:
+        """What this rank's batches contribute to them: a scalar, and (n,)."""
         with self.isolated():
             total = torch.zeros(self.space.size, dtype=self.space.dtype, device=self.space.device)
             value = torch.zeros((), dtype=torch.float64, device=self.space.device)
@@ -352,7 +419,7 @@ class Objective:
                 loss = share * self.batch_loss(i)
                 total += self.space.flatten(self.gradients(loss))
                 value += loss.detach()
-        return float(value), total
+        return value, total
 
     def check(self) -> None:
         """Evaluate the first batch once, so that bad input is refused before anything is measured.
@@ -362,86 +429,21 @@ class Objective:
             LossError: if the loss is not a scalar or does not depend on the parameters.
         """
         if is_one_shot(self.data):
-            with self.isolated():  # reading one batch only would lose the others
-                self.gradients(self.batch_loss(0))
+            _ = self.batches  # reading one batch only would lose the others
+            self.ranks.gather(self._check_first)
             return
-        probe = self.snapshot(0)
+        if any(self.ranks.gather(self._check_one_read)):
+            self.loss = dataclasses.replace(self.loss, seen_to_sum=True)
+        self._tried = True
+
+    def _check_first(self) -> None:
+        with self.isolated():
+            self.gradients(self.batch_loss(0))
+
+    def _check_one_read(self) -> bool:
+        """Whether the loss is seen to be a sum."""
+        probe = self.alone().snapshot(0)
         with probe.isolated():
             probe._batches = probe._read(limit=1)
             probe.gradients(probe.batch_loss(0))
-            probe._sums_unsaid(probe._batches[0])
-        self.loss, self._tried = probe.loss, True
-
-
-# --------------------------------------------------------------------------- parameters
-
-
-def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Parameter]:
-    """The chosen parameters that require gradients, by name; a tied one appears once.
-
-    Raises:
-        SettingError: if ``params`` is not a selection.
-        ParameterError: if nothing is selected, or the selection cannot be measured.
-    """
-    named = dict(model.named_parameters())
-    if params is None:
-        chosen = {n: p for n, p in named.items() if p.requires_grad}
-    else:
-        accepts = selector(params)
-        accepted = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if accepts(n, p)}
-        chosen = {n: p for n, p in named.items() if id(p) in accepted}
-        unfit = [n for n, p in chosen.items() if p.is_complex() or not p.is_floating_point()]
-        if unfit:
-            raise ParameterError(f"parameters must be real floating-point, {unfit[0]} is {chosen[unfit[0]].dtype}")
-        chosen = {n: p for n, p in chosen.items() if p.requires_grad}
-    if not chosen:
-        given = type(params).__name__ if isinstance(params, Tensor | nn.Module) else repr(params)
-        what = "" if params is None else f" and matches params={given}"
-        names = ", ".join([*list(named)[:4], *(["..."] if len(named) > 4 else [])])
-        raise ParameterError(f"no parameter that requires gradients{what}; the model has {len(named)}: {names}")
-    for name, p in chosen.items():
-        if is_lazy(p):
-            raise ParameterError(f"parameter {name} is not initialised yet; run one forward pass first")
-        if p.is_complex() or not p.is_floating_point():
-            raise ParameterError(
-                f"parameters must be real floating-point, {name} is {p.dtype}; exclude it with params="
-            )
-    devices = {str(p.device) for p in chosen.values()}
-    if len(devices) > 1:
-        raise ParameterError(
-            f"the selected parameters are on several devices ({', '.join(sorted(devices))}); select those of one "
-            "device with params=, or move the model"
-        )
-    return chosen
-
-
-def selector(params: Any) -> Callable[[str, nn.Parameter], bool]:
-    """What decides whether a parameter is selected.
-
-    Raises:
-        SettingError: if ``params`` is not a selection.
-    """
-    if isinstance(params, str):
-        return lambda name, _: fnmatch.fnmatchcase(name, params)
-    if isinstance(params, nn.Module):
-        inside = {id(p) for p in params.parameters()}
-        return lambda _, p: id(p) in inside
-    if isinstance(params, nn.Parameter):
-        return lambda _, p: p is params
-    if callable(params):
-        return lambda name, p: bool(params(name, p))
-    if isinstance(params, Iterable):
-        selectors = [selector(item) for item in params]
-        return lambda name, p: any(accepts(name, p) for accepts in selectors)
-    raise SettingError(
-        "params must be a name pattern, a module, a parameter, a predicate (name, parameter) -> bool, or a list of "
-        f"these; got {type(params).__name__}"
-    )
-
-
-def _checked_modules(also: Any) -> list[nn.Module]:
-    modules = [also] if isinstance(also, nn.Module) else list(also)
-    for module in modules:
-        if not isinstance(module, nn.Module):
-            raise SettingError(f"also= takes modules, got {type(module).__name__}")
-    return modules
+            return probe._sums_unsaid(probe._batches[0])

@@ -140,9 +140,16 @@ def check_count(name: str, value: int | None) -> None:
 def settle(objective: Objective, *, block: int, planned: int, memory: int | None) -> Choice:
     """`choose`, with a trial only where the products planned are many to one it takes; kept with the objective.
 
+    Where there are several ranks each tries on its own part of the data, and they take one together.
+
     Raises:
         DoubleBackwardError: if there is no double backward, and finite differences fail as well.
     """
+    if objective.ranks.size > 1:
+        _ = objective.batches  # reading them is an exchange of its own
+        part = objective.alone()
+        found = objective.ranks.gather(lambda: settle(part, block=block, planned=planned, memory=memory))
+        return _of_all_ranks(found)
     tried = planned >= _MANY * block if block > 1 else planned >= _MANY_SINGLE
     key = ("choice", id(objective.loss), block if tried else 0, memory)
     kept = objective.kept.get(key)
@@ -152,6 +159,18 @@ def settle(objective: Objective, *, block: int, planned: int, memory: int | None
         objective.kept[key] = make(objective, block=block, planned=planned, memory=memory)
     choice: Choice = objective.kept[key]
     return choice
+
+
+def _of_all_ranks(found: list[Choice]) -> Choice:
+    """What all ranks can do: finite differences or double backward where one of them must, else what rank 0 took."""
+    for rank, choice in enumerate(found):
+        if choice.kernel == FiniteDifference.name or choice.agreement == "ambiguous":
+            return dataclasses.replace(choice, reason=f"rank {rank}: {choice.reason}")
+    refused = [{c.name for c in choice.candidates if c.refused} for choice in found]
+    if refusing := [rank for rank, names in enumerate(refused) if found[0].kernel in names]:
+        reason = f"rank {refusing[0]} cannot take {found[0].kernel}; {found[0].reason}"
+        return dataclasses.replace(found[0], kernel=Retained.name, reason=reason)
+    return found[0]
 
 
 def withdraw(objective: Objective, kernel: str, error: Exception) -> None:

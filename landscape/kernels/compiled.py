@@ -69,6 +69,11 @@ class Compiled:
             KernelError: if the product cannot be compiled, or is another than double backward's: it draws random
                 numbers, the loss holds on to parameters, or a custom function is traced wrongly.
         """
+        _ = self.objective.batches  # reading them is an exchange of its own between ranks
+        return self.objective.ranks.total(lambda: self._own(V))
+
+    def _own(self, V: Tensor) -> Tensor:
+        """What this rank's batches contribute to H V."""
         objective = self.objective
         with objective.isolated():
             program = objective.kept.get(self._key)
@@ -96,7 +101,7 @@ class Compiled:
             KernelError: if they differ.
         """
         longest = int(torch.linalg.vector_norm(rows, dim=1).argmax())
-        expected, found = Retained(self.objective)(rows[longest, :, None])[:, 0], out[longest]
+        expected, found = Retained(self.objective).own(rows[longest, :, None])[:, 0], out[longest]
         size, apart = float(expected.norm()), float((found - expected).norm())
         allowed = allowed_distance(self.objective)
         if math.isfinite(size) and not apart <= allowed * max(size, float(found.norm())):

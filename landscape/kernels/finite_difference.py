@@ -76,8 +76,8 @@ class FiniteDifference:
         return _SAFETY * self._absolute / self._largest if self._largest > 0 else 0.0
 
     @property
-    def _key(self) -> tuple[str, int]:
-        return ("finite difference step", id(self.objective.loss))
+    def _key(self) -> tuple[str, int, int]:
+        return ("finite difference step", id(self.objective.loss), self.objective.ranks.size)  # the ranks have one step
 
     def calibrate(self) -> None:
         """Find the step, where that has not been done."""
@@ -149,12 +149,17 @@ class FiniteDifference:
         norms = torch.stack([t.norm().to(unit.dtype) for t in theta])
         h = step * (float(norms.norm()) or 1.0)
         direction = space.unflatten(unit)
-        out = torch.zeros_like(unit)
-        for index, share in enumerate(self.objective.shares):
-            ahead = self._gradient(index, [t + h * d for t, d in zip(theta, direction, strict=True)])
-            behind = self._gradient(index, [t - h * d for t, d in zip(theta, direction, strict=True)])
-            out.add_(ahead - behind, alpha=share / (2 * h))
-        return out
+        shares = self.objective.shares
+
+        def own() -> Tensor:
+            out = torch.zeros_like(unit)
+            for index, share in enumerate(shares):
+                ahead = self._gradient(index, [t + h * d for t, d in zip(theta, direction, strict=True)])
+                behind = self._gradient(index, [t - h * d for t, d in zip(theta, direction, strict=True)])
+                out.add_(ahead - behind, alpha=share / (2 * h))
+            return out
+
+        return self.objective.ranks.total(own)
 
     def _gradient(self, index: int, values: list[Tensor]) -> Tensor:
         """The gradient of one batch's loss where the parameters have these values."""

@@ -241,7 +241,7 @@ class ThroughOutputs(Generic[M]):
         self.graphs = OutputGraphs(objective, forms, memory)
 
     def first_metric(self) -> M:
-        """That of the first batch."""
+        """That of this rank's first batch."""
         with self.objective.isolated(), second_order_errors(self.objective, differences=False):
             return next(iter(self.graphs))[1]
 
@@ -251,6 +251,11 @@ class ThroughOutputs(Generic[M]):
         Raises:
             DoubleBackwardError: if the model cannot be differentiated twice.
         """
+        _ = self.objective.batches  # reading them is an exchange of its own between ranks
+        return self.objective.ranks.total(lambda: self._own(V))
+
+    def _own(self, V: Tensor) -> Tensor:
+        """What this rank's batches contribute."""
         space = self.objective.space
         with self.objective.isolated(), second_order_errors(self.objective, differences=False):
             rows = contiguous_rows(V)

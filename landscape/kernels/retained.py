@@ -69,6 +69,11 @@ class Retained:
             DoubleBackwardError: if the model or the loss has no second derivative in torch.
             SettingError: if the memory allowed is less than the graph of one batch takes.
         """
+        _ = self.objective.batches  # reading them is an exchange of its own between ranks
+        return self.objective.ranks.total(lambda: self.own(V))
+
+    def own(self, V: Tensor) -> Tensor:
+        """What this rank's batches contribute to H V: (n, k) -> (n, k)."""
         out: Tensor | None = None
         with self.objective.isolated(), second_order_errors(self.objective):
             rows = contiguous_rows(V)
@@ -80,11 +85,14 @@ class Retained:
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """The objective's value and gradient (n,), from the kept graph where there is one."""
+        return self.objective.over_ranks(self._own_value_and_gradient)
+
+    def _own_value_and_gradient(self) -> tuple[Tensor, Tensor]:
         if len(self.objective.batches) > 1:
-            return self.objective.value_and_gradient()
+            return self.objective.own_value_and_gradient()
         with self.objective.isolated(), second_order_errors(self.objective):
             gradient = next(iter(self.graphs))
-        return float(gradient.loss.detach()), self.objective.space.flatten([g.detach() for g in gradient.tensors])
+        return gradient.loss.detach(), self.objective.space.flatten([g.detach() for g in gradient.tensors])
 
     def _build(self, index: int, share: float) -> Gradient:
         loss = self.objective.batch_loss(index)
@@ -121,6 +129,10 @@ class Retained:
             V: (n, k).
             groups: positions in ``space.names`` of each block's parameters.
         """
+        _ = self.objective.batches
+        return self.objective.ranks.total(lambda: self._own_blocks(V, groups))
+
+    def _own_blocks(self, V: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
         space = self.objective.space
         rows = contiguous_rows(V)
         out = torch.zeros_like(rows)
