@@ -92,7 +92,7 @@ class Binding:
             self._leaving.detach()
             run.__exit__(None if error is None else type(error), error, None)
 
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
+    def note(self, step: int, values: Mapping[str, Any]) -> None:
         """Record the numbers among what the framework logs, as those of one update."""
         numbers: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, int | float)}
         numbers.pop("step", None), numbers.pop("player", None)  # words of log's own

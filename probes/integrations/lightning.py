@@ -113,7 +113,7 @@ class WatchCallback(Binding, Callback):
             return
         self._logged = run.steps
         if run.steps % trainer.log_every_n_steps == 0:
-            self.log(run.steps - 1, {"loss": float(loss)})
+            self.note(run.steps - 1, {"loss": float(loss)})
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the run."""

@@ -86,7 +86,7 @@ class WatchCallback(Binding, TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         """Record what the Trainer logs."""
-        self.log(state.global_step - 1, logs or {})
+        self.note(state.global_step - 1, logs or {})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep beside the Trainer's checkpoint what the next measurements start from."""
@@ -102,9 +102,10 @@ class WatchCallback(Binding, TrainerCallback):
         """Close the run."""
         self.close()
 
-    @property
-    def state_key(self) -> NoReturn:
-        """Lightning asks its callbacks for one.
+    state_key = "losscope"  # what follows is called by Lightning, which asks for this first
+
+    def setup(self, *_: Any, **__: Any) -> NoReturn:
+        """Say that this is not Lightning's.
 
         Raises:
             SettingError: always.
@@ -113,6 +114,9 @@ class WatchCallback(Binding, TrainerCallback):
             "this WatchCallback is that of Hugging Face's Trainer; for Lightning: from "
             "losscope.probes.integrations.lightning import WatchCallback"
         )
+
+    def on_exception(self, *_: Any, **__: Any) -> None:
+        """Let the error of `setup` out."""
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
