@@ -46,6 +46,8 @@ class RunFolder:
 
     def append(self, record: Record) -> None:
         """Append one record with a single write."""
+        if os.fstat(self._fd).st_nlink == 0:
+            raise FileNotFoundError(f"{self.path / RECORDS} was removed")
         data = (b"\n" if self._torn else b"") + (record.to_json() + "\n").encode()
         written = os.write(self._fd, data)
         self._torn = data[:written][-1:] != b"\n" if written else self._torn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from losscope.landscape import DataError, Hessian, Objective, ParameterError, SettingError
 from losscope.landscape.batches import is_one_shot
+from losscope.landscape.distributed import ALONE, Alone
 from losscope.landscape.stability import Threshold, stability_threshold
 
 from .seen import SeenCurvature, seen_by
@@ -82,7 +84,7 @@ class Player:
         groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
         return list({id(p): p for group in groups for p in group["params"]}.values())
 
-    def checked_objective(self, seed: int) -> Objective:
+    def checked_objective(self, seed: int, ranks: Alone = ALONE) -> Objective:
         """The objective, after everything that can be refused beforehand has been.
 
         Raises:
@@ -105,17 +107,18 @@ class Player:
             kind = type(self.optimizer).__name__
             raise SettingError(f"optimizer must be a torch.optim.Optimizer or a list of them, got {kind}")
         checked_scaler(self.scaler)
-        objective = self.objective(seed)
+        objective = self.objective(seed, ranks)
         Hessian(objective, self.kernel)
-        objective.check()
+        with contextlib.suppress(torch.OutOfMemoryError):  # the first measurement will tell; the training may fit
+            objective.check()
         return objective
 
-    def objective(self, seed: int) -> Objective:
-        """The objective of the parameters that are selected now."""
+    def objective(self, seed: int, ranks: Alone = ALONE) -> Objective:
+        """The objective of the parameters that are selected now, on the data of all ranks."""
         return Objective(
             self.model, self.data, criterion=self.criterion, forward=self.forward, targets=self.targets,
             loss_fn=self.loss_fn, weight=self.weight, params=self._selection(), mode=self.mode, also=self.also,
-            seed=seed,
+            seed=seed, ranks=ranks,
         )  # fmt: skip
 
     def signature(self) -> tuple[tuple[int, bool], ...]:
