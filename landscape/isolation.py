@@ -9,7 +9,8 @@ What is protected: random streams (Python, NumPy, torch on every device, and the
 model or the loss own), buffers and plain attributes of modules, train/eval flags, ``.grad``, hooks of
 modules and of parameters, autocast and the precision of float32 arithmetic, and the parameters' data.
 What is arranged: attention that can be differentiated twice (the fused kernels cannot), RNNs without
-cuDNN (likewise), eager execution of compiled modules.
+cuDNN (likewise), eager execution of compiled modules, activation checkpoints that `torch.autograd.grad`
+may pass (the reentrant ones refuse it), dense gradients of embeddings.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
+from torch.utils import checkpoint as checkpointing
 
 from .errors import SettingError
 from .interrupts import PostponedSignals
@@ -139,6 +141,9 @@ def _untouched_modules(modules: list[nn.Module], *, within: bool = False) -> Ite
         for module, state in saved:
             for name, value in state.items():
                 module.__dict__[name] = _stand_in(name, value, known)
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                # Its own would get it ready to add up gradients in the next backward pass, which is the training's.
+                module.__dict__["forward"] = module.module.__call__
         yield
     except GeneratorExit:
         if within:
@@ -277,6 +282,32 @@ def _untouched_parameters(modules: list[nn.Module], at: Mapping[nn.Parameter, Te
 # --------------------------------------------------------------------------- numerics
 
 
+class _WithoutReentry:
+    """In the place of torch's reentrant activation checkpoint: the same values, and as little memory."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return checkpointing.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve)
+
+
+@contextlib.contextmanager
+def _checkpoints_without_reentry() -> Iterator[None]:
+    """Let `torch.autograd.grad` pass checkpoints made with ``use_reentrant=True``, which refuse it."""
+    saved = checkpointing.CheckpointFunction
+    checkpointing.CheckpointFunction = _WithoutReentry  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        checkpointing.CheckpointFunction = saved  # type: ignore[misc]
+
+
+def _dense_gradients(modules: list[nn.Module]) -> None:
+    """Within `_untouched_modules`, which puts the flags back: sparse gradients cannot be differentiated again."""
+    for module in modules:
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False
+
+
 @contextlib.contextmanager
 def _twice_differentiable(modules: list[nn.Module], device: torch.device, tf32: bool) -> Iterator[None]:
     """Float32 as it is, gradients on, and only kernels that have a double backward."""
@@ -290,6 +321,7 @@ def _twice_differentiable(modules: list[nn.Module], device: torch.device, tf32: 
         if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in modules):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # pytorch#5261
         stack.enter_context(float32_arithmetic(device, tf32))
+        stack.enter_context(_checkpoints_without_reentry())
         if "torch._dynamo" in sys.modules:  # compiled code has no double backward: pytorch#91469
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -342,6 +374,7 @@ def isolated(
         _no_watchers_of_all_modules(),
     ):
         set_mode(model, others, mode)
+        _dense_gradients(modules)
         try:
             yield
         finally:

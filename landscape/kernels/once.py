@@ -75,8 +75,8 @@ class second_order_errors:
             raise DoubleBackwardError(
                 f"the model or the loss has an operation that torch cannot differentiate twice"
                 f"{_in_layer(self.objective, operation) if operation else ''} ({message.splitlines()[0]}). Attention "
-                "through torch's own functions, compiled modules and cuDNN RNNs are handled; use non-reentrant "
-                f"checkpointing (use_reentrant=False); for others, {self.advice}"
+                "through torch's own functions, torch's activation checkpoints, compiled modules and cuDNN RNNs are "
+                f"handled; for others, {self.advice}"
             ) from error
 
 

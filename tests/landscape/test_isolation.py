@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils import checkpoint as checkpointing
 
 from isolation_cases import Busy, batches, busy_with_gradients, described, measure, state_of, streams
 from losscope.landscape import Hessian, Objective, SettingError
@@ -225,3 +226,56 @@ def test_a_compiled_model_is_not_compiled_anew() -> None:
     measure(Objective(model, batches(), criterion=nn.CrossEntropyLoss()))
     assert torch.equal(model(x), first)
     assert len(compilations) == count
+
+
+# --------------------------------------------------------------------------- what cannot be differentiated twice
+
+
+def dense_hessian(model: nn.Module, data: Any, kernel: str = "retained") -> Tensor:
+    operator = Hessian(Objective(model, data, criterion=F.cross_entropy, mode="train"), kernel)
+    return operator @ torch.eye(operator.space.size, dtype=torch.float64)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Dropout(0.3))
+        self.last, self.reentrant = nn.Linear(4, 2), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = (
+            self.inner(x)
+            if self.reentrant is None
+            else checkpointing.checkpoint(self.inner, x, use_reentrant=self.reentrant)
+        )
+        return self.last(x)
+
+
+def test_checkpoints_of_both_kinds_have_the_curvature_of_the_model_without() -> None:
+    found = []
+    data = torch.randn(6, 3, dtype=torch.float64), torch.randint(2, (6,))
+    for reentrant in (None, False, True):
+        torch.manual_seed(1)
+        found.append(dense_hessian(Checkpointed(reentrant).double(), data))
+    assert torch.allclose(found[1], found[0], atol=1e-14) and torch.allclose(found[2], found[0], atol=1e-14)
+    assert checkpointing.CheckpointFunction.__module__ == checkpointing.__name__
+
+
+@pytest.mark.parametrize(
+    ("kind", "kernel", "options"),
+    [
+        (nn.Embedding, "retained", {}),
+        (nn.EmbeddingBag, "finite_difference", {"mode": "sum"}),
+    ],  # without double backward
+)
+def test_sparse_gradients_have_the_curvature_of_dense_ones(kind: Any, kernel: str, options: dict[str, Any]) -> None:
+    found = []
+    data = torch.randint(5, (6, 1)), torch.randint(2, (6,))
+    for sparse in (False, True):
+        torch.manual_seed(1)
+        table = kind(5, 3, sparse=sparse, **options)
+        model = nn.Sequential(table, nn.Flatten(), nn.Tanh(), nn.Linear(3, 2)).double()
+        found.append(dense_hessian(model, data, kernel))
+        assert table.sparse == sparse
+    assert torch.equal(found[0], found[1]) and float(found[0].norm()) > 0

@@ -130,7 +130,8 @@ def seed_everything(seed: int) -> None:
 def fingerprint(value: Any) -> Any:
     """A nested value as plain Python, tensors and arrays as their bytes; equal means the same bits."""
     if isinstance(value, Tensor):
-        return str(value.dtype), tuple(value.shape), value.detach().cpu().contiguous().numpy().tobytes()
+        content = value.detach().cpu().contiguous().view(-1).view(torch.uint8)  # numpy has no bfloat16
+        return str(value.dtype), tuple(value.shape), content.numpy().tobytes()
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, value.tobytes()
     if isinstance(value, dict):
