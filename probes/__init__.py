@@ -9,6 +9,7 @@ from .records import SCHEMA_VERSION, Record
 from .run import Run
 from .schedule import logarithmic
 from .sharpness import Sharpness
+from .sinks import TensorBoard, WandB, export
 from .snapshot import Snapshot
 from .spectrum import Spectrum
 from .stability import Stability
@@ -38,11 +39,14 @@ __all__ = [
     "Spectrum",
     "Stability",
     "TangentKernel",
+    "TensorBoard",
     "Trace",
     "Trajectory",
     "Verdict",
+    "WandB",
     "Watch",
     "checkpoints_of",
+    "export",
     "logarithmic",
     "trajectory_of",
     "watch",
