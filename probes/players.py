@@ -7,8 +7,9 @@ from typing import Any
 from losscope.landscape import SettingError
 
 from .player import Player
+from .steps import is_watched
 
-__all__ = ["check_hookable", "checked_players", "is_coupled"]
+__all__ = ["check_hookable", "check_unwatched", "checked_players", "is_coupled"]
 
 
 def checked_players(given: Any) -> list[Player]:
@@ -47,4 +48,20 @@ def check_hookable(players: list[Player]) -> None:
                 raise SettingError(
                     f'{type(optimizer).__name__} takes no step hooks; pass drive="manual" and call run.step() after '
                     "each update"
+                )
+
+
+def check_unwatched(players: list[Player]) -> None:
+    """Refuse optimizers that another watch follows at the moment.
+
+    Raises:
+        SettingError: if there is one.
+    """
+    for player in players:
+        for optimizer in player.optimizers:
+            if is_watched(optimizer):
+                raise SettingError(
+                    f"another watch is following the {type(optimizer).__name__} of {player.name!r} already: give one "
+                    "watch all probes (each may have its own every=), or several players with this optimizer, one for "
+                    "each set of data"
                 )

@@ -15,10 +15,18 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["UpdateHooks", "deciding", "steps_off", "unwrapped"]
+__all__ = ["UpdateHooks", "deciding", "is_watched", "steps_off", "unwrapped"]
 
 _DELEGATING = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
 """Packages whose optimizers hold one and step as it does."""
+
+_OURS = "_of_a_losscope_watch"
+"""What the hooks of a watch are known by."""
+
+
+def is_watched(optimizer: Optimizer) -> bool:
+    """Whether hooks of a watch are on it."""
+    return any(hasattr(hook, _OURS) for hook in optimizer._optimizer_step_pre_hooks.values())
 
 
 def unwrapped(optimizer: Any) -> Any:
@@ -85,6 +93,7 @@ class UpdateHooks:
     def attach(self) -> None:
         """Register the hooks; a compiled step calls them, but does not compile them."""
         before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
+        setattr(before, _OURS, True)
         for optimizer in self.optimizers:
             self._handles.append(optimizer.register_step_pre_hook(before))
             self._handles.append(optimizer.register_step_post_hook(after))
