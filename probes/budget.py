@@ -1,22 +1,75 @@
-"""A bound on the share of wall-clock time that watching may take."""
+"""A bound on the share of wall-clock time that watching may take, and the account of what it took."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from losscope.landscape import SettingError
 
-__all__ = ["Budget"]
+__all__ = ["Account", "Budget", "Key"]
+
+Key = tuple[str, str]
+"""A player's name and a probe's."""
+
+_WHILE_IN_DEBT = 0.75
+"""Of the share, what may be spent while what the beginning took is still being paid off, with the rest."""
+
+
+@dataclass
+class Account:
+    """What one probe of one player took.
+
+    Attributes:
+        seconds: in all, with its part of what measurements take besides (copies, isolation, writing).
+        first: of these, its first measurement: graphs, the trial of kernels, compilation, cold starts. That says little
+            of what the next one will take.
+        made: how many measurements.
+        before: of the seconds, those that were spent before the parts were last dealt out.
+    """
+
+    seconds: float = 0.0
+    first: float = 0.0
+    made: int = 0
+    before: float = 0.0
+
+    @property
+    def recent(self) -> float:
+        """Seconds since the parts were dealt out."""
+        return self.seconds - self.before
+
+    @property
+    def expected(self) -> float:
+        """Seconds that the next measurement will take: the mean of those after the first; 0 where there is none."""
+        return (self.seconds - self.first) / (self.made - 1) if self.made > 1 else 0.0
+
+    def charge(self, seconds: float, *, measured: bool) -> None:
+        """Count seconds, and a measurement."""
+        self.seconds += seconds
+        self.made += measured
+        if self.made <= 1:
+            self.first += seconds
 
 
 class Budget:
-    """Counts the time spent on measuring, and says whether more may be spent.
+    """Counts the time spent on measuring, and says what may be measured now.
+
+    At any time the share is that of the whole time so far, so that a schedule which is sparse at first may be denser
+    later. Every probe has an equal part of it for itself, and what others leave: a costly one cannot starve a cheap
+    one. The first measurement of a probe is always made, and as it takes unusually long it is paid off slowly: three
+    quarters of the share go on meanwhile. A schedule that needs less than these is not stretched by it.
 
     Args:
-        share: at most this share of the wall-clock time; None is no bound. A due measurement is
-            postponed until the share allows it; the first is always made.
+        share: at most this share of the wall-clock time; None is no bound.
+
+    Attributes:
+        spent: seconds of measuring.
+        accounts: by player and probe.
+        told: whether it was said that schedules are stretched.
 
     Raises:
         SettingError: if ``share`` is not in (0, 1].
@@ -27,6 +80,9 @@ class Budget:
             raise SettingError(f"budget is a share of the wall-clock time in (0, 1], e.g. 0.05; got {share!r}")
         self.share = share
         self.spent = 0.0
+        self.accounts: dict[Key, Account] = {}
+        self.told = False
+        self._dealt = 0.0
         self._started = time.perf_counter()
 
     @property
@@ -34,24 +90,76 @@ class Budget:
         """Seconds since the run began."""
         return time.perf_counter() - self._started
 
-    def allows(self) -> bool:
-        """Whether a measurement may start now."""
-        return self.share is None or self.spent <= self.share * self.total
+    def start(self) -> None:
+        """The loop begins now: what came before is not its time, unless a checkpoint was loaded."""
+        if not self.spent:
+            self._started = time.perf_counter()
+
+    def allowed(self, due: Sequence[Key]) -> list[Key]:
+        """Those of the due that may be measured now.
+
+        This is the only decision that depends on a clock.
+        """
+        if self.share is None:
+            return list(due)
+        total = self.total
+        self._deal(due, total)
+        part = self.share / len(self.accounts) * (total - self._dealt)
+        may = [key for key in due if self._has_own(key, part)]
+        asked = sum(self.accounts[key].expected for key in may)
+        first = sum(account.first for account in self.accounts.values())
+        for key in sorted(set(due) - set(may), key=lambda key: self.accounts[key].recent):
+            asked += self.accounts[key].expected
+            if not _can_pay(asked, self.spent, first, self.share * total):
+                break  # what others leave is put aside for the one that has had least
+            may.append(key)
+        return [key for key in due if key in may]
+
+    def _has_own(self, key: Key, part: float) -> bool:
+        """Whether it is the first, or its own part can pay it."""
+        own = self.accounts[key]
+        return not own.made or _can_pay(own.expected, own.recent, max(own.first - own.before, 0.0), part)
+
+    def _deal(self, due: Sequence[Key], total: float) -> None:
+        """With a probe that is due for the first time, equal parts are dealt out anew, from now on."""
+        if new := [key for key in due if key not in self.accounts]:
+            self._dealt = total
+            for account in self.accounts.values():
+                account.before = account.seconds
+            self.accounts |= {key: Account() for key in new}
 
     @contextlib.contextmanager
-    def spending(self) -> Iterator[None]:
-        """Count the time spent inside."""
+    def spending(self, *keys: Key, measured: bool = False) -> Iterator[dict[Key, float]]:
+        """Count the time spent inside, for these probes.
+
+        Yields:
+            Where to note the seconds of each; what is not noted they share evenly.
+        """
+        noted: dict[Key, float] = {}
         started = time.perf_counter()
         try:
-            yield
+            yield noted
         finally:
-            self.spent += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self.spent += seconds
+            shared = max(seconds - sum(noted.values()), 0.0) / max(len(keys), 1)
+            for key in keys:
+                account = self.accounts.setdefault(key, Account())
+                account.charge(noted.get(key, 0.0) + shared, measured=measured)
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """Seconds spent and seconds in all, for a checkpoint."""
-        return {"spent": self.spent, "total": self.total}
+        accounts = [[*key, *dataclasses.astuple(account)] for key, account in self.accounts.items()]
+        return {"spent": self.spent, "total": self.total, "dealt": self._dealt, "accounts": accounts}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting from a checkpoint: the time in between is nobody's."""
         self.spent = float(state["spent"])
         self._started = time.perf_counter() - float(state["total"])
+        self._dealt = float(state.get("dealt", 0.0))
+        self.accounts = {(player, probe): Account(*own) for player, probe, *own in state.get("accounts", ())}
+
+
+def _can_pay(price: float, spent: float, first: float, allowance: float) -> bool:
+    """Whether the allowance covers all that was spent, or its greater part what was spent since the beginning."""
+    return price + spent <= allowance or price + spent - first <= _WHILE_IN_DEBT * allowance

@@ -18,8 +18,10 @@ from losscope.landscape import NonFiniteError, Objective
 from losscope.landscape.isolation import LIVE
 from losscope.landscape.stability import Threshold, loss_family, outputs_per_sample
 
-from .budget import Budget
+from .agenda import Agenda
+from .budget import Budget, Key
 from .checkpoint import Room
+from .expense import Expense, Peak, finish, release
 from .guard import Guard, say
 from .memory import Memory
 from .midpoint import Midpoint, MidpointWatch
@@ -69,10 +71,10 @@ class Follower:
     ) -> None:
         self.player, self.objective, self.probes = player, objective, list(probes)
         self.step = first_step
-        self._schedule, self._emit, self._tell = schedule, emit, tell
-        self._budget, self._seed = budget, seed
-        self._memory = Memory()
-        self._pending: list[Probe] = []
+        self._emit, self._tell, self._budget, self._seed = emit, tell, budget, seed
+        self.agenda = Agenda(player.name, self.probes, schedule, budget)
+        self._memory, self._expense, self._late = Memory(), Expense(), dict[str, int]()
+        self._chosen: list[Probe] = []
         self._copy: dict[nn.Parameter, Tensor] | None = None
         self._settings: tuple[float | None, Threshold] = (None, Threshold((), ""))
         self._oscillations: list[OscillationWatch] = []
@@ -96,7 +98,7 @@ class Follower:
         kept = {probe.name: probe.state_dict(self._memory, room) for probe in self.probes}
         state = {
             "step": self.step, "first_step": self._first_step, "made": self._made, "skips": self._skips.state_dict(),
-            "pending": [probe.name for probe in self._pending], "parameters": self.player.identity(self.objective),
+            "agenda": self.agenda.state_dict(), "parameters": self.player.identity(self.objective),
             "memory": self._memory.state_dict(room), "kept": {name: k for name, k in kept.items() if k is not None},
         }  # fmt: skip
         begun = {"oscillations": [w.state_dict() for w in self._oscillations]}
@@ -107,7 +109,7 @@ class Follower:
         """Go on from there; warm starts of other parameters than those that train now are left out."""
         self.step, self._first_step, self._made = state["step"], state["first_step"], state["made"]
         self._skips.load_state_dict(state["skips"])
-        self._pending = [probe for probe in self.probes if probe.name in state["pending"]]
+        self.agenda.load_state_dict(state["agenda"])
         if state["parameters"] != self.player.identity(self.objective):
             return
         self._memory.load_state_dict(state["memory"], self.objective)
@@ -128,7 +130,7 @@ class Follower:
         self._made = False
         with self.guarded("schedule"):
             if self._may_measure():
-                with self._budget.spending(), torch.no_grad():
+                with self._budget.spending(*map(self.agenda.key, self._chosen)), torch.no_grad():
                     self._settings = (self.player.rate(), self.player.threshold())
                     self._notice_changes()
                     self._copy = {p: p.detach().clone() for p in self.player.moved}
@@ -139,8 +141,7 @@ class Follower:
         at, self._copy = self._copy, None
         try:
             if at is not None:
-                due, self._pending = self._pending, []
-                self.measure(due, at=at)
+                self.measure(self._chosen, at=at)
         finally:
             self._gradient = None
             self._made = True
@@ -159,8 +160,7 @@ class Follower:
         self._follow(made=False)  # whether one was made, only its loop knows
         with self.guarded("schedule"):
             if self._may_measure():
-                due, self._pending = self._pending, []
-                self.measure_live(due)
+                self.measure_live(self._chosen)
 
     def measure_live(self, probes: Sequence[Probe]) -> list[Record]:
         """Measure at the present weights."""
@@ -169,6 +169,7 @@ class Follower:
 
     def flush(self) -> None:
         """Report oscillations that were not followed to the end, and the count of skipped updates."""
+        self.agenda.close()
         with self.guarded("oscillation"):
             self._report(self._oscillations)
             self._oscillations = []
@@ -179,18 +180,26 @@ class Follower:
 
     def _may_measure(self) -> bool:
         """Whether a measurement is due, or was postponed, and the budget allows it."""
-        self._pending += [p for p in self.probes if p not in self._pending and self._is_due(p)]
-        return bool(self._pending) and self._budget.allows()
+        self._chosen = []  # should the schedule fail
+        self._chosen = self.agenda.now(self.step)
+        return bool(self._chosen)
 
-    def _is_due(self, probe: Probe) -> bool:
-        return (probe.schedule or self._schedule)(self.step)
+    def cost(self) -> dict[str, Any]:
+        """What was postponed, what a gradient takes, and why the kernels were chosen."""
+        return self._expense.facts | self.agenda.counts
+
+    def _accounts_of(self, wanted: Callable[[Probe], bool]) -> list[Key]:
+        """Where to charge what several probes may have asked for."""
+        return [self.agenda.key(probe) for probe in self.probes if wanted(probe)]
 
     # ------------------------------------------------------------------ measuring
 
     def measure(self, probes: Sequence[Probe], at: Mapping[nn.Parameter, Tensor] | None) -> list[Record]:
         """Measure one snapshot with these probes; every one of them leaves a record."""
         records: list[Record] = []
-        with self._budget.spending(), self._progress() as on_product:
+        finish(self.objective.space.device)
+        keys, self._late = map(self.agenda.key, probes), self.agenda.taken(probes, self.step)
+        with self._budget.spending(*keys, measured=True) as spent, self._progress() as on_product:
             remaining = list(probes)
             made: Update | None = None
             try:
@@ -204,7 +213,9 @@ class Follower:
                         self._observe_facts(snapshot.objective)
                     for probe in probes:
                         records.append(self._one(probe, snapshot))
+                        spent[self.agenda.key(probe)] = records[-1].seconds
                         remaining.remove(probe)
+                self._expense.note(snapshot)
                 self._compare_modes(snapshot.objective, at)
                 self._watch_oscillation(snapshot, at)
                 self._watch_midpoint(snapshot, at)
@@ -217,7 +228,7 @@ class Follower:
             finally:
                 if made is not None:
                     made.forget()
-                _release_memory()
+                release()
         return records
 
     def _snapshot(self, probes: Sequence[Probe], on_product: Callable[[int], object], made: Update | None) -> Snapshot:
@@ -243,10 +254,11 @@ class Follower:
 
     def _one(self, probe: Probe, snapshot: Snapshot) -> Record:
         """One probe's record, already emitted; a failed one too says what it cost."""
-        started, before = time.perf_counter(), snapshot.matvecs
+        started, before, peak = time.perf_counter(), snapshot.matvecs, Peak(self.objective.space.device)
 
         def cost() -> dict[str, Any]:
-            return {"seconds": time.perf_counter() - started, "matvecs": snapshot.matvecs - before}
+            products = snapshot.matvecs - before
+            return {"seconds": time.perf_counter() - started, "matvecs": products, "memory": peak.bytes()}
 
         try:
             if probe.evaluates and not math.isfinite(snapshot.loss):
@@ -281,13 +293,14 @@ class Follower:
                 "kernel": measured.kernel, "reason": measured.reason, "values": dict(measured.values),
             }  # fmt: skip
         step, rate = (self.step, self._settings[0]) if snapshot is None else (snapshot.step, snapshot.lr)
-        return Record(step=step, player=self.player.name, probe=probe.name, lr=rate, time=time.time(), **fields)
+        name, due = probe.name, self._late.get(probe.name)
+        return Record(step=step, player=self.player.name, probe=name, lr=rate, time=time.time(), due=due, **fields)
 
     # ------------------------------------------------------------------ facts and evidence
 
     def _training_gradient(self) -> Tensor | None:
         """The gradient the update is about to use, (n,); None where a probe does not want it or there is none."""
-        wanted = any(probe.needs().training_gradient for probe in self._pending)
+        wanted = any(probe.needs().training_gradient for probe in self._chosen)
         parameters = list(self.objective.parameters.values())
         grads = [p.grad for p in parameters]
         if not wanted or all(g is None for g in grads) or any(g is not None and g.is_sparse for g in grads):
@@ -369,7 +382,9 @@ class Follower:
         with self.guarded("scaler"):
             self._skips.look(made)
         with self.guarded("oscillation"):
-            self._follow_oscillations()
+            if self._oscillations:
+                with self._budget.spending(*self._accounts_of(lambda probe: probe.name == "stability")):
+                    self._follow_oscillations()
         with self.guarded("midpoint"):
             self._follow_midpoint()
 
@@ -383,7 +398,7 @@ class Follower:
         watch, self._midpoint = self._midpoint, None  # what fails is not tried again
         if watch is None or self.player.signature() != self._selection:
             return
-        with self._budget.spending():
+        with self._budget.spending(*self._accounts_of(lambda probe: probe.needs().midpoint)):
             if watch.follow(self.step) and not watch.done:
                 watch.settings = self.player.rate(), self.player.threshold()
             if watch.done:
@@ -433,9 +448,3 @@ class Follower:
         """A bar for measurements that take long; silent off a terminal."""
         with tqdm(desc=f"losscope: step {self.step}", unit=" products", delay=2.0, leave=False, disable=None) as bar:
             yield bar.update
-
-
-def _release_memory() -> None:
-    """Hand back what an out-of-memory left behind; nothing otherwise."""
-    if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 0.9 * torch.cuda.mem_get_info()[1]:
-        torch.cuda.empty_cache()

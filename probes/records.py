@@ -40,6 +40,9 @@ class Record:
         values: further numbers by name.
         arrays: further arrays by name: paths relative to the run folder.
         time: wall clock, seconds since the epoch.
+        due: the step at which it was due, where the budget of time postponed it; in the line only then.
+        memory: bytes of the accelerator by which it raised the peak, above what was allocated before it; None where
+            it did not, and on the CPU; in the line only where known.
         v: version of the schema.
     """
 
@@ -59,6 +62,8 @@ class Record:
     values: dict[str, float | None] = field(default_factory=dict)
     arrays: dict[str, str] = field(default_factory=dict)
     time: float = 0.0
+    due: int | None = None
+    memory: int | None = None
     v: int = SCHEMA_VERSION
 
     @property
@@ -73,6 +78,7 @@ class Record:
         as null and named in ``nonfinite``, e.g. ``["value=nan", "values.loss=inf"]``.
         """
         content: dict[str, Any] = {name: getattr(self, name) for name in _ORDER}
+        content |= {name: said for name in ("due", "memory") if (said := getattr(self, name)) is not None}
         nonfinite: list[str] = []
         for name in ("lr", "value", "low", "high", "seconds", "time"):
             content[name] = _finite(name, content[name], nonfinite)
@@ -131,6 +137,7 @@ def _is_number(value: Any) -> bool:
 _FITS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("player", "probe", "status", "unit", "kernel"), _is_text),
     **dict.fromkeys(("step", "matvecs"), _is_count),
+    **dict.fromkeys(("due", "memory"), lambda value: value is None or _is_count(value)),
     **dict.fromkeys(("lr", "value", "low", "high", "seconds", "time"), _is_number),
     "reason": lambda reason: reason is None or isinstance(reason, str),
     "values": lambda values: isinstance(values, dict) and all(map(_is_number, values.values())),

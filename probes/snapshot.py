@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from losscope.landscape import (
     top_eigenpairs,
     trace,
 )
+from losscope.landscape.kernels.choice import Choice
 from losscope.landscape.operators import Observed, SymmetricOperator
 from losscope.landscape.stability import Threshold
 
@@ -59,6 +61,9 @@ class Snapshot:
         kernel: how curvature products are computed; see `losscope.landscape.Hessian`.
         seed: seeds every estimator of this snapshot.
         on_product: called with the number of vectors after each block of curvature products.
+
+    Attributes:
+        gradient_seconds: what the loss and its gradient took; None where no probe has asked for them.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Snapshot:
         self.seed = seed
         self._hessian = Hessian(objective, kernel)
         self.hessian = Observed(self._hessian, on_product)
+        self.gradient_seconds: float | None = None
         self._eigenpairs: Eigenpairs | None = None
         self._seen_pair: tuple[Preconditioned, Eigenpairs] | None = None
         self._trace: Estimate | None = None
@@ -110,9 +116,17 @@ class Snapshot:
         """Curvature-vector products so far."""
         return self.hessian.matvecs
 
+    @property
+    def choice(self) -> Choice | None:
+        """The kernel that was chosen and why; None where it was asked for, or no product was computed."""
+        return self._hessian.choice
+
     @functools.cached_property
     def _value_and_gradient(self) -> tuple[float, Tensor]:
-        return self._hessian.value_and_gradient()
+        started = time.perf_counter()
+        found = self._hessian.value_and_gradient()
+        self.gradient_seconds = time.perf_counter() - started
+        return found
 
     @property
     def loss(self) -> float:

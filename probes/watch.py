@@ -217,6 +217,7 @@ class Watch:
                 follower.recall(earlier)
         self._recorder.open(resume=self._resume)
         self._state = "open"
+        self._budget.start()
         if self._manual:
             for follower in self._followers.values():
                 follower.measure_due()
@@ -239,7 +240,7 @@ class Watch:
         self._recorder.close(
             status="finished" if error is None else "failed",
             reason=None if error is None else f"{type(error).__name__}: {error}", finished=now(),
-            cost={"seconds_measuring": self._budget.spent, "seconds_total": self._budget.total},
+            cost=self._cost(),
             steps={name: follower.step for name, follower in self._followers.items()},
         )  # fmt: skip
         if error is None:  # what was measured as the last round was closed
@@ -389,6 +390,16 @@ class Watch:
         if self._verdicts is not None:
             self._verdicts.note(record)
         self._recorder.record(record, arrays)
+        if self._recorder.taken.bit_count() == 1:  # seldom: so that a run which is killed says something of its cost
+            self._recorder.meta["cost"] = self._cost()
+            self._recorder.write_meta()
+
+    def _cost(self) -> dict[str, Any]:
+        """The account of the measuring, for the run's description."""
+        return {
+            "seconds_measuring": self._budget.spent, "seconds_total": self._budget.total, "budget": self._budget.share,
+            "players": {name: follower.cost() for name, follower in self._followers.items()},
+        }  # fmt: skip
 
     def _tell(self, player: str, facts: dict[str, Any]) -> None:
         self._recorder.tell(player, facts)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -401,8 +402,12 @@ def test_steps_made_before() -> None:
 
 
 @pytest.mark.parametrize("drive", ["hooks", "manual"])
-def test_a_budget_postpones_but_never_the_first(drive: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock of our own: a measurement takes one second, an update one too, and a fifth may be spent."""
+def test_a_budget_postpones_but_never_the_first_two(drive: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock of our own: a measurement takes one second, an update one too, and a fifth may be spent.
+
+    Before step t, t + m seconds are over with m measurements made: the third waits until 2 are three quarters of a
+    fifth of that (the first is still being paid off), those after it until m + 1 are a fifth.
+    """
     now = [0.0]
     monkeypatch.setattr("losscope.probes.budget.time.perf_counter", lambda: now[0])
 
@@ -412,17 +417,22 @@ def test_a_budget_postpones_but_never_the_first(drive: str, monkeypatch: pytest.
 
     line = Line()
     optimizer = sgd(line)
-    with watch(line.model, optimizer, **line.options(probes=[costly], every=3, budget=0.2, drive=drive)) as run:
-        for _ in range(12):
+    watching = watch(line.model, optimizer, **line.options(probes=[costly], every=3, budget=0.2, drive=drive))
+    with warnings.catch_warnings(record=True) as caught, watching as run:
+        warnings.simplefilter("always")
+        for _ in range(32):
             update(line, optimizer)
             now[0] += 1.0
             if drive == "manual":
                 run.step()
     line.note(0.1)
     measured = run.run.select("costly")
-    assert [r.step for r in measured] == [0, 4, 8] + [12] * (drive == "manual")
+    assert [(r.step, r.due) for r in measured] == [
+        (0, None), (3, None), (12, 6), (17, 15), (21, 18), (25, 24), (29, 27),
+    ]  # fmt: skip
     assert [r.value for r in measured] == [line.noted[r.step][2] for r in measured]
     assert run.run.meta["cost"]["seconds_measuring"] == len(measured)
+    assert len(caught) == 1 and "stretches the schedule: 'costly' of 'model' is due at step 6" in str(caught[0].message)
 
 
 # --------------------------------------------------------------------------- logging and measuring by hand
