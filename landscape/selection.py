@@ -68,7 +68,7 @@ def selector(params: Any) -> Callable[[str, nn.Parameter], bool]:
         return lambda _, p: p is params
     if callable(params):
         return lambda name, p: bool(params(name, p))
-    if isinstance(params, Iterable):
+    if isinstance(params, Iterable) and not isinstance(params, Tensor):
         selectors = [selector(item) for item in params]
         return lambda name, p: any(accepts(name, p) for accepts in selectors)
     raise SettingError(
