@@ -21,11 +21,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from faults import Ending, Fault, Rig, at_call, is_measuring, measuring, raising, trained
+from faults import AtCall, Ending, Fault, Rig, is_measuring, measuring, raising, trained
 from losscope.landscape.kernels.batched import Batched
 from losscope.probes import Measurement, Probe, Run, Sharpness
 
 REPEATS = int(os.environ.get("FAULTS", "3"))
+LINES = 4000
+"""Of ours that a measurement executes, at least."""
+
 COUNTS: dict[str, Counter[str]] = {}
 
 
@@ -44,6 +47,10 @@ def _table() -> Iterator[None]:
         Path(path).write_text("\n".join([head, "|" + " --- |" * 6, *rows]) + "\n")
 
 
+def reasons(run: Run, status: str) -> set[str | None]:
+    return {r.reason for r in run.records if r.status == status}
+
+
 def count(name: str, **what: bool) -> None:
     COUNTS.setdefault(name, Counter()).update({key: int(value) for key, value in what.items()})
 
@@ -58,10 +65,13 @@ def out_of_memory_with_many_vectors(rig: Rig) -> Iterator[None]:
 
     def limited(self: Batched, gradient: Any, rows: torch.Tensor) -> torch.Tensor:
         if len(rows) > most:
+            limited.failed += 1
             raise torch.OutOfMemoryError(f"{len(rows)} vectors")
         return engine(self, gradient, rows)
 
+    limited.failed = 0
     rig.options["kernel"] = "batched"
+    rig.shows = lambda run: {r.status for r in run.records} == {"ok"} and limited.failed > 0
     Batched._pulled_back_together = limited
     try:
         yield
@@ -72,17 +82,18 @@ def out_of_memory_with_many_vectors(rig: Rig) -> Iterator[None]:
 @contextlib.contextmanager
 def out_of_memory(rig: Rig) -> Iterator[None]:
     """Nothing fits, at one moment or from one on: the measurement is left out, and recorded as failed."""
-    fail = at_call(
-        rig.random.randrange(2, 30), raising(torch.OutOfMemoryError("on purpose")), on=rig.random.random() < 0.5
+    fail = AtCall(
+        rig.random.randrange(1, 6), raising(torch.OutOfMemoryError("on purpose")), on=rig.random.random() < 0.5
     )
     rig.options["criterion"] = measuring(rig, F.cross_entropy, fail)
+    rig.shows = lambda run: fail.happened and reasons(run, "error") <= {"OutOfMemoryError: on purpose"}
     yield
 
 
 @contextlib.contextmanager
 def failing_probe(rig: Rig) -> Iterator[None]:
     kinds: list[type[Exception]] = [ValueError, RuntimeError, AssertionError, MemoryError, RecursionError, KeyError]
-    fail = at_call(rig.random.randrange(1, 4), raising(rig.random.choice(kinds)), on=rig.random.random() < 0.5)
+    fail = AtCall(rig.random.randrange(1, 4), raising(rig.random.choice(kinds)), on=rig.random.random() < 0.5)
 
     def user_probe(snapshot: Any) -> dict[str, float]:
         if rig.random.random() < 0.5:
@@ -91,6 +102,7 @@ def failing_probe(rig: Rig) -> Iterator[None]:
         return {"value": snapshot.loss}
 
     rig.options["probes"] = [Sharpness(), user_probe]
+    rig.shows = lambda run: reasons(run, "error")
     yield
 
 
@@ -106,6 +118,7 @@ class Unwritable(Probe):
 @contextlib.contextmanager
 def probe_with_unwritable_values(rig: Rig) -> Iterator[None]:
     rig.options["probes"] = [Sharpness(), Unwritable()]
+    rig.shows = lambda run: run.select("unwritable") == [] and len(run.select("sharpness")) == 5
     yield
 
 
@@ -130,6 +143,7 @@ def user_hooks(rig: Rig) -> Iterator[None]:
             return output * 1.5
 
         layer.register_forward_hook(failing)
+        rig.shows = lambda run: reasons(run, "error") == {"RuntimeError: a hook that is not meant for this"}
     yield
 
 
@@ -143,6 +157,7 @@ def nan_weights(rig: Rig) -> Iterator[None]:
             next(rig.model.parameters()).fill_(float("nan"))
 
     rig.before[rig.moment()] = spoil
+    rig.shows = lambda run: reasons(run, "nonfinite") == {"the loss is nan"}
     yield
 
 
@@ -181,7 +196,8 @@ class _Pressed:
 @contextlib.contextmanager
 def ctrl_c_in_a_measurement(rig: Rig) -> Iterator[None]:
     """At a random line of what is done for a measurement at step 4: unwatched before the update, or after it."""
-    pressed = _Pressed(rig.random.randrange(1, 3000))
+    pressed = _Pressed(rig.random.randrange(1, LINES))
+    rig.shows = lambda run: pressed.left == 0
     if rig.watched:
         rig.before[4] = lambda: sys.settrace(pressed.called)
         rig.after[4] = lambda: (sys.settrace(None), signal.raise_signal(signal.SIGINT))
@@ -214,6 +230,7 @@ def disk_full(rig: Rig) -> Iterator[None]:
         return write(fd, data)
 
     os.write = full
+    rig.shows = lambda run: calls["all"] >= first
     try:
         yield
     finally:
@@ -248,6 +265,7 @@ def slow_disk(rig: Rig) -> Iterator[None]:
         return write(fd, data)
 
     os.write = slow
+    rig.shows = lambda run: run.meta["cost"]["seconds_measuring"] > 0.02 * len(run.records)
     try:
         yield
     finally:
@@ -292,5 +310,5 @@ def test_training_goes_on_or_ends_as_it_does_unwatched(name: str, tmp_path: Path
         count(name, injected=True, finished=finished, ended=ended and not finished, same=same, read=read)
         assert ended, (repeat, watched.error, alone[0].error)
         assert same, (repeat, differing)
-        assert read, repeat
+        assert read and watched.shown, (repeat, read, watched.shown)
         assert watched.taken

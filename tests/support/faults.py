@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from losscope.landscape import isolation
-from losscope.probes import Sharpness, Trace, Watch, watch
+from losscope.probes import Run, Sharpness, Trace, Watch, watch
 from losscope.probes.recorder import Recorder
 from probe_cases import Outcome, loader, outcome, seed_everything
 
@@ -39,6 +38,7 @@ class Rig:
         taken: keys of all records.
         variant: of the endings that the unwatched training may have.
         begun: whether the loop has.
+        shows: whether a watched run shows that the fault was there.
     """
 
     random: random.Random
@@ -55,6 +55,7 @@ class Rig:
     taken: list[Key] = field(default_factory=list)
     variant: int = 0
     begun: bool = False
+    shows: Callable[[Run], object] = lambda run: True
 
     def moment(self) -> int:
         return self.random.randrange(1, STEPS - 1)
@@ -70,6 +71,7 @@ class Ending:
         run: the watch.
         written: keys of the records that went into the folder before anything had failed.
         taken: keys of all records.
+        shown: whether the run shows that the fault was there.
     """
 
     error: tuple[str, str] | None
@@ -77,6 +79,7 @@ class Ending:
     run: Watch | None
     written: list[Key]
     taken: list[Key]
+    shown: bool
 
 
 Fault = Callable[[Rig], AbstractContextManager[None]]
@@ -120,7 +123,7 @@ def trained(fault: Fault, repeat: int, out: Path, *, watched: bool, variant: int
         except BaseException as raised:
             error = type(raised).__name__, str(raised)
     left = outcome([model], [optimizer], [losses, rig.heard])
-    return Ending(error, left, run, rig.written, rig.taken)
+    return Ending(error, left, run, rig.written, rig.taken, run is None or bool(rig.shows(run.run)))
 
 
 @contextlib.contextmanager
@@ -162,16 +165,25 @@ def is_measuring() -> bool:
     return False
 
 
-def at_call(n: int, act: Callable[[], object], *, on: bool = False) -> Callable[[], None]:
+CALLS: dict[int, int] = {}
+"""Of each `AtCall`, out of reach of an isolation that puts back the attributes of a user's objects."""
+
+
+class AtCall:
     """Does something at the n-th call, or from it on."""
-    calls = Counter[str]()
 
-    def called() -> None:
-        calls["all"] += 1
-        if calls["all"] == n or (on and calls["all"] > n):
-            act()
+    def __init__(self, n: int, act: Callable[[], object], *, on: bool = False) -> None:
+        self.n, self.act, self.on, self.key = n, act, on, len(CALLS)
+        CALLS[self.key] = 0
 
-    return called
+    @property
+    def happened(self) -> bool:
+        return CALLS[self.key] >= self.n
+
+    def __call__(self) -> None:
+        CALLS[self.key] += 1
+        if CALLS[self.key] == self.n or (self.on and self.happened):
+            self.act()
 
 
 def raising(error: BaseException | type[BaseException]) -> Callable[[], None]:
