@@ -14,6 +14,7 @@ from losscope.landscape import RunError
 
 from .folder import RunFolder, array_path
 from .guard import say
+from .outlets import Outlets
 from .records import Record
 from .run import Run
 
@@ -26,14 +27,16 @@ class Recorder:
     Args:
         out: the run folder; None keeps everything in memory.
         meta: the run's facts, as `losscope.probes.Run.meta` gives them back; written by `write_meta`.
+        outlets: the sinks that get every record too.
 
     Attributes:
         taken: how many records.
     """
 
-    def __init__(self, out: Path | None, meta: dict[str, Any]) -> None:
+    def __init__(self, out: Path | None, meta: dict[str, Any], *, outlets: Outlets | None = None) -> None:
         self.out, self.meta = out, meta
         self._folder: RunFolder | None = None
+        self._outlets = Outlets(()) if outlets is None else outlets
         self.taken = 0
         self._opened = self._failed = False
         self._kept: list[Record] = []
@@ -68,6 +71,7 @@ class Recorder:
         if self._folder is None or self._failed:
             self._kept.append(record)
             self._kept_arrays |= {record.arrays[name]: np.array(array) for name, array in arrays.items()}
+        self._outlets(record)
 
     def tell(self, player: str, facts: dict[str, Any]) -> None:
         """Take facts of a player that only a measurement reveals."""
@@ -86,7 +90,8 @@ class Recorder:
 
     def close(self, **facts: Any) -> None:
         """Add what is known at the end, and close the folder; it stays readable."""
-        self.meta |= facts
+        self._outlets.close()
+        self.meta |= facts | ({"sink_failures": failures} if (failures := self._outlets.failures) else {})
         self.write_meta()
         if self._folder is not None:
             self._folder.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,14 @@ class TensorBoard:
                 f"TensorBoard takes a folder, or a SummaryWriter without further options; got {type(log_dir).__name__}"
                 f"{' with ' + ', '.join(options) if options else ''}"
             )
-        self._writer = _summary_writer(str(log_dir), options) if self._own else log_dir
+        self._make = _summary_writer(str(log_dir), options) if self._own else None
+        self._writer = None if self._own else log_dir
 
     def __call__(self, record: Record) -> None:
         """Write one record."""
+        if self._writer is None and self._make is not None:  # not before: a rank that writes nothing leaves no file
+            self._writer = self._make()
+        assert self._writer is not None
         for name, number in numbers(record).items():
             self._writer.add_scalar(_tag(record, name), number, record.step)
         if (failure := _failure(record)) is not None:
@@ -80,20 +85,20 @@ class TensorBoard:
 
     def close(self) -> None:
         """Write out what is left."""
-        if self._own:
-            self._writer.close()
-        else:
+        if self._writer is not None:
             self._writer.flush()
+            if self._own:
+                self._writer.close()
 
 
-def _summary_writer(log_dir: str, options: dict[str, Any]) -> Any:
+def _summary_writer(log_dir: str, options: dict[str, Any]) -> Callable[[], Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             'TensorBoard needs tensorboard: pip install "losscope[tensorboard]"', name=error.name
         ) from error
-    return SummaryWriter(log_dir, **options)
+    return partial(SummaryWriter, log_dir, **options)
 
 
 class WandB:

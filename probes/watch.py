@@ -20,6 +20,7 @@ from .checkpoint import Room, packed, unpack
 from .environment import describe_environment
 from .folder import check_folder
 from .follower import Follower
+from .outlets import Outlets
 from .player import Player
 from .players import check_hookable, checked_players, is_coupled
 from .probe import Probe, as_probes
@@ -58,6 +59,7 @@ def watch(
     resume: bool = False,
     first_step: int | None = None,
     seed: int = 0,
+    sinks: Any = (),
     **objective: Any,
 ) -> Watch:
     """Watch a training loop: measure its loss surface as it goes, without changing a bit of it.
@@ -91,6 +93,7 @@ def watch(
         first_step: number of updates made before (after loading a checkpoint). Default: 0, or when
             resuming one past the last recorded step.
         seed: seeds every estimator; the global random streams are never touched.
+        sinks: functions of a `Record` that get every one, e.g. ``[TensorBoard("logs")]``; see `losscope.probes.sinks`.
         **objective: ``criterion``, ``forward``, ``targets``, ``loss_fn``, ``weight``, ``params``, ``mode``,
             ``also``: see `losscope.landscape.Objective`. ``params`` defaults to what the optimizer moves. And
             ``scaler``, the loop's GradScaler: without it the updates that it skips are not counted; see `Player`.
@@ -151,7 +154,7 @@ def watch(
     return Watch(
         players, chosen, every, out=None if out is None else Path(out), manual=drive == "manual",
         raise_errors=on_error == "raise", budget=Budget(budget), resume=resume, first_step=first_step, seed=seed,
-        on_verdict=on_verdict,
+        on_verdict=on_verdict, outlets=Outlets(sinks),
     )  # fmt: skip
 
 
@@ -161,7 +164,7 @@ class Watch:
     def __init__(
         self, players: list[Player], probes: list[Probe], every: Any, *, out: Path | None, manual: bool,
         raise_errors: bool, budget: Budget, resume: bool, first_step: int | None, seed: int,
-        on_verdict: Callable[[Verdict], object] | None,
+        on_verdict: Callable[[Verdict], object] | None, outlets: Outlets,
     ) -> None:  # fmt: skip
         schedule = as_schedule(every)
         objectives = {p.name: p.checked_objective(seed) for p in players}
@@ -201,7 +204,7 @@ class Watch:
             "identity": identity, "seed": seed, "first_step": first_step, "probes": [p.name for p in probes],
             "players": facts, **describe_environment(),
         }  # fmt: skip
-        self._recorder = Recorder(out, meta)
+        self._recorder = Recorder(out, meta, outlets=outlets)
 
     # ------------------------------------------------------------------ context manager
 
