@@ -26,6 +26,8 @@ Case = Callable[["Loop"], Parts]
 class Unwatched:
     """What a loop calls on its run, where there is none."""
 
+    steps = 0
+
     def log(self, **values: Any) -> None:
         pass
 
