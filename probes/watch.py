@@ -22,7 +22,7 @@ from .folder import check_folder
 from .follower import Follower
 from .outlets import Outlets
 from .player import Player
-from .players import check_hookable, checked_players, is_coupled
+from .players import check_hookable, check_unwatched, checked_players, is_coupled
 from .probe import Probe, as_probes
 from .recorder import Recorder, now
 from .records import SCHEMA_VERSION, Record
@@ -212,6 +212,8 @@ class Watch:
         """Open the run folder and attach to the optimizers."""
         if self._state != "new":
             raise SettingError("a watch can be entered once; call watch(...) again")
+        if not self._manual:
+            check_unwatched([follower.player for follower in self._followers.values()])
         if self._resume and self._recorder.out is not None:
             earlier = Run(self._recorder.out)
             if self._verdicts is not None and not self._loaded:

@@ -51,6 +51,7 @@ def test_no_parameters(refused):
     refused(ParameterError, "no parameter that requires gradients", frozen)
     refused(ParameterError, "matches params='encoder.*'.*weight, bias", params="encoder.*")
     refused(ParameterError, "no parameter", params=lambda name, p: False)
+    refused(SettingError, "params must be a name pattern.*got Tensor", params=[torch.zeros(3)])
     refused(ParameterError, "moves none.*optimizer of another model", optimizer=sgd(nn.Linear(3, 1)))
 
 
@@ -245,6 +246,25 @@ def test_an_optimizer_without_hooks(refused):
 
     model = nn.Linear(3, 1)
     refused(SettingError, 'Own takes no step hooks; pass drive="manual"', model, Own(model))
+
+
+def test_an_optimizer_that_another_watch_follows(tmp_path):
+    model = nn.Linear(3, 1)
+    optimizer = sgd(model)
+    options = {"data": (X, Y), "criterion": MSE, "probes": [Sharpness()], "every": 1}
+    with watch(model, optimizer, **options) as run:
+        inner = watch(model, optimizer, out=tmp_path / "run", **options)
+        with (
+            pytest.raises(SettingError, match=r"another watch is following the SGD of 'model'.*several players"),
+            inner,
+        ):
+            pass
+        optimizer.step()
+    assert not (tmp_path / "run").exists()
+    assert [r.step for r in run.run.select("sharpness")] == [0]
+    with watch(model, optimizer, **options) as later:
+        optimizer.step()
+    assert later.steps == 1
 
 
 # --------------------------------------------------------------------------- the folder
