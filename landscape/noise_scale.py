@@ -282,7 +282,7 @@ def check_confidence(confidence: float) -> None:
     Raises:
         SettingError: if it is not between 0 and 1.
     """
-    if not 0 < confidence < 1:
+    if isinstance(confidence, str | bool) or not 0 < confidence < 1:
         raise SettingError(f"confidence must be between 0 and 1, got {confidence!r}")
 
 

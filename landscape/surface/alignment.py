@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..noise_scale import check_count
 from ..objective import Objective
 from .activation_matching import match_activations
 from .finite_points import finite_state_at, in_double
@@ -127,9 +128,8 @@ def align(
     began = time.perf_counter()
     if method not in METHODS:
         raise SettingError(f"method must be one of {', '.join(map(repr, METHODS))}; got {method!r}")
-    for name, count, least in (("restarts", restarts, 0), ("iterations", iterations, 1)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise SettingError(f"{name} must be an integer of at least {least}, got {count!r}")
+    check_count("restarts", restarts, 0)
+    check_count("iterations", iterations, 1)
     mine = finite_state_at(objective, first, "the first point")
     other = finite_state_at(objective, second, "the second point")
     hidden = hidden_units(objective, spec=spec, seed=seed)

@@ -37,12 +37,13 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, SettingError
-from ..intervals import check_accuracy
 from ..kernels.graphs import default_memory
 from ..mean_estimates import Mean
+from ..noise_scale import check_confidence, check_count
 from ..objective import Objective
 from ..results import Estimate
 from ..space import generator_for
+from .checks import check_positive, finite_numbers
 from .evaluation import Evaluator
 from .points import parameters_at
 from .weight_scales import scale_of
@@ -161,7 +162,10 @@ def average_sharpness(
         (1, True)
     """
     s = checked_radii(radii)
-    check_accuracy(rtol, confidence, min_pairs, max_pairs)
+    check_positive("rtol", rtol)
+    check_confidence(confidence)
+    check_count("min_pairs", min_pairs, 2)
+    check_count("max_pairs", max_pairs, 2)
     with torch.inference_mode(False):
         scales = scale_of(objective, scale)
     dimension = int((scales > 0).sum())
@@ -316,10 +320,9 @@ def checked_radii(radii: float | Sequence[float] | Tensor, name: str = "radii") 
     Raises:
         SettingError: if they are not positive and finite.
     """
-    try:
-        s = torch.as_tensor(radii, dtype=torch.float64, device="cpu").reshape(-1)
-    except (TypeError, ValueError, RuntimeError):
-        raise SettingError(f"{name} must be a positive number or several, got {radii!r}") from None
-    if not len(s) or not bool((torch.isfinite(s) & (s > 0)).all()):
-        raise SettingError(f"{name} must be positive and finite, at least one; got {radii!r}")
+    expected = f"{name} must be positive and finite, at least one"
+    single = isinstance(radii, int | float) or (isinstance(radii, Tensor) and radii.ndim == 0)
+    s = finite_numbers([radii] if single else radii, expected)
+    if not len(s) or not bool((s > 0).all()):
+        raise SettingError(f"{expected}; got {radii!r}")
     return s.unique()

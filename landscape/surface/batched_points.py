@@ -66,7 +66,8 @@ class Batched:
             bytes_of_one: what the tensors of one pass take.
         """
         weights = sum(t.nbytes for t in self.span.origin)
-        return max(1, int(default_memory(self.span.space.device) / (2 * weights + bytes_of_one)))
+        buffers = sum(b.nbytes for b in self._written().values())
+        return max(1, int(default_memory(self.span.space.device) / (2 * weights + buffers + bytes_of_one)))
 
     def _evaluated(self, values: list[Tensor]) -> Tensor:
         objective, count = self.measured.objective, len(values[0])
@@ -88,10 +89,12 @@ class Batched:
         return stacked
 
     def _own_buffers(self, count: int) -> dict[str, Tensor]:
-        """Buffers that a forward pass in train mode may write on, one copy per point."""
-        if self.measured.objective.mode == "eval":
-            return {}
-        return {name: b.repeat(count, *[1] * b.ndim) for name, b in self._module.named_buffers()}
+        """One copy per point of what a pass may write on."""
+        return {name: b.repeat(count, *[1] * b.ndim) for name, b in self._written().items()}
+
+    def _written(self) -> dict[str, Tensor]:
+        """Buffers that a forward pass in train mode may write on."""
+        return {} if self.measured.objective.mode == "eval" else dict(self._module.named_buffers())
 
 
 class _OfBatch(nn.Module):

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..noise_scale import check_count
 from ..objective import Objective
 from ..space import generator_for
 from .batch_statistics import resolved_statistics
 from .carried import Carried
+from .checks import check_positive
 from .curve_training import MiniBatches, trained_control
 from .curves import Curve
 from .interrupts import interrupts_held
 from .metrics import Metrics
-from .paths import LARGER_IS_BETTER, path_along
+from .paths import LARGER_IS_BETTER, checked_path, path_along
 from .points import Point, parameters_at
 from .results import LossPath
 
@@ -96,6 +98,7 @@ def bezier_path(
     """
     started = time.perf_counter()
     _check(epochs, lr, batch_size, kind)
+    t = checked_path(points, refine, larger_is_better, names)
     one, other = parameters_at(objective, first, names[0]), parameters_at(objective, second, names[1])
     middle = (one + other) / 2 if control is None else parameters_at(objective, control, "control")
     curve, carried = Curve(kind, (one, middle, other)), Carried.between(objective, first, second)
@@ -108,7 +111,7 @@ def bezier_path(
         generator=generator_for(seed, torch.device("cpu")), progress=progress,
     )  # fmt: skip
     path = path_along(
-        objective, curve, carried, points, refine=refine, metrics=metrics, statistics=statistics,
+        objective, curve, carried, t, refine=refine, metrics=metrics, statistics=statistics,
         larger_is_better=larger_is_better, names=names, progress=progress,
     )  # fmt: skip
     note = "; ".join(filter(None, (batches.note, path.note)))
@@ -116,12 +119,10 @@ def bezier_path(
 
 
 def _check(epochs: int, lr: float | None, batch_size: int | None, kind: str) -> None:
-    for name, count, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
-        if name == "batch_size" and count is None:
-            continue
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise SettingError(f"{name} must be an integer of at least {least}, got {count!r}")
-    if lr is not None and not 0 < lr < float("inf"):
-        raise SettingError(f"lr must be a positive number, got {lr!r}")
+    check_count("epochs", epochs, 0)
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
+    if lr is not None:
+        check_positive("lr", lr)
     if kind not in ("bezier", "chain"):
         raise SettingError(f'kind must be "bezier" or "chain", got {kind!r}; for a straight line take linear_path')

@@ -1,4 +1,4 @@
-"""The buffers that the ends of a path bring along: statistics of normalisation layers, and whatever else is one."""
+"""The buffers that points bring along: statistics of normalisation layers, and whatever else is one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,23 @@ from ..errors import SettingError
 from ..objective import Objective
 from .points import Point, buffers_at
 
-__all__ = ["Carried"]
+__all__ = ["Carried", "with_buffers_of"]
+
+
+@contextlib.contextmanager
+def with_buffers_of(objective: Objective, point: Point) -> Iterator[None]:
+    """Inside, the model has the buffers that a point brings along; a vector, and None, bring none.
+
+    Raises:
+        SettingError: if a scripted module has one that differs, which cannot be exchanged.
+    """
+    carried = Carried.between(objective, point, point)
+    if not carried.buffers:
+        yield
+        return
+    with carried.held():
+        carried.write(0.0)
+        yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,21 +46,26 @@ class Carried:
 
     @classmethod
     def between(cls, objective: Objective, first: Point, second: Point) -> Carried:
-        """Those of two points; one that brings none has the model's. Whole numbers (counts of batches) stay.
+        """Those of two points; one that brings none has the model's.
+
+        Whole numbers that differ between the two (counts of batches) stay as the model has them.
 
         Raises:
             SettingError: if a scripted module has one, which cannot be exchanged.
         """
         one, other = buffers_at(objective, first), buffers_at(objective, second)
+        if not (one or other):
+            return cls(objective, ())
         found, modules = [], dict(objective.model.named_modules(remove_duplicate=False))
         for name, own in objective.model.named_buffers():
             a, b = (point.get(name, own).detach().to(own.device, own.dtype, copy=True) for point in (one, other))
             holder, _, leaf = name.rpartition(".")
-            if not own.is_floating_point() or (torch.equal(a, own) and torch.equal(b, own)):
+            interpolated = own.is_floating_point() or torch.equal(a, b)
+            if not interpolated or (torch.equal(a, own) and torch.equal(b, own)):
                 continue
             if isinstance(modules[holder], torch.jit.ScriptModule):
                 raise SettingError(
-                    f"the ends of the path have another {name} than the model, which is scripted, so that it cannot be "
+                    f"a point brings another {name} than that of the model, which is scripted, so that it cannot be "
                     "exchanged: build the objective on the model before it is scripted"
                 )
             found.append((modules[holder], leaf, a, b))
@@ -64,4 +85,5 @@ class Carried:
     def write(self, t: float) -> None:
         """Let the model have the buffers of this t: those of an end, or linearly between them."""
         for module, name, a, b in self.buffers:
-            module._buffers[name] = (a if t == 0 else b if t == 1 else torch.lerp(a, b, t)).clone()
+            whole = not a.is_floating_point()
+            module._buffers[name] = (a if t == 0 or whole else b if t == 1 else torch.lerp(a, b, t)).clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..errors import SettingError
 from ..objective import Objective
 from .batched_points import Batched
+from .carried import with_buffers_of
 from .engine import Engine
 from .interrupts import interrupts_held
 from .metrics import Measured, Metrics, measured
@@ -57,7 +59,8 @@ class Evaluator:
             over samples), another `Objective` of the same model (the loss on test data), or several of them in a list
             or in a mapping from names. Weighted over batches as the loss is.
         statistics: how normalisation layers take their statistics at a point: "kept", "recomputed" or "frozen";
-            see `statistics_at`. Recomputed ones come from the data of ``objective``, for other objectives too.
+            see `statistics_at`. "kept" are those that the origin brings along (a vector brings none), and else the
+            model's own. Recomputed ones come from the data of ``objective``, for other objectives too.
         engine: ``"auto"``, ``"one by one"`` or ``"batched"``.
         chunk: points at a time; by default found out, within a quarter of a GPU's free memory or 256 MiB.
         progress: whether to show a bar.
@@ -88,14 +91,20 @@ class Evaluator:
         progress: bool = False,
         store: Store | str | Path | None = None,
     ) -> None:
-        self.objective, self.axes = objective, _named(axes)
+        self.objective, self.axes, self._origin = objective, _named(axes), origin
         self.span = span_of(objective, origin, self.axes)
         self._passes = [_Pass(m, self.span, statistics, objective, engine, chunk) for m in measured(objective, metrics)]
-        self._progress, self._store = progress, None if isinstance(store, str | Path) else store
+        self._progress = progress
+        self._store: Store | None = None
         self.evaluations, self.seconds = 0, 0.0
-        if isinstance(store, str | Path):
-            asked = asked_of(objective, origin, self.axes, statistics=statistics, center=self.center)
+        if isinstance(store, str | os.PathLike):
+            with with_buffers_of(objective, origin):
+                asked = asked_of(objective, origin, self.axes, statistics=statistics, center=self.center)
             self._store = PointStore(store, asked, self.names)
+        elif store is None or (hasattr(store, "read") and hasattr(store, "write")):
+            self._store = store
+        else:
+            raise SettingError(f"resume must be a file's path, got {store!r}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,7 +128,7 @@ class Evaluator:
     def center(self) -> dict[str, float]:
         """The values at the origin, by the plain forward pass."""
         started = time.perf_counter()
-        with interrupts_held():
+        with interrupts_held(), with_buffers_of(self.objective, self._origin):
             found = torch.cat([each.center() for each in self._passes])
         self.seconds += time.perf_counter() - started
         return dict(zip(self.names, found.tolist(), strict=True))
@@ -158,7 +167,7 @@ class Evaluator:
     def at(self, point: Point, name: str = "the point") -> Tensor:
         """The values at any point, (m,) float64 on the host, by the plain forward pass; ``name`` is for errors."""
         vector = parameters_at(self.objective, point, name)
-        with interrupts_held():
+        with interrupts_held(), with_buffers_of(self.objective, point):
             return torch.cat([each.plain.at(vector) for each in self._passes])
 
     def _blocks(self, indices: Tensor) -> Iterable[Tensor]:
@@ -173,7 +182,8 @@ class Evaluator:
 
     def _block(self, C: Tensor) -> Tensor:
         started = time.perf_counter()
-        found = torch.cat([each(C) for each in self._passes], dim=1)
+        with with_buffers_of(self.objective, self._origin):
+            found = torch.cat([each(C) for each in self._passes], dim=1)
         self.evaluations += len(C)
         self.seconds += time.perf_counter() - started
         return found
@@ -187,8 +197,8 @@ class _Pass:
     ) -> None:
         self.measured = measured
         self.plain = OneByOne(measured, span, statistics, source)
-        batched = None if self.plain.statistics == "recomputed" else Batched(measured, span, self.plain.statistics)
-        refused = "statistics are recomputed at each point" if batched is None else ""
+        refused = _why_alone(measured.objective, self.plain.statistics)
+        batched = None if refused else Batched(measured, span, self.plain.statistics)
         self.engine = Engine(self.plain, batched, engine, chunk, refused)
         self._center: Tensor | None = None
 
@@ -273,7 +283,8 @@ def evaluate_at(
         objective: the loss.
         points: vectors (n,), state dicts, modules, or None for where the model is; may be a generator.
         metrics: what to measure besides the loss, as in `Evaluator`.
-        statistics: how normalisation layers take their statistics: "kept", "recomputed" or "frozen".
+        statistics: how normalisation layers take their statistics: "kept", "recomputed" or "frozen". "kept" are those
+            that each point brings along (a vector brings none), and else the model's own.
         progress: whether to show a bar.
 
     Returns:
@@ -299,6 +310,19 @@ def evaluate_at(
         rows.append(evaluator.at(point, f"point {number}"))
     found = torch.stack(rows) if rows else torch.empty(0, len(evaluator.names), dtype=torch.float64)
     return dict(zip(evaluator.names, found.T.contiguous(), strict=True))
+
+
+def _why_alone(objective: Objective, statistics: str) -> str:
+    """Why points cannot be evaluated together; empty where they may be.
+
+    Losses in half precision are so few that three points agree by chance, however the rest differ.
+    """
+    if statistics == "recomputed":
+        return "statistics are recomputed at each point"
+    held = (p for module in (objective.model, *objective.also) for p in module.parameters())
+    single = torch.finfo(torch.float32).eps
+    coarse = next((p.dtype for p in held if p.is_floating_point() and torch.finfo(p.dtype).eps > single), None)
+    return "" if coarse is None else f"with weights in {str(coarse).removeprefix('torch.')} rounding would differ"
 
 
 def _named(axes: Sequence[Axis | Tensor]) -> tuple[Axis, ...]:

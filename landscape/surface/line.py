@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..objective import Objective
 from .batch_statistics import resolved_statistics
+from .checks import check_names
 from .directions import between
 from .evaluation import Evaluator
 from .metrics import Metrics
 from .points import Point
 from .refinement import refine_line
 from .results import Line
-from .slices import Direction, Grid, axes_along, grid, notes, placed, second_order
+from .slices import Direction, Grid, axes_along, check_settings, grid, notes, placed, second_order
 
 __all__ = ["line", "line_between"]
 
@@ -79,6 +80,7 @@ def line(
         >>> line(objective, torch.tensor([1.0, 1.0]), points=5).loss
         tensor([1.0000, 0.2500, 0.0000, 0.2500, 1.0000], dtype=torch.float64)
     """
+    check_settings(refine, seed)
     axes = axes_along(objective, [direction], normalise, seed)
     evaluator = Evaluator(
         objective,
@@ -124,7 +126,8 @@ def line_between(
         points: how many, evenly spaced over the span, or the coordinates themselves; 0 and 1 are added.
         metrics: what to measure besides the loss, as in `line`.
         statistics: how normalisation layers take their statistics. By default "recomputed" at each x, since those of
-            one point are not those of another; "kept" are the live model's.
+            one point are not those of another; "kept" are the first point's, where it brings any along (a vector
+            brings none), and else the live model's.
         model: whether to add the quadratic model at the first point.
         refine: how many further points to spend where the loss is steep.
         engine: as in `line`.
@@ -150,6 +153,8 @@ def line_between(
         >>> found.loss, found.points
         (tensor([0., 1., 0.], dtype=torch.float64), {'first': 0.0, 'second': 1.0})
     """
+    check_names("names", names, 2)
+    check_settings(refine, seed)
     axis = between(objective, first, second, name=f"from {names[0]} to {names[1]}")
     with placed(objective, first, names[0]):
         evaluator = Evaluator(

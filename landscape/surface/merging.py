@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import SettingError
 from ..objective import Objective
-from .carried import Carried
+from .checks import check_names, finite_numbers
 from .evaluation import evaluate_at
 from .finite_points import finite_state_at, in_double
 from .many_alignment import match_many
@@ -151,6 +151,7 @@ def merge(
         raise SettingError(f"merging takes two points at least, got {len(points)}")
     if isinstance(pairwise, bool) or not isinstance(pairwise, int) or pairwise < 0 or pairwise in (1, 2):
         raise SettingError(f"pairwise must be 0, or a number of points on each line of at least 3; got {pairwise!r}")
+    check_names("larger_is_better", larger_is_better)
     w = _checked_weights(weights, len(points))
     members: list[Mapping[str, Tensor]] = [
         finite_state_at(objective, point, f"point {i}") for i, point in enumerate(points)
@@ -187,10 +188,10 @@ def merge(
 
 
 def _checked_weights(weights: Sequence[float] | Tensor | None, m: int) -> Tensor:
-    w = torch.ones(m) if weights is None else torch.as_tensor(weights).detach().cpu()
-    w = w.double()
-    if w.shape != (m,) or not bool(w.isfinite().all()) or bool((w < 0).any()) or not float(w.sum()) > 0:
-        raise SettingError(f"weights must be {m} finite numbers, not negative and not all zero; got {weights!r}")
+    expected = f"weights must be {m} finite numbers, not negative and not all zero"
+    w = torch.ones(m, dtype=torch.float64) if weights is None else finite_numbers(weights, expected)
+    if w.shape != (m,) or bool((w < 0).any()) or not float(w.sum()) > 0:
+        raise SettingError(f"{expected}; got {weights!r}")
     return w / w.sum()
 
 
@@ -223,10 +224,7 @@ def _evaluated(
     objective: Objective, state: Mapping[str, Tensor], metrics: Metrics, statistics: str
 ) -> dict[str, Tensor]:
     """Loss and metrics with a state's parameters and buffers, () float64 each."""
-    carried = Carried.between(objective, state, state)
-    with carried.held():
-        carried.write(0.0)
-        found = evaluate_at(objective, [_vector(objective, state)], metrics=metrics, statistics=statistics)
+    found = evaluate_at(objective, [state], metrics=metrics, statistics=statistics)
     return {name: value[0] for name, value in found.items()}
 
 

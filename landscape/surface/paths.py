@@ -19,13 +19,14 @@ from ..errors import SettingError
 from ..objective import Objective
 from .batch_statistics import resolved_statistics
 from .carried import Carried
+from .checks import check_names, finite_numbers
 from .curves import Curve
 from .evaluation import Evaluator
 from .interrupts import interrupts_held
 from .metrics import Metrics
 from .points import Point, parameters_at
 from .progress import progressing
-from .refinement import refine_line
+from .refinement import check_refinement, refine_line
 from .results import LossPath
 
 __all__ = ["barrier", "barrier_matrix", "linear_path", "path_along"]
@@ -84,9 +85,10 @@ def linear_path(
         >>> linear_path(objective, torch.tensor([-1.0]), torch.tensor([1.0]))  # two minima, and 1 at 0 between them
         LossPath(linear, 25 points, barrier 1 at t = 0.5, length 2, ends at 0 and 0)
     """
+    t = checked_path(points, refine, larger_is_better, names)
     ends = parameters_at(objective, first, names[0]), parameters_at(objective, second, names[1])
     return path_along(
-        objective, Curve("linear", ends), Carried.between(objective, first, second), points, refine=refine,
+        objective, Curve("linear", ends), Carried.between(objective, first, second), t, refine=refine,
         metrics=metrics, statistics=statistics, larger_is_better=larger_is_better, names=names, progress=progress,
     )  # fmt: skip
 
@@ -170,11 +172,11 @@ def excess(t: Tensor, values: Tensor) -> Tensor:
 
 
 def path_along(
-    objective: Objective, curve: Curve, carried: Carried, points: int | Sequence[float] | Tensor, *, refine: int,
+    objective: Objective, curve: Curve, carried: Carried, t: Tensor, *, refine: int,
     metrics: Metrics, statistics: str, larger_is_better: Collection[str], names: tuple[str, str], progress: bool,
 ) -> LossPath:  # fmt: skip
     """Loss and metrics along a curve, as `linear_path` and `bezier_path` have them."""
-    started, t = time.perf_counter(), grid(points)
+    started = time.perf_counter()
     with interrupts_held():
         resolved, _ = resolved_statistics(objective, statistics)
         evaluator = Evaluator(objective, metrics=metrics, statistics=resolved)
@@ -212,20 +214,23 @@ def _too_low(above: Tensor) -> str:
     return f"between the points the barrier may be {missed:.2g} higher: take more points=, or refine="
 
 
-def grid(points: int | Sequence[float] | Tensor) -> Tensor:
-    """The t that a path is evaluated at, (G,) float64 ascending, 0 and 1 among them.
+def checked_path(
+    points: int | Sequence[float] | Tensor, refine: int, larger_is_better: Collection[str], names: Collection[str]
+) -> Tensor:
+    """The t that a path is evaluated at, (G,) float64 ascending, 0 and 1 among them; before anything is computed.
 
     Raises:
-        SettingError: if none lies between the ends, or one beyond them.
+        SettingError: if no t lies between the ends, or one beyond them, or another argument means nothing.
     """
+    check_refinement(refine)
+    check_names("larger_is_better", larger_is_better)
+    check_names("names", names, 2)
+    expected = "points must be a number of them, 3 at least, or t between 0 and 1, one at least between the ends"
     if isinstance(points, int) and not isinstance(points, bool):
         t = torch.linspace(0, 1, max(points, 0), dtype=torch.float64)
     else:
-        given = torch.as_tensor(points, dtype=torch.float64).detach().cpu().flatten()
-        t = torch.cat([given, torch.tensor([0.0, 1.0], dtype=torch.float64)]).unique()
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        t = torch.cat([finite_numbers(points, expected), ends]).unique()
     if len(t) < 3 or not bool(((t >= 0) & (t <= 1)).all()):
-        raise SettingError(
-            f"points must be a number of them, 3 at least, or t between 0 and 1, one at least between the ends; got "
-            f"{points!r}"
-        )
+        raise SettingError(f"{expected}; got {points!r}")
     return t

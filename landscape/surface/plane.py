@@ -13,13 +13,27 @@ from ..errors import SettingError
 from ..objective import Objective
 from .axes import checked_axes
 from .batch_statistics import resolved_statistics
+from .carried import Carried
+from .checks import check_names
 from .directions import between
 from .evaluation import Evaluator
 from .metrics import Metrics
 from .points import Point, parameters_at
 from .refinement import refine_plane
 from .results import Axis, Plane
-from .slices import Direction, Grid, axes_along, grid, last_of, notes, pair, placed, projected, second_order
+from .slices import (
+    Direction,
+    Grid,
+    axes_along,
+    check_settings,
+    grid,
+    last_of,
+    notes,
+    pair,
+    placed,
+    projected,
+    second_order,
+)
 from .trajectory_pca import trajectory_axes
 
 __all__ = ["plane", "plane_through"]
@@ -76,7 +90,7 @@ def plane(
         seed: of random directions.
         trajectory: recorded weights in order, each a module, a state dict or a vector (n,), one of them in memory at a
             time if they are read from files; they are projected into the plane, the centre of which is the last of
-            them (`trajectory_axes`).
+            them (`trajectory_axes`), with the statistics of normalisation layers that it brings along.
 
     Raises:
         SettingError: for options that mean nothing, and directions that are zero or parallel.
@@ -94,6 +108,7 @@ def plane(
                 [2.0000, 0.0000, 2.0000],
                 [2.5000, 0.5000, 2.5000]], dtype=torch.float64)
     """
+    check_settings(refine, seed)
     trajectory = _several(trajectory)
     center = None if trajectory is None else _last(objective, trajectory)
     path = trajectory_axes(objective, trajectory) if trajectory is not None and directions is None else None
@@ -103,7 +118,7 @@ def plane(
         path = projected(objective, trajectory, axes)
     xs, ys = ((-1.0, 1.0), (-1.0, 1.0)) if path is None else map(_around, path.coordinates.T.tolist())
     if span is not None:
-        xs, ys = span if isinstance(span[0], Sequence) else (span, span)
+        xs, ys = _spans(span)
     across, along = pair(points)
     with placed(objective, center, "the last point"):
         evaluator = Evaluator(
@@ -120,7 +135,7 @@ def plane_through(
     second: Point,
     third: Point,
     *,
-    span: tuple[Span, Span] | None = None,
+    span: Span | tuple[Span, Span] | None = None,
     points: Grid | tuple[Grid, Grid] = 51,
     metrics: Metrics = None,
     statistics: str = "recomputed",
@@ -143,11 +158,13 @@ def plane_through(
         first: None for where the model is, a module, a state dict or a vector (n,); it is the centre.
         second: the same.
         third: the same.
-        span: (first and last x, first and last y); by default a quarter more than the points extend, to all sides.
+        span: first and last coordinate along both, or a pair of these. By default a quarter more than the
+            points extend, to all sides.
         points: how many along each, evenly spaced; or a pair, each a number or the coordinates. At least 2.
         metrics: what to measure besides the loss, as in `plane`.
         statistics: how normalisation layers take their statistics. By default "recomputed" at each point, since those
-            of one are not those of another; "kept" are the live model's.
+            of one are not those of another; "kept" are the first point's, where it brings any along (a vector brings
+            none), and else the live model's.
         model: whether to add the quadratic model at the first point.
         refine: how many further points to spend where the loss is steep.
         engine: as in `plane`.
@@ -172,12 +189,14 @@ def plane_through(
         >>> plane_through(objective, *corners, points=3).points
         {'first': (0.0, 0.0), 'second': (1.0, 0.0), 'third': (0.5, 1.0)}
     """
+    check_names("names", names, 3)
+    check_settings(refine, seed)
     to_second = between(objective, first, second, name=f"from {names[0]} to {names[1]}")
     to_third = between(objective, first, third, name=f"from {names[0]} to {names[2]}")
     (u, v), (a, b) = _right_angled(*checked_axes(objective, (to_second, to_third)))
     marks = {names[0]: (0.0, 0.0), names[1]: (1.0, 0.0), names[2]: (a, b)}
     xs, ys = zip(*marks.values(), strict=True)
-    spans = span if span is not None else (_around(xs), _around(ys))
+    spans = _spans(span) if span is not None else (_around(xs), _around(ys))
     across, along = pair(points)
     x, y = grid(across, spans[0], xs), grid(along, spans[1], ys)
     with placed(objective, first, names[0]):
@@ -186,6 +205,12 @@ def plane_through(
             progress=progress, store=resume,
         )  # fmt: skip
         return _drawn(evaluator, (x, y), marks, statistics, refine, model, seed)
+
+
+def _spans(span: Span | tuple[Span, Span]) -> tuple[Span, Span]:
+    """What is given for both axes, or for each."""
+    several = isinstance(span, tuple | list) and len(span) == 2 and all(isinstance(s, tuple | list) for s in span)
+    return span if several else (span, span)  # type: ignore[return-value]
 
 
 def _two(directions: tuple[Direction, Direction] | None) -> Sequence[Direction]:
@@ -205,12 +230,13 @@ def _several(trajectory: Iterable[Point] | None) -> Iterable[Point] | None:
 
 
 def _last(objective: Objective, trajectory: Iterable[Point]) -> Point:
-    """The last point; None where the model is there."""
+    """The last point; None where the model is there, buffers and all."""
     count, last = last_of(trajectory)
     if count < 2:
         raise SettingError(f"trajectory must be at least two points, got {count}")
     there = parameters_at(objective, last, "the last point")
-    return None if torch.equal(there, parameters_at(objective, None)) else last
+    live = torch.equal(there, parameters_at(objective, None)) and not Carried.between(objective, last, last).buffers
+    return None if live else last
 
 
 def _right_angled(u: Axis, w: Axis) -> tuple[tuple[Axis, Axis], tuple[float, float]]:

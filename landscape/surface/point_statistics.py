@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..elsewhere import elsewhere
@@ -25,6 +26,8 @@ def statistics_for(objective: Objective, values: Sequence[Tensor]) -> dict[str, 
         SettingError: if there are scripted layers.
     """
     found = {}
+    with torch.inference_mode(False):
+        values = [value.clone() if value.is_inference() else value for value in values]
     with elsewhere(objective, values), statistics_at(objective, "recomputed"):
         for name, layer in normalisation_layers(objective).items():
             for key in ("running_mean", "running_var"):

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError, SettingError
+from ..errors import NonFiniteError
 from ..hessian import Hessian
 from ..objective import Objective
 from ..operators import SymmetricOperator
 from ..space import generator_for
 from .axes import checked_axes
 from .batch_statistics import resolved_statistics, statistics_at
+from .checks import check_positive
 from .displaced import Displaced
 from .model_radius import model_radius
 from .results import Axis, QuadraticModel
@@ -91,8 +92,7 @@ def quadratic_model(
         >>> found.curvatures, found.radius
         (tensor([[9.]], dtype=torch.float64), inf)
     """
-    if not (isinstance(error, int | float) and 0 < error < math.inf):
-        raise SettingError(f"error must be a positive share, got {error!r}")
+    check_positive("error", error, "share")
     axes = checked_axes(objective, axes)
     generator = generator_for(seed, torch.device("cpu"))
     A = Hessian(objective) if hessian is None else hessian

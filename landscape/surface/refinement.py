@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import SettingError
 from .results import Refined
 
-__all__ = ["next_on_line", "next_on_plane", "refine_line", "refine_plane"]
+__all__ = ["check_refinement", "next_on_line", "next_on_plane", "refine_line", "refine_plane"]
 
 Evaluate = Callable[[Tensor], Mapping[str, Tensor]]
 """Coordinates (M, k) float64 to (M,) values per name, ``"loss"`` first."""
@@ -72,7 +72,7 @@ def refine_line(
         >>> len(x), int(((x > 0.25) & (x < 0.35)).sum())
         (25, 11)
     """
-    _check(points, tolerance, scale)
+    check_refinement(points, tolerance, scale)
     found = dict(values)
     finest = _finest(x)
     while points > 0:
@@ -151,7 +151,7 @@ def refine_plane(
         >>> len(refined.x), int((refined.x - 0.3).abs().le(0.2).sum())
         (99, 53)
     """
-    _check(points, tolerance, scale)
+    check_refinement(points, tolerance, scale)
     C = torch.empty(0, 2, dtype=torch.float64)
     found = {name: torch.empty(0, dtype=torch.float64) for name in values}
     while len(C) < points:
@@ -324,10 +324,15 @@ def _finest(x: Tensor) -> float:
     return float(x.diff().max()) / 2**_DEPTH if len(x) > 1 else math.inf
 
 
-def _check(points: int, tolerance: float, scale: str) -> None:
-    if points < 0:
-        raise SettingError(f"the number of further points must be 0 (none) or more, got {points}")
-    if not tolerance >= 0:
-        raise SettingError(f"tolerance, a share of the range of the losses, must be 0 or more; got {tolerance}")
+def check_refinement(points: object, tolerance: object = 0.0, scale: str = "auto") -> None:
+    """Refuse what `refine_line` and `refine_plane` cannot work with, before anything is evaluated.
+
+    Raises:
+        SettingError: if ``points`` is no integer, or it or ``tolerance`` is negative, or there is no such scale.
+    """
+    if isinstance(points, bool) or not isinstance(points, int) or points < 0:
+        raise SettingError(f"the number of further points (refine) must be an integer, 0 for none; got {points!r}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise SettingError(f"tolerance, a share of the range of the losses, must be 0 or more; got {tolerance!r}")
     if scale not in SCALES:
         raise SettingError(f"scale must be one of {', '.join(map(repr, SCALES))}; got {scale!r}")

@@ -35,6 +35,7 @@ from ..noise_scale import check_confidence, check_count
 from ..objective import Objective
 from ..space import generator_for
 from .balls import NORMS, Ball
+from .checks import check_positive
 from .interrupts import interrupts_held
 from .points import parameters_at
 from .weight_scales import Scaled, scale_of
@@ -298,8 +299,7 @@ class _Search:
 def _check(
     rho: float, steps: int, starts: int, norm: str, minibatch: int | None, draws: int, confidence: float
 ) -> None:
-    if isinstance(rho, bool) or not isinstance(rho, int | float) or not 0 < rho < math.inf:
-        raise SettingError(f"rho must be a positive, finite number, got {rho!r}")
+    check_positive("rho", rho)
     if norm not in NORMS:
         raise SettingError(f"norm must be one of {', '.join(map(repr, NORMS))}; got {norm!r}")
     check_count("steps", steps, 1)

@@ -14,15 +14,30 @@ from ..errors import SettingError, first_line
 from ..objective import Objective
 from ..space import generator_for
 from .axes import checked_axes
+from .carried import with_buffers_of
+from .checks import finite_numbers
 from .directions import between, eigenvector_directions, gradient_direction, random_direction
 from .evaluation import Evaluator
 from .interrupts import interrupts_held
 from .points import Point, parameters_at
 from .quadratic_model import quadratic_model
+from .refinement import check_refinement
 from .results import Axis, QuadraticModel
 from .trajectory_pca import TrajectoryAxes
 
-__all__ = ["Direction", "Grid", "axes_along", "grid", "last_of", "notes", "pair", "placed", "projected", "second_order"]
+__all__ = [
+    "Direction",
+    "Grid",
+    "axes_along",
+    "check_settings",
+    "grid",
+    "last_of",
+    "notes",
+    "pair",
+    "placed",
+    "projected",
+    "second_order",
+]
 
 Direction: TypeAlias = "str | Axis | Tensor | nn.Module | Mapping[str, object]"
 Grid: TypeAlias = "int | Sequence[float] | Tensor"
@@ -82,6 +97,16 @@ def _axis(
     )
 
 
+def check_settings(refine: int, seed: int | torch.Generator | None) -> None:
+    """Refuse, before anything is evaluated, what would only be met at the end.
+
+    Raises:
+        SettingError: if ``refine`` or ``seed`` means nothing.
+    """
+    check_refinement(refine)
+    generator_for(seed, torch.device("cpu"))
+
+
 def grid(points: Grid, span: tuple[float, float], include: Sequence[float] = (0.0,), name: str = "points") -> Tensor:
     """Coordinates (G,) float64, ascending, with those of ``include`` among them, exactly.
 
@@ -94,16 +119,14 @@ def grid(points: Grid, span: tuple[float, float], include: Sequence[float] = (0.
     Raises:
         SettingError: for fewer than 2 points, or numbers that are not finite.
     """
+    low, high = _checked_span(span)
+    expected = f"{name} must be a number of points, at least 2, or as many finite coordinates"
     if isinstance(points, int) and not isinstance(points, bool):
-        low, high = _checked_span(span)
         asked = torch.linspace(low, high, max(points, 0), dtype=torch.float64)
     else:
-        asked = torch.as_tensor(points, dtype=torch.float64).detach().cpu()
-    if asked.ndim != 1 or len(asked) < 2 or not bool(torch.isfinite(asked).all()):
-        raise SettingError(
-            f"{name} must be a number of points, at least 2, or as many finite coordinates; got {points!r} (the loss "
-            "at one point is Objective.value())"
-        )
+        asked = finite_numbers(points, expected)
+    if len(asked) < 2:
+        raise SettingError(f"{expected}; got {points!r} (the loss at one point is Objective.value())")
     width = float(asked.max() - asked.min())
     for exact in include:
         asked = asked[(asked - exact).abs() > _SAME * width]
@@ -116,25 +139,25 @@ def pair(given: Any) -> tuple[Any, Any]:
 
 
 def _checked_span(span: tuple[float, float]) -> tuple[float, float]:
-    try:
-        low, high = map(float, span)
-    except (TypeError, ValueError):
-        raise SettingError(f"span must be two numbers, got {span!r}") from None
-    if not -float("inf") < low < high < float("inf"):
-        raise SettingError(f"span must be finite and ascending, got {span!r}")
-    return low, high
+    expected = "span must be two numbers, finite and ascending"
+    ends = finite_numbers(span, expected).tolist()
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise SettingError(f"{expected}; got {span!r}")
+    return ends[0], ends[1]
 
 
 @contextlib.contextmanager
 def placed(objective: Objective, point: Point, name: str) -> Iterator[None]:
-    """Inside, the model stands at a point, in tensors laid out as its own; None leaves it where it is."""
+    """Inside, the model stands at a point, in tensors laid out as its own, with the buffers that it brings along."""
     if point is None:
         yield
         return
-    pieces = objective.space.unflatten(parameters_at(objective, point, name))
-    own = objective.parameters.values()
-    with elsewhere(objective, [torch.empty_like(p.data).copy_(v) for p, v in zip(own, pieces, strict=True)]):
-        yield
+    with objective.isolated():  # first, so that no tensor that the model stands in is one of inference mode
+        pieces = objective.space.unflatten(parameters_at(objective, point, name))
+        own = objective.parameters.values()
+        values = [torch.empty_like(p.data).copy_(v) for p, v in zip(own, pieces, strict=True)]
+        with elsewhere(objective, values), with_buffers_of(objective, point):
+            yield
 
 
 def second_order(
@@ -185,4 +208,4 @@ def notes(evaluator: Evaluator, values: Mapping[str, Tensor], *further: str) -> 
         odd = int((~torch.isfinite(value)).sum())
         if odd:
             found.append(f"{name} is NaN or infinite at {odd} of {value.numel()} points")
-    return "; ".join(filter(None, found))
+    return "; ".join(dict.fromkeys(filter(None, found)))

@@ -23,6 +23,7 @@ from ..hessian import Hessian
 from ..objective import Objective
 from ..operators import SymmetricOperator
 from .axes import checked_axes, unit
+from .checks import check_positive
 from .displaced import Displaced
 from .radius_search import largest_radius
 from .results import Axis
@@ -106,10 +107,9 @@ def gradient_normalised_smoothness(
         >>> 0.95 < found.radius <= 1.0  # 3 h^2 = |gradient| = 3 at h = 1
         True
     """
-    if not (isinstance(error, int | float) and 0 < error < math.inf):
-        raise SettingError(f"error must be a positive share of the gradient, got {error!r}")
-    if start is not None and not 0 < start < math.inf:
-        raise SettingError(f"start must be a positive radius, got {start!r}")
+    check_positive("error", error, "share of the gradient")
+    if start is not None:
+        check_positive("start", start, "radius")
     axes = checked_each(objective, directions)
     A = Hessian(objective) if curvature is None else curvature
     U = torch.stack([unit(axis.vector) for axis in axes]).T

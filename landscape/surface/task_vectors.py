@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import ParameterError, SettingError
 from ..objective import Objective
+from .checks import finite_numbers
 from .evaluation import evaluate_at
 from .finite_points import finite_parameters_at
 from .points import Point
@@ -185,13 +186,13 @@ def task_conflict(
     )
 
 
-def _check(m: int, keep: float, scale: float | None, **given: Sequence[object] | None) -> None:
+def _check(m: int, keep: object, scale: object, **given: Sequence[object] | None) -> None:
     if m < 2:
         raise SettingError(f"a conflict is between two task vectors at least, got {m} points")
-    if not 0 < keep <= 1:
+    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
         raise SettingError(f"keep must be a share in (0, 1], got {keep!r}")
-    if scale is not None and not math.isfinite(scale):
-        raise SettingError(f"scale must be a finite number, got {scale!r}")
+    if scale is not None:
+        finite_numbers([scale], "scale must be a finite number")
     for what, items in given.items():
         if items is not None and len(items) != m:
             raise SettingError(f"{what} must be {m}, one for each point; got {len(items)}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, SettingError
+from ..noise_scale import check_count
 from .sketched_gram import SketchedGram
 from .weight_sketch import WeightSketch
 
@@ -115,8 +116,7 @@ def weight_trajectory(
     rows = _checked_points(points, sketch)
     at = _checked_steps(steps, len(rows))
     pairs = _checked_distances(known, len(rows), sketch)
-    if isinstance(components, bool) or not isinstance(components, int) or components < 1:
-        raise SettingError(f"components must be a whole number of at least 1, got {components!r}")
+    check_count("components", components, 1)
     variance, most = (0.0, 0) if sketch is None else (sketch.variance, sketch.dimension // _NUMBERS_PER_DISTANCE)
     gram = SketchedGram(_centred_gram(rows), variance, pairs, most)
     coordinates, coordinate_errors = gram.coordinates(components)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError, SettingError
+from ..noise_scale import check_count
 from ..objective import Objective
 from .points import Point, parameters_at
 from .results import Axis
@@ -81,8 +82,7 @@ def trajectory_axes(
     """
     if about not in ("last", "mean"):
         raise SettingError(f'about must be "last" or "mean", got {about!r}')
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise SettingError(f"k must be a whole number of at least 1, got {k!r}")
+    check_count("k", k, 1)
     path = _Path(objective, points)
     if path.length <= k:
         raise SettingError(f"{path.length} points span fewer than {k} directions: give at least {k + 1}")

@@ -238,11 +238,11 @@ def test_losses_that_are_no_number() -> None:
         ({"radii": [0.1, -1.0]}, "radii must be positive and finite"),
         ({"radii": math.nan}, "radii must be positive and finite"),
         ({"radii": []}, "at least one"),
-        ({"radii": "wide"}, "radii must be a positive number or several, got 'wide'"),
+        ({"radii": "wide"}, "radii must be positive and finite, at least one; got 'wide'"),
         ({"scale": "relative"}, "scale must be one of"),
-        ({"rtol": 0.0}, "rtol must be > 0"),
+        ({"rtol": 0.0}, "rtol must be a positive, finite number, got 0.0"),
         ({"max_pairs": 1}, "at least 2"),
-        ({"confidence": 1.5}, "confidence in"),
+        ({"confidence": 1.5}, "confidence must be between"),
     ],
 )
 def test_settings_that_mean_nothing(changes: dict[str, Any], said: str) -> None:

@@ -166,6 +166,46 @@ def test_what_fits_in_memory_counts_weights_and_activations() -> None:
     assert fitting[2] <= (256 << 20) / activations
 
 
+def test_what_fits_in_memory_counts_the_buffers_that_a_pass_may_write_on() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    model.register_buffer("table", torch.zeros(2_300_000))  # of 9.2 MB
+    both = [evaluator_of(objective_of(model, mode=mode)) for mode in ("train", "eval")]
+    fitting = [e._passes[0].engine._batched.fitting(0.0) for e in both]
+    assert fitting[0] * 9_200_000 <= 256 << 20
+    assert fitting[1] > 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("where", ["all", "frozen"])
+def test_half_precision_goes_one_by_one_however_few_points_agree(dtype: torch.dtype, where: str) -> None:
+    """Losses are multiples of 2^-8 or so: three that agree say nothing of the rest."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)).to(dtype)
+    data = (torch.randn(40, 4).to(dtype), torch.randint(3, (40,)))
+    objective = Objective(model, data, criterion=nn.CrossEntropyLoss())
+    if where == "frozen":
+        model[4].float()
+        objective = Objective(Upper(model), data, criterion=nn.CrossEntropyLoss(), params=["of.4.weight"])
+    axes, C = [torch.randn(objective.space.size) for _ in range(2)], 0.3 * coordinates(40)
+    found = Evaluator(objective, None, axes)
+    alone = Evaluator(objective, None, axes, engine="one by one")
+    assert torch.equal(found(C)["loss"], alone(C)["loss"])
+    assert found.engine == f"one by one (with weights in {str(dtype)[6:]} rounding would differ)"
+    with pytest.raises(KernelError, match="rounding would differ"):
+        Evaluator(objective, None, axes, engine="batched")
+
+
+class Upper(nn.Module):
+    """A head in single precision on a body that is frozen in half."""
+
+    def __init__(self, of: nn.Sequential) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of[4](self.of[:4](x).float())
+
+
 def test_few_points_are_not_worth_a_trial() -> None:
     evaluator = evaluator_of(objective_of(mlp(4, 5, 3)))
     evaluator(coordinates(8))

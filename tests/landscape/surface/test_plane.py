@@ -1,5 +1,6 @@
 """Planes: through one point, through three, along a trajectory; the centre to the bit, and what is refused."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -11,7 +12,15 @@ from isolation_cases import batches, busy_with_gradients, state_of, streams
 from landscape_cases import mlp
 from losscope.landscape import Objective, plane
 from losscope.landscape.errors import ParameterError, SettingError
-from losscope.landscape.surface import Axis, parameters_at, plane_through, trajectory_axes
+from losscope.landscape.surface import (
+    Axis,
+    evaluate,
+    evaluate_at,
+    line_between,
+    parameters_at,
+    plane_through,
+    trajectory_axes,
+)
 
 
 def quadratic() -> Objective:
@@ -228,3 +237,96 @@ def test_directions_that_span_no_plane_are_refused() -> None:
             plane(objective, directions)
     with pytest.raises(SettingError, match="points must be a number of points, at least 2"):
         plane(objective, points=(5, 1))
+
+
+# --------------------------------------------------------------------------- statistics that points bring along
+
+
+def normalised_training() -> tuple[Objective, list[dict[str, torch.Tensor]]]:
+    """A network with BatchNorm, and its states while it learns; afterwards the model is elsewhere, statistics too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    data = [(3 + 2 * torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(3)]
+    optimizer, states = torch.optim.SGD(model.parameters(), 0.1), []
+    for _ in range(4):
+        for x, y in data:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+    model(100 * torch.randn(16, 4))
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    return Objective(model, data, criterion=nn.CrossEntropyLoss()), states
+
+
+def own_value(objective: Objective, state: dict[str, torch.Tensor]) -> float:
+    model = copy.deepcopy(objective.model)
+    model.load_state_dict(state)
+    return Objective(model, objective.data, criterion=nn.CrossEntropyLoss()).value()
+
+
+def test_kept_statistics_are_those_that_the_last_point_brings_along() -> None:
+    objective, states = normalised_training()
+    found = plane(objective, trajectory=states, points=5, engine="one by one")
+    assert found.center == own_value(objective, states[-1]) != objective.value()
+    assert found.model is not None
+    assert found.model.value == found.center
+    objective.model.load_state_dict(states[-1])
+    assert torch.equal(plane(objective, trajectory=states, points=5, engine="one by one").loss[0], found.loss[0])
+
+
+def test_a_last_point_that_differs_in_its_statistics_alone() -> None:
+    objective, states = normalised_training()
+    objective.model.load_state_dict(states[-1])
+    objective.model[1].running_mean.add_(1.0)
+    before = copy.deepcopy(objective.model.state_dict())
+    found = plane(objective, trajectory=states, points=3, model=False)
+    assert found.center == own_value(objective, states[-1]) != objective.value()
+    assert all(torch.equal(value, before[name]) for name, value in objective.model.state_dict().items())
+
+
+def test_vectors_bring_no_statistics_along() -> None:
+    objective, states = normalised_training()
+    vectors = [parameters_at(objective, state) for state in states]
+    found = plane(objective, trajectory=vectors, points=3, model=False)
+    mixed = {**copy.deepcopy(objective.model.state_dict())}
+    mixed.update({name: states[-1][name] for name in objective.parameters})
+    assert found.center == own_value(objective, mixed)
+
+
+@pytest.mark.parametrize("engine", ["one by one", "batched"])
+def test_lines_and_planes_between_points_keep_the_first_ones_statistics(engine: str) -> None:
+    objective, states = normalised_training()
+    settings = {"statistics": "kept", "points": 3, "engine": engine, "model": False}
+    expected = own_value(objective, states[0])
+    assert line_between(objective, states[0], states[1], **settings).center == expected
+    assert plane_through(objective, *states[:3], **settings).center == expected
+    there = own_value(objective, {**states[1], **{n: v for n, v in states[0].items() if "running" in n}})
+    found = line_between(objective, states[0], states[1], **settings)
+    assert float(found.loss[found.x == 1]) == pytest.approx(there, rel=1e-5)
+
+
+def test_evaluated_points_and_origins_bring_their_statistics_along() -> None:
+    objective, states = normalised_training()
+    expected = torch.tensor([own_value(objective, state) for state in states], dtype=torch.float64)
+    assert torch.equal(evaluate_at(objective, states)["loss"], expected)
+    axis = parameters_at(objective, states[1]) - parameters_at(objective, states[0])
+    found = evaluate(objective, states[0], [axis], torch.zeros(1, 1))["loss"]
+    assert torch.equal(found, expected[:1])
+
+
+def test_a_plane_is_resumed_where_the_last_point_brings_its_statistics_along(tmp_path: Path) -> None:
+    objective, states = normalised_training()
+    first = plane(objective, trajectory=states, points=5, model=False, resume=tmp_path / "points.jsonl")
+    objective.model(torch.randn(8, 4))  # the model's own statistics do not matter
+    again = plane(objective, trajectory=states, points=5, model=False, resume=tmp_path / "points.jsonl")
+    assert again.evaluations == 0
+    assert torch.equal(again.loss, first.loss)
+
+
+def test_a_note_of_both_axes_is_given_once() -> None:
+    objective = classifier()
+    objective.model[0].weight.data[0] = 0.0
+    found = plane(objective, points=3, model=False)
+    assert found.note.count("zero weights, so that the direction is zero there") == 1

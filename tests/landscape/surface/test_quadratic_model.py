@@ -367,7 +367,7 @@ def test_without_double_backward():
 def test_bad_input():
     objective = objective_of("dense")
     axis = random_direction(objective)
-    with pytest.raises(SettingError, match=r"error must be a positive share, got -0\.1"):
+    with pytest.raises(SettingError, match=r"error must be a positive, finite share, got -0\.1"):
         quadratic_model(objective, [axis], error=-0.1)
     with pytest.raises(SettingError, match="are parallel"):
         quadratic_model(objective, [axis, Axis(2 * axis.vector, "twice")])

@@ -108,9 +108,9 @@ def test_at_a_minimum_it_vanishes_and_says_so(dtype):
 
 def test_bad_input():
     f = objective_of(lambda w: w[0].log(), [1.0, 1.0])
-    with pytest.raises(SettingError, match="error must be a positive share of the gradient, got 0"):
+    with pytest.raises(SettingError, match="error must be a positive, finite share of the gradient, got 0"):
         gradient_normalised_smoothness(f, E1, error=0)
-    with pytest.raises(SettingError, match="start must be a positive radius, got -1"):
+    with pytest.raises(SettingError, match="start must be a positive, finite radius, got -1"):
         gradient_normalised_smoothness(f, E1, start=-1)
     with pytest.raises(SettingError, match="direction 2 is zero"):
         gradient_normalised_smoothness(f, [E1, 0 * E1])

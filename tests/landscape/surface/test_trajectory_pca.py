@@ -155,7 +155,7 @@ def test_bad_input():
         trajectory_axes(objective, [states[0]] * 4)
     with pytest.raises(SettingError, match='about must be "last" or "mean", got \'first\''):
         trajectory_axes(objective, states, about="first")
-    with pytest.raises(SettingError, match="k must be a whole number of at least 1, got 0"):
+    with pytest.raises(SettingError, match="k must be an integer of at least 1, got 0"):
         trajectory_axes(objective, states, 0)
     other = {**states[1], "4.weight": torch.ones(3, 65)}
     with pytest.raises(ParameterError, match=r"point 1 is of another architecture: 4\.weight has shape \(3, 65\)"):
