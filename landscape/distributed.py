@@ -26,7 +26,8 @@ __all__ = ["ALONE", "Alone", "Ranks", "Whole", "data_parallel_part"]
 
 T = TypeVar("T")
 
-_TOTAL, _GATHER, _SHARE, _END = 1, 2, 3, 4
+_TOTAL, _GATHER, _SHARE, _END = 1, 2, 3, 1000  # the outer end of two is the higher one
+_NOTHING = 1 << 60
 
 
 class Whole(NamedTuple):
@@ -57,8 +58,13 @@ class Alone:
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which writes and speaks for all."""
+        """Whether this is rank 0, which writes for all."""
         return self.rank == 0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank warns: rank 0 for all, and any that has lost contact."""
+        return self.first
 
     def total(self, compute: Callable[[], Tensor]) -> Tensor:
         """The sum over ranks of what each computes, the same bits on all."""
@@ -129,7 +135,7 @@ class Ranks(Alone):
         self.timeout = float(timeout)
         self.rank, self.size = members.index(dist.get_rank()), len(members)
         self._lost = ""
-        self._within = False
+        self._depth = 0
         on_gpus = "nccl" in str(dist.get_backend(group)) and torch.cuda.is_available()
         try:
             # By its members alone: the world may be larger than the ranks that share a model.
@@ -146,6 +152,11 @@ class Ranks(Alone):
     def __repr__(self) -> str:
         """Which of how many."""
         return f"Ranks({self.rank} of {self.size})"
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank warns: rank 0 for all, and any that has lost contact."""
+        return self.first or bool(self._lost)
 
     # ------------------------------------------------------------------ what is asked of them
 
@@ -188,24 +199,23 @@ class Ranks(Alone):
         Raises:
             RankError: as `total`.
         """
-        if self._within:  # the outer one agrees
-            yield
-            return
         failure: Exception | None = None
-        self._within = True
+        self._depth += 1
         try:
             yield
         except Exception as error:
             failure = error
         finally:
-            self._within = False
+            self._depth -= 1
+        end = _END - self._depth
         # Others may still be about to exchange something: they learn that nobody else is, and come here too.
-        while not self._meet(_END, 0):
-            pass
-        told = self._everyones(None if failure is None else _described(failure))
-        if failure is not None:
-            raise failure
-        self._raise_from(told)
+        while True:
+            same, highest = self._meet(end, 0)
+            if same:
+                break
+            if highest > end:
+                raise RankError("another rank has failed outside of this") from failure
+        self._raise_from(self._everyones(None if failure is None else _described(failure)), failure)
 
     def share_buffers(self, module: nn.Module) -> None:
         """Overwrite the buffers with those of rank 0, as data-parallel training does before a forward pass."""
@@ -217,7 +227,7 @@ class Ranks(Alone):
 
     def close(self) -> None:
         """Leave the group; what is asked of it afterwards fails."""
-        self._lost = self._lost or "the group was closed"
+        self._lost = self._lost or "the group has been closed"
         group, self._group = self._group, None
         if group is not None:
             with contextlib.suppress(Exception):  # the training may have ended torch.distributed itself
@@ -232,7 +242,7 @@ class Ranks(Alone):
         except Exception as error:
             if not self._lost:
                 with contextlib.suppress(RankError):
-                    if self._meet(kind, 0, failed=True):
+                    if self._meet(kind, 0, failed=True)[0]:
                         self._everyones(_described(error))
             raise
 
@@ -242,32 +252,33 @@ class Ranks(Alone):
         Raises:
             RankError: if one has failed, or does something else.
         """
-        if not self._meet(kind, size):
+        if not self._meet(kind, size)[0]:
             raise RankError("the ranks came to do different things, or one of them failed: this is given up on all")
 
-    def _meet(self, kind: int, size: int, failed: bool = False) -> bool:
-        """Tell each other what comes next; whether it is the same."""
-        mine = torch.tensor([kind, -kind, size, -size, int(failed)])
-        if failed:
-            mine[2:4] = -1 << 60
+    def _meet(self, kind: int, size: int, failed: bool = False) -> tuple[bool, int]:
+        """Tell each other what comes next: whether it is the same, and the highest kind that somebody named."""
+        mine = torch.tensor([kind, -kind, -_NOTHING if failed else size, -_NOTHING if failed else -size, int(failed)])
         self._collective(lambda: torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX, group=self._group))
         highest, lowest, largest, smallest, failures = mine.tolist()
-        if failed or not failures or highest != -lowest:
-            return highest == -lowest and (failed or largest == -smallest)
-        self._raise_from(self._everyones(None))
-        return False
+        same = highest == -lowest and (bool(failures) or largest == -smallest)
+        if same and failures and not failed:
+            self._raise_from(self._everyones(None))
+        return same, int(highest)
 
     def _everyones(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.size
         self._collective(lambda: torch.distributed.all_gather_object(values, value, group=self._group))
         return values
 
-    def _raise_from(self, told: list[tuple[str, str] | None]) -> None:
-        """Fail as the rank that failed first by itself."""
+    def _raise_from(self, told: list[tuple[str, str] | None], own: Exception | None = None) -> None:
+        """Fail as the rank did that failed first by itself; nothing where none has."""
         failed = [(rank, *what) for rank, what in enumerate(told) if what is not None]
-        if failed:
-            rank, kind, message = next((f for f in failed if f[1] != RankError.__name__), failed[0])
-            raise _kind_of(kind)(f"rank {rank} failed: {message}")
+        if not failed:
+            return
+        rank, kind, message = next((f for f in failed if f[1] != RankError.__name__), failed[0])
+        if own is not None and (rank == self.rank or kind == RankError.__name__):
+            raise own
+        raise _kind_of(kind)(f"rank {rank} failed: {message}") from own
 
     def _collective(self, run: Callable[[], Any]) -> None:
         if self._lost:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import time
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from losscope.landscape import NonFiniteError, Objective
-from losscope.landscape.isolation import LIVE
-from losscope.landscape.stability import Threshold, loss_family, outputs_per_sample
+from losscope.landscape.stability import Threshold
 
 from .agenda import Agenda
 from .budget import Budget, Key
@@ -25,9 +23,11 @@ from .expense import Expense, Peak, finish, release
 from .guard import Guard, say
 from .memory import Memory
 from .midpoint import Midpoint, MidpointWatch
+from .observed import facts_of, mode_matters
 from .oscillation import OscillationWatch
 from .player import Player
 from .probe import Measurement, Needs, Probe
+from .ranks import NOT_IN_PARTS
 from .records import Record
 from .run import Run
 from .schedule import Schedule
@@ -81,11 +81,15 @@ class Follower:
         self._midpoint: MidpointWatch | None = None
         self._first_step, self._made = first_step, False
         self._skips, self._skips_told = SkippedUpdates(player.scaler), -1
-        self.guarded = Guard(player.name, lambda: self.step, raise_errors=raise_errors)
+        self._ranks = objective.ranks
+        self.guarded = Guard(player.name, lambda: self.step, raise_errors=raise_errors, speaks=self._speaks)
         self._facts_told = self._modes_compared = False
         self._gradient: Tensor | None = None
         self._selection = player.signature()
         self._outside = self._outside_versions()
+
+    def _speaks(self) -> bool:
+        return self._ranks.speaks
 
     def recall(self, run: Run) -> None:
         """Let the probes take up what an earlier part of this run has left."""
@@ -130,7 +134,8 @@ class Follower:
         self._made = False
         with self.guarded("schedule"):
             if self._may_measure():
-                with self._budget.spending(*map(self.agenda.key, self._chosen)), torch.no_grad():
+                charged = map(self.agenda.key, self._chosen)
+                with self._ranks.together(), self._budget.spending(*charged), torch.no_grad():
                     self._settings = (self.player.rate(), self.player.threshold())
                     self._notice_changes()
                     self._copy = {p: p.detach().clone() for p in self.player.moved}
@@ -203,22 +208,25 @@ class Follower:
             remaining = list(probes)
             made: Update | None = None
             try:
-                if at is None:
-                    self._notice_changes()
-                else:
-                    made = Update(self.objective, at)
-                snapshot = self._snapshot(probes, on_product, made)
-                with snapshot.objective.isolated(at):
-                    if not self._facts_told:
-                        self._observe_facts(snapshot.objective)
-                    for probe in probes:
-                        records.append(self._one(probe, snapshot))
-                        spent[self.agenda.key(probe)] = records[-1].seconds
-                        remaining.remove(probe)
-                self._expense.note(snapshot)
-                self._compare_modes(snapshot.objective, at)
-                self._watch_oscillation(snapshot, at)
-                self._watch_midpoint(snapshot, at)
+                with self._ranks.together():
+                    if at is None:
+                        self._notice_changes()
+                    else:
+                        made = Update(self.objective, at)
+                    snapshot = self._snapshot(probes, on_product, made)
+                    with snapshot.objective.isolated(at):
+                        self._ranks.share_buffers(snapshot.model)
+                        if not self._facts_told:
+                            self._facts_told = True
+                            self._tell(self.player.name, facts_of(snapshot.objective))
+                        for probe in probes:
+                            records.append(self._one(probe, snapshot))
+                            spent[self.agenda.key(probe)] = records[-1].seconds
+                            remaining.remove(probe)
+                    self._expense.note(snapshot)
+                    self._compare_modes(snapshot.objective, at)
+                    self._watch_oscillation(snapshot, at)
+                    self._watch_midpoint(snapshot, at)
             except Exception as error:
                 if self.guarded.raises:
                     raise
@@ -256,33 +264,31 @@ class Follower:
         """One probe's record, already emitted; a failed one too says what it cost."""
         started, before, peak = time.perf_counter(), snapshot.matvecs, Peak(self.objective.space.device)
 
+        if self._ranks.size > 1 and not probe.data_parallel:
+            return self._record(probe, snapshot, status="skipped", reason=NOT_IN_PARTS)
+
         def cost() -> dict[str, Any]:
             products = snapshot.matvecs - before
             return {"seconds": time.perf_counter() - started, "matvecs": products, "memory": peak.bytes()}
 
         try:
-            if probe.evaluates and not math.isfinite(snapshot.loss):
-                raise NonFiniteError(f"the loss is {snapshot.loss}")
-            measured = probe.measure(snapshot)
+            with self._ranks.together():
+                if probe.evaluates and not math.isfinite(snapshot.loss):
+                    raise NonFiniteError(f"the loss is {snapshot.loss}")
+                measured = probe.measure(snapshot)
         except NonFiniteError as error:
             values = {"loss": snapshot.loss} if probe.evaluates else {}
-            record = self._record(probe, snapshot, status="nonfinite", reason=str(error), values=values, **cost())
-            self._emit(record, {})
-            return record
+            return self._record(probe, snapshot, status="nonfinite", reason=str(error), values=values, **cost())
         except Exception as error:
             record = self._failed(probe, error, snapshot, **cost())
             if self.guarded.raises:
                 raise
             return record
-        record = self._record(probe, snapshot, measured, **cost())
-        self._emit(record, measured.arrays)
-        return record
+        return self._record(probe, snapshot, measured, **cost())
 
     def _failed(self, probe: Probe, error: Exception, snapshot: Snapshot | None = None, **cost: Any) -> Record:
         self.guarded.warn(probe.name, error)
-        record = self._record(probe, snapshot, status="error", reason=f"{type(error).__name__}: {error}", **cost)
-        self._emit(record, {})
-        return record
+        return self._record(probe, snapshot, status="error", reason=f"{type(error).__name__}: {error}", **cost)
 
     def _record(
         self, probe: Probe, snapshot: Snapshot | None, measured: Measurement | None = None, **fields: Any
@@ -294,7 +300,9 @@ class Follower:
             }  # fmt: skip
         step, rate = (self.step, self._settings[0]) if snapshot is None else (snapshot.step, snapshot.lr)
         name, due = probe.name, self._late.get(probe.name)
-        return Record(step=step, player=self.player.name, probe=name, lr=rate, time=time.time(), due=due, **fields)
+        record = Record(step=step, player=self.player.name, probe=name, lr=rate, time=time.time(), due=due, **fields)
+        self._emit(record, {} if measured is None else measured.arrays)
+        return record
 
     # ------------------------------------------------------------------ facts and evidence
 
@@ -313,7 +321,7 @@ class Follower:
         """Layers that were frozen, unfrozen or handed to the optimizer since; weights that somebody else moves."""
         if (selection := self.player.signature()) != self._selection:
             self._selection = selection
-            self.objective = self.player.objective(self._seed)
+            self.objective = self.player.objective(self._seed, self._ranks)
             self._memory, self._midpoint = Memory(), None
             self._outside = self._outside_versions()
             facts = self.player.facts(self.objective)
@@ -331,35 +339,14 @@ class Follower:
         unique = {id(p): p for module in modules for p in module.parameters() if id(p) not in own}
         return [(key, p._version) for key, p in unique.items()]
 
-    def _observe_facts(self, objective: Objective) -> None:
-        """What the audit must know and only an evaluation shows."""
-        self._facts_told = True
-        facts: dict[str, Any] = {"batches": len(objective.batches)}
-        for name, observe in (("outputs", outputs_per_sample), ("loss_family", loss_family)):
-            with contextlib.suppress(Exception):
-                facts[name] = observe(objective)
-        with contextlib.suppress(Exception):  # batches that do not show it
-            facts["samples"] = objective.samples
-        self._tell(self.player.name, facts)
-
     def _compare_modes(self, objective: Objective, at: Mapping[nn.Parameter, Tensor] | None) -> None:
         """Whether training's own flags give another loss than the mode that is measured."""
         if self._modes_compared:
             return
         self._modes_compared = True
-        live = copy.copy(objective)
-        live.mode, live._depth = LIVE, 0
-        try:
-            with torch.no_grad():
-                with objective.isolated(at):
-                    measured = objective.batch_loss(0)
-                with live.isolated(at):
-                    trained = live.batch_loss(0)
-            matters = not torch.equal(measured, trained) and bool(torch.isfinite(trained))
-        except Exception:
-            matters = True  # e.g. batch statistics of a single sample
+        matters = mode_matters(objective, at)
         self._tell(self.player.name, {"mode_matters": matters})
-        if matters:
+        if matters and self._ranks.speaks:
             say(
                 f"losscope: {self.player.name!r} is measured in mode={objective.mode!r}, in which the model computes "
                 'something else than in training; stability verdicts need mode="train"'
@@ -409,13 +396,14 @@ class Follower:
     def _measure_midpoint(self, watch: MidpointWatch) -> None:
         probe = Midpoint(watch)
         needs, (rate, threshold) = probe.needs(), watch.settings
-        with self._progress() as on_product:
+        with self._ranks.together(), self._progress() as on_product:
             snapshot = Snapshot(
                 watch.step + 1, self.objective.snapshot(watch.step), lr=rate, threshold=threshold, needs=needs,
                 memory=dataclasses.replace(self._memory), seen=self.player.seen(self.objective) if needs.seen else None,
                 kernel=self.player.kernel, seed=self._seed, on_product=on_product,
             )  # fmt: skip
             with snapshot.objective.isolated(watch.values):
+                self._ranks.share_buffers(snapshot.model)
                 self._one(probe, snapshot)
 
     def _watch_oscillation(self, snapshot: Snapshot, at: Mapping[nn.Parameter, Tensor] | None) -> None:
@@ -446,5 +434,6 @@ class Follower:
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Callable[[int], object]]:
         """A bar for measurements that take long; silent off a terminal."""
-        with tqdm(desc=f"losscope: step {self.step}", unit=" products", delay=2.0, leave=False, disable=None) as bar:
+        silent = None if self._speaks() else True
+        with tqdm(desc=f"losscope: step {self.step}", unit=" products", delay=2.0, leave=False, disable=silent) as bar:
             yield bar.update

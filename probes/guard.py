@@ -17,9 +17,13 @@ class Guard:
         player: its name, for the warnings.
         step: where its training stands.
         raise_errors: let the exceptions out instead.
+        speaks: whether this process is the one that warns, of several that train one model.
     """
 
-    def __init__(self, player: str, step: Callable[[], int], *, raise_errors: bool) -> None:
+    def __init__(
+        self, player: str, step: Callable[[], int], *, raise_errors: bool, speaks: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._speaks = speaks
         self._player, self._step, self.raises = player, step, raise_errors
         self._warned: set[str] = set()
 
@@ -35,7 +39,7 @@ class Guard:
 
     def warn(self, name: str, error: Exception) -> None:
         """Say what failed, the first time it does."""
-        if name in self._warned:
+        if name in self._warned or not self._speaks():
             return
         self._warned.add(name)
         where = traceback.extract_tb(error.__traceback__)

@@ -94,6 +94,7 @@ class Midpoint(Probe):
     """
 
     name = "midpoint"
+    data_parallel = True
 
     def __init__(self, watch: MidpointWatch) -> None:
         super().__init__()

@@ -103,10 +103,13 @@ class Probe:
         name: of its records.
         evaluates: whether it is about the loss: only where one that is due is, the loss and its gradient are computed,
             and what is not finite is recorded as such.
+        data_parallel: whether it is right where every rank holds a part of the data: all it takes of it are the
+            objective's value, gradient and curvature products, which are those of all parts. Others are skipped then.
     """
 
     name = "probe"
     evaluates = True
+    data_parallel = False
 
     def __init__(self, every: Any = None) -> None:
         self.schedule: Schedule | None = None if every is None else as_schedule(every)
@@ -139,6 +142,8 @@ class FunctionProbe(Probe):
     The keys ``value``, ``low``, ``high`` and ``unit`` fill the record's fields of that name; other numbers
     go to its ``values``, tensors and arrays with more than one entry to its ``arrays``.
     """
+
+    data_parallel = True  # its author sees to that: it is called on every rank
 
     def __init__(self, function: Callable[[Snapshot], Any], every: Any = None) -> None:
         super().__init__(every)

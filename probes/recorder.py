@@ -12,13 +12,13 @@ import numpy as np
 
 from losscope.landscape import RunError
 
-from .folder import RunFolder, array_path
+from .folder import RunFolder, array_path, check_folder
 from .guard import say
 from .outlets import Outlets
 from .records import Record
 from .run import Run
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "now", "resumes", "steps_done"]
 
 
 class Recorder:
@@ -27,14 +27,17 @@ class Recorder:
     Args:
         out: the run folder; None keeps everything in memory.
         meta: the run's facts, as `losscope.probes.Run.meta` gives them back; written by `write_meta`.
+        arrays: whether to keep arrays in memory too, where there is no folder.
         outlets: the sinks that get every record too.
 
     Attributes:
         taken: how many records.
     """
 
-    def __init__(self, out: Path | None, meta: dict[str, Any], *, outlets: Outlets | None = None) -> None:
-        self.out, self.meta = out, meta
+    def __init__(
+        self, out: Path | None, meta: dict[str, Any], *, arrays: bool = True, outlets: Outlets | None = None
+    ) -> None:
+        self.out, self.meta, self._arrays = out, meta, arrays or out is not None
         self._folder: RunFolder | None = None
         self._outlets = Outlets(()) if outlets is None else outlets
         self.taken = 0
@@ -70,7 +73,8 @@ class Recorder:
             self._cannot_write(error)
         if self._folder is None or self._failed:
             self._kept.append(record)
-            self._kept_arrays |= {record.arrays[name]: np.array(array) for name, array in arrays.items()}
+            if self._arrays:
+                self._kept_arrays |= {record.arrays[name]: np.array(array) for name, array in arrays.items()}
         self._outlets(record)
 
     def tell(self, player: str, facts: dict[str, Any]) -> None:
@@ -113,6 +117,25 @@ class Recorder:
         if not self._failed:
             self._failed = True
             say(f"losscope: cannot write to {self.out}: {error}; records are kept in memory")
+
+
+def resumes(out: Path | None, identity: dict[str, Any], resume: bool) -> bool:
+    """Whether there is a run in the folder to go on with.
+
+    Raises:
+        RunError: if there is another one; see `check_folder`.
+    """
+    try:
+        return out is not None and check_folder(out, identity, resume=resume)
+    except OSError:  # as the run opens, that is said, and records are kept in memory
+        return False
+
+
+def steps_done(out: Path) -> int:
+    """Updates that the run in this folder has seen: one that was killed shows its last record, a closed one says it."""
+    run = Run(out)
+    closed = [int(steps) for steps in (run.meta.get("steps") or {}).values()]
+    return max([record.step + 1 for record in run.records] + closed, default=0)
 
 
 def now() -> str:

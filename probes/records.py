@@ -27,7 +27,7 @@ class Record:
         step: t: the measured weights are those *before* update t.
         player: which model, for runs that watch several.
         probe: name of the probe; ``"log"`` for logged values.
-        status: one of ``ok``, ``nonfinite``, ``error``.
+        status: one of ``ok``, ``nonfinite``, ``error``, ``skipped``.
         reason: why it is not ok; where it is, what is to be known of it, e.g. that the Hessian is ambiguous.
         lr: the learning rate that update t used; None where parameter groups differ.
         value: the main number.

@@ -33,6 +33,7 @@ class Sharpness(Probe):
     """
 
     name = "sharpness"
+    data_parallel = True
 
     def __init__(
         self, k: int = 1, *, tol: float = 1e-2, guards: int = 0, every: Any = None, bound_every: int = 200

@@ -45,6 +45,7 @@ class Spectrum(Probe):
     """
 
     name = "spectrum"
+    data_parallel = True
 
     def __init__(
         self, vectors: int = 4, steps: int = 32, *, outliers: int = 12, near_zero: float = 1e-3, every: Any = None,

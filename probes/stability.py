@@ -44,6 +44,7 @@ class Stability(Probe):
     """
 
     name = "stability"
+    data_parallel = True
 
     def __init__(
         self, *, level: str = "full", tol: float = 1e-2, rtol: float = 0.1, every: Any = None, bound_every: int = 200,

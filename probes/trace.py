@@ -25,6 +25,7 @@ class Trace(Probe):
     """
 
     name = "trace"
+    data_parallel = True
 
     def __init__(self, *, rtol: float = 0.1, max_matvecs: int = 100, every: Any = None) -> None:
         super().__init__(every)

@@ -105,6 +105,7 @@ class Trajectory(Probe):
     """
 
     name = "trajectory"
+    data_parallel = True
     evaluates = False
 
     def __init__(

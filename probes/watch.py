@@ -14,17 +14,19 @@ import torch
 from torch import nn
 
 from losscope.landscape import SettingError
+from losscope.landscape.distributed import Alone
 
 from .budget import Budget
 from .checkpoint import Room, packed, unpack
 from .environment import describe_environment
-from .folder import check_folder
 from .follower import Follower
+from .options import check_options
 from .outlets import Outlets
 from .player import Player
 from .players import check_hookable, check_unwatched, checked_players, is_coupled
 from .probe import Probe, as_probes
-from .recorder import Recorder, now
+from .ranks import check_same, described, joined
+from .recorder import Recorder, now, resumes, steps_done
 from .records import SCHEMA_VERSION, Record
 from .run import Run
 from .schedule import as_schedule
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["Watch", "watch"]
-
-_DRIVES, _ON_ERROR = ("hooks", "manual"), ("warn", "raise")
 
 
 def watch(
@@ -59,6 +59,7 @@ def watch(
     resume: bool = False,
     first_step: int | None = None,
     seed: int = 0,
+    data_parallel: Any = "auto",
     sinks: Any = (),
     **objective: Any,
 ) -> Watch:
@@ -93,6 +94,9 @@ def watch(
         first_step: number of updates made before (after loading a checkpoint). Default: 0, or when
             resuming one past the last recorded step.
         seed: seeds every estimator; the global random streams are never touched.
+        data_parallel: whether the ranks of `torch.distributed` measure together, each on its own ``data``: ``"auto"``
+            does for a model in `DistributedDataParallel`, and leaves each rank to itself else; True, False, or `Ranks`.
+            Together, every rank calls `watch` and its methods alike, and rank 0 alone writes and warns.
         sinks: functions of a `Record` that get every one, e.g. ``[TensorBoard("logs")]``; see `losscope.probes.sinks`.
         **objective: ``criterion``, ``forward``, ``targets``, ``loss_fn``, ``weight``, ``params``, ``mode``,
             ``also``: see `losscope.landscape.Objective`. ``params`` defaults to what the optimizer moves. And
@@ -107,6 +111,7 @@ def watch(
         ParameterError: if there is nothing to measure.
         LossError: if the loss is not a scalar connected to the parameters.
         RunError: if ``out`` holds another run.
+        RankError: if not all ranks come, or their weights differ.
 
     Example:
         >>> import torch
@@ -140,22 +145,15 @@ def watch(
                 "with players, optimizer, data, batch_size, kernel and objective options belong to each Player"
             )
         players = checked_players(model)
-    if drive not in _DRIVES:
-        raise SettingError(f"drive must be one of {_DRIVES}, got {drive!r}")
-    if on_error not in _ON_ERROR:
-        raise SettingError(f"on_error must be one of {_ON_ERROR}, got {on_error!r}")
-    if on_verdict is not None and not callable(on_verdict):
-        raise SettingError(f"on_verdict takes a function of a Verdict, got {type(on_verdict).__name__}")
-    if first_step is not None and (isinstance(first_step, bool) or not isinstance(first_step, int) or first_step < 0):
-        raise SettingError(f"first_step must be an integer >= 0, got {first_step!r}")
-    if resume and out is None:
-        raise SettingError("resume=True needs out=, the folder of the run to append to")
-    chosen = as_probes([Sharpness(), Trace(), Stability()] if probes is None else probes)
-    return Watch(
-        players, chosen, every, out=None if out is None else Path(out), manual=drive == "manual",
-        raise_errors=on_error == "raise", budget=Budget(budget), resume=resume, first_step=first_step, seed=seed,
-        on_verdict=on_verdict, outlets=Outlets(sinks),
-    )  # fmt: skip
+    players, ranks = joined(players, data_parallel)
+    with ranks.together():  # what one rank refuses, all do
+        check_options(drive, on_error, on_verdict, first_step, resume=resume, out=out)
+        chosen = as_probes([Sharpness(), Trace(), Stability()] if probes is None else probes)
+        return Watch(
+            players, chosen, every, out=None if out is None else Path(out), manual=drive == "manual",
+            raise_errors=on_error == "raise", budget=Budget(budget), resume=resume, first_step=first_step, seed=seed,
+            on_verdict=on_verdict, ranks=ranks, outlets=Outlets(sinks),
+        )  # fmt: skip
 
 
 class Watch:
@@ -164,19 +162,20 @@ class Watch:
     def __init__(
         self, players: list[Player], probes: list[Probe], every: Any, *, out: Path | None, manual: bool,
         raise_errors: bool, budget: Budget, resume: bool, first_step: int | None, seed: int,
-        on_verdict: Callable[[Verdict], object] | None, outlets: Outlets,
+        on_verdict: Callable[[Verdict], object] | None, ranks: Alone, outlets: Outlets,
     ) -> None:  # fmt: skip
-        schedule = as_schedule(every)
-        objectives = {p.name: p.checked_objective(seed) for p in players}
+        schedule, seed = as_schedule(every), ranks.decide(lambda: seed)
+        kept_arrays = ranks.decide(lambda: out is None)
+        out = out if ranks.first else None
+        objectives = {p.name: p.checked_objective(seed, ranks) for p in players}
+        if ranks.size > 1:
+            check_same(ranks, described(players, probes, every=every, manual=manual, share=budget.share, resume=resume))
         identity = {p.name: p.identity(objectives[p.name]) for p in players}
-        try:
-            self._resume = out is not None and check_folder(out, identity, resume=resume)
-        except OSError:  # as the run opens, that is said, and records are kept in memory
-            self._resume = False
+        self._resume = ranks.decide(lambda: resumes(out, identity, resume))
         if first_step is None:
-            first_step = _steps_done(out) if self._resume and out is not None else 0
+            first_step = ranks.decide(lambda: steps_done(out) if self._resume and out is not None else 0)
         self._first_step, self._manual, self._budget = first_step, manual, budget
-        self._state, self._loaded = "new", False
+        self._state, self._loaded, self._ranks = "new", False, ranks
         self._verdicts = None if on_verdict is None else Verdicts(on_verdict, lambda: self._recorder.meta)
         self._followers = {
             p.name: Follower(
@@ -195,7 +194,7 @@ class Watch:
         facts = {p.name: p.facts(objectives[p.name]) for p in players}
         for player in players:
             facts[player.name]["coupled"] = is_coupled(player, objectives[player.name], players)
-        earlier = Run(out).meta if self._resume and out is not None else {}
+        earlier = ranks.decide(lambda: Run(out).meta if self._resume and out is not None else {})
         for name, known in (earlier.get("players") or {}).items():  # what only a measurement shows, until the next one
             facts[name] = {**known, **facts[name]}
         meta: dict[str, Any] = {
@@ -204,7 +203,7 @@ class Watch:
             "identity": identity, "seed": seed, "first_step": first_step, "probes": [p.name for p in probes],
             "players": facts, **describe_environment(),
         }  # fmt: skip
-        self._recorder = Recorder(out, meta, outlets=outlets)
+        self._recorder = Recorder(out, meta, arrays=kept_arrays, outlets=outlets if ranks.first else None)
 
     # ------------------------------------------------------------------ context manager
 
@@ -212,15 +211,13 @@ class Watch:
         """Open the run folder and attach to the optimizers."""
         if self._state != "new":
             raise SettingError("a watch can be entered once; call watch(...) again")
-        if not self._manual:
-            check_unwatched([follower.player for follower in self._followers.values()])
-        if self._resume and self._recorder.out is not None:
-            earlier = Run(self._recorder.out)
-            if self._verdicts is not None and not self._loaded:
-                self._verdicts.recall(r for r in earlier.records if r.step < self._first_step)
-            for follower in self._followers.values():
-                follower.recall(earlier)
-        self._recorder.open(resume=self._resume)
+        with self._ranks.together():
+            if not self._manual:
+                check_unwatched([follower.player for follower in self._followers.values()])
+            if self._resume:
+                out = self._recorder.out
+                self._recall(self._ranks.decide(lambda: None if out is None else Run(out)))
+            self._recorder.open(resume=self._resume)
         self._state = "open"
         self._budget.start()
         if self._manual:
@@ -230,6 +227,14 @@ class Watch:
             for hooks in self._hooks.values():
                 hooks.attach()
         return self
+
+    def _recall(self, earlier: Run | None) -> None:
+        """Take up what an earlier part of this run has left."""
+        assert earlier is not None
+        if self._verdicts is not None and not self._loaded:
+            self._verdicts.recall(r for r in earlier.records if r.step < self._first_step)
+        for follower in self._followers.values():
+            follower.recall(earlier)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -248,6 +253,7 @@ class Watch:
             cost=self._cost(),
             steps={name: follower.step for name, follower in self._followers.items()},
         )  # fmt: skip
+        self._ranks.close()
         if error is None:  # what was measured as the last round was closed
             self._judge(*self._followers.values())
 
@@ -434,9 +440,3 @@ def _number(name: str, value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SettingError(f"log({name}=...) takes a number or a scalar tensor, got {type(value).__name__}") from error
-
-
-def _steps_done(out: Path) -> int:
-    run = Run(out)  # a run that was closed says how many; one that was killed shows its last record
-    closed = [int(steps) for steps in (run.meta.get("steps") or {}).values()]
-    return max([record.step + 1 for record in run.records] + closed, default=0)

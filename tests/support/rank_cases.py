@@ -1,5 +1,6 @@
 """What the processes of the tests of data-parallel objectives do."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from losscope.landscape import (
     top_eigenpairs,
     trace,
 )
-from ranks import net, shard
+from losscope.probes import NeuralCollapse, Sharpness, Spectrum, Stability, Trace, watch
+from ranks import SAMPLES, net, shard
 
 
 def measured(objective: Objective, kernel: str) -> dict[str, list[float]]:
@@ -49,3 +51,35 @@ def measured_together(rank: int, size: int) -> dict[Any, Any]:
     ranks.close()
     assert torch.equal(before, torch.get_rng_state())
     return found
+
+
+def trained(rank: int, size: int, options: dict[str, Any] | None) -> dict[str, Any]:
+    """Train on this rank's shard for six updates, watched if there are options; what it has left."""
+    torch.manual_seed(rank)
+    model = nn.parallel.DistributedDataParallel(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    criterion, data = nn.CrossEntropyLoss(), shard(rank, size)
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    asked = {"data": data, "criterion": criterion, "every": 2, "probes": probes(), **(options or {})}
+    with contextlib.nullcontext() if options is None else watch(model, optimizer, **asked) as run:
+        for _ in range(6):
+            optimizer.zero_grad()
+            # The mean over ranks of a sum over samples: that of all samples, up to a factor.
+            (nn.functional.cross_entropy(model(x), y, reduction="sum") * size / SAMPLES).backward()
+            optimizer.step()
+            if run is not None:
+                run.log(loss=float(rank))
+    gradients = [p.grad.tolist() for p in model.parameters() if p.grad is not None]
+    weights = [p.tolist() for p in model.parameters()]
+    found: dict[str, Any] = {"weights": weights, "gradients": gradients, "random": torch.get_rng_state().tolist()}
+    if run is not None:
+        found["records"] = [(r.step, r.probe, r.status, r.reason, r.value, r.values) for r in run.run.records]
+        found["folder"] = None if run.run.path is None else str(run.run.path)
+    return found
+
+
+def probes() -> list[Any]:
+    def own(snapshot: Any) -> dict[str, float]:
+        return {"value": float(snapshot.gradient.norm())}
+
+    return [Sharpness(tol=1e-5), Trace(), Spectrum(vectors=2, steps=12), Stability(), NeuralCollapse(), own]
