@@ -134,7 +134,7 @@ class SampleJacobians:
         def count(tensor: Tensor) -> Tensor:
             nonlocal saved
             saved += tensor.nbytes if tensor.ndim else 0
-            return tensor
+            return tensor.detach()  # itself it would keep its graph alive for good: a cycle through C++
 
         content = cut(self.objective.batches[0].content, slice(0, 1))
         calls: list[Call] = []

@@ -95,7 +95,7 @@ class BatchGraphs(Generic[Graph]):
                 if storage.data_ptr() not in seen:
                     seen.add(storage.data_ptr())
                     total += storage.nbytes()
-                return tensor
+                return tensor.detach()  # itself it would keep its graph alive for good: a cycle through C++
 
             try:
                 with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
