@@ -127,9 +127,10 @@ class OneByOne:
     @contextlib.contextmanager
     def _moved(self) -> Iterator[None]:
         objective = self.measured.objective
-        self._buffers = self._buffers or [torch.empty_like(p) for p in self.span.origin]
-        with objective.isolated(), elsewhere(objective, self._buffers):
-            yield
+        with objective.isolated():  # first, so that the buffers are no tensors of inference mode
+            self._buffers = self._buffers or [torch.empty_like(p) for p in self.span.origin]
+            with elsewhere(objective, self._buffers):
+                yield
 
     def _here(self) -> Tensor:
         """Where the parameters are now, (m,) on the device."""
