@@ -1,4 +1,4 @@
-"""The command line: ``losscope demo | report RUN | audit RUN | surface FILE``."""
+"""The command line: ``losscope demo | report RUN | audit RUN | export RUN | surface FILE``."""
 
 from __future__ import annotations
 
@@ -145,6 +145,31 @@ def audit(
             print_audit(each, title=title, phases=phases(read, each.player), explain=explain)
     if failing.fails(audits):
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    tensorboard: Annotated[Path, typer.Option(metavar="DIR", help="Folder for TensorBoard's event files.")],
+) -> None:
+    """Write the records of a run where TensorBoard reads them, and print how many there are.
+
+    Every number of a record becomes a scalar losscope/PLAYER/PROBE/NAME at the record's step. Needs tensorboard.
+
+    Example:  losscope export runs/a --tensorboard logs && tensorboard --logdir logs
+    """
+    with _one_line_errors():
+        from losscope.landscape import SettingError
+        from losscope.probes import TensorBoard
+        from losscope.probes import export as write
+
+        from .facts import read_run
+
+        try:
+            sink = TensorBoard(tensorboard)
+        except ImportError as error:
+            raise SettingError(str(error)) from None
+        print(f"{write(read_run(run), sink):,} records are in {tensorboard}")
 
 
 @app.command()

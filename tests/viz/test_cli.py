@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from drawn_runs import diverging, hovering, meta, minibatch, write
-from losscope.probes import Record
+from losscope.probes import Record, Run
 from losscope.viz.cli import app
 
 
@@ -181,3 +181,20 @@ def test_version() -> None:
     result = losscope("--version")
     assert result.exit_code == 0
     assert result.stdout == f"losscope {expected}\n"
+
+
+def test_export_writes_what_tensorboard_reads(run: Path, tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    result = losscope("export", run, "--tensorboard", tmp_path / "logs")
+    records = Run(run).select("sharpness")
+    assert result.exit_code == 0, result.output
+    assert f"{len(Run(run).records):,} records are in" in result.stdout
+    events = accumulators.EventAccumulator(str(tmp_path / "logs")).Reload()
+    scalars = events.Scalars("losscope/model/sharpness/value")
+    assert [(e.step, e.value) for e in scalars] == [(r.step, pytest.approx(r.value, rel=1e-6)) for r in records]
+
+
+def test_export_of_what_is_no_run(tmp_path: Path) -> None:
+    result = losscope("export", tmp_path / "none", "--tensorboard", tmp_path / "logs")
+    assert result.exit_code == 2 and "no such folder" in result.output
+    assert losscope("export", tmp_path).exit_code == 2 and not (tmp_path / "logs").exists()
