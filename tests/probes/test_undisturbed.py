@@ -13,48 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from losscope.probes import (
-    GradientNoise,
-    NeuralCollapse,
-    Player,
-    Sharpness,
-    Snapshot,
-    Spectrum,
-    Stability,
-    TangentKernel,
-    Trace,
-    Trajectory,
-    watch,
-)
+from losscope.probes import GradientNoise, NeuralCollapse, Snapshot, TangentKernel, Trajectory, watch
 from probe_cases import (
     CLASSES,
     MODELS,
     OPTIMIZERS,
     Outcome,
-    cnn,
-    everything,
+    largest_weight,
     loader,
+    meddling_probes,
     outcome,
     seed_everything,
-    streams,
     train,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:losscope. .* is measured in mode=")  # dropout in eval mode
-
-
-def largest_weight(snapshot: Snapshot) -> dict[str, Any]:
-    """A user's probe that does what users do: evaluates, draws, switches modes and clears gradients."""
-    with torch.no_grad():
-        values = [p.abs().max() for p in snapshot.model.parameters()]
-    snapshot.model.eval()
-    snapshot.model.zero_grad()
-    torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
-    return {"value": max(values), "loss": snapshot.loss, "gradient": snapshot.gradient}
-
-
-def probes() -> list[Any]:
-    return [Sharpness(), Spectrum(2, 4), Trace(rtol=0.5), Stability(rtol=0.5), largest_weight]
 
 
 @functools.cache
@@ -84,8 +57,8 @@ def test_training_is_the_same_to_the_bit(name: str, mode: str, optimizer: str) -
     def watching(model: nn.Module, moved: torch.optim.Optimizer, _: DataLoader) -> Any:
         runs.append(
             watch(
-                model, moved, data=held_out(name), criterion=F.cross_entropy, every=3, batch_size=4, probes=probes(),
-                mode=mode, on_error="raise",
+                model, moved, data=held_out(name), criterion=F.cross_entropy, every=3, batch_size=4,
+                probes=meddling_probes(), mode=mode, on_error="raise",
             )
         )  # fmt: skip
         return runs[0]
@@ -278,7 +251,7 @@ def test_the_same_with_generators_and_counters_of_the_users_own(mode: str) -> No
         seed_everything(8)
         model, trainer, data = OwnNoise(), Trainer(), DataLoader(Counted(), batch_size=4, sampler=Order())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        options: dict[str, Any] = {"probes": probes(), "mode": mode, "every": 2, "on_error": "raise"}
+        options: dict[str, Any] = {"probes": meddling_probes(), "mode": mode, "every": 2, "on_error": "raise"}
         run = watch(model, optimizer, data=data, loss_fn=trainer.loss, weight=lambda b: len(b[0]), **options)
         with run if watched else contextlib.nullcontext():
             for _ in range(2):
@@ -357,184 +330,3 @@ def test_a_probe_may_write_on_the_weights_of_its_snapshot() -> None:
         return watch(model, moved, data=data, criterion=F.cross_entropy, every=3, probes=[overwrites])
 
     assert train("cnn", "momentum", watching).differences(unwatched("cnn", "momentum")) == []
-
-
-# --------------------------------------------------------------------------- two players
-
-
-def generator() -> nn.Module:
-    return nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
-
-
-def discriminator() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.LeakyReLU(0.2), nn.Dropout(0.2), nn.Linear(6, 1))
-
-
-def play(make: Callable[[Any], torch.optim.Optimizer], *, watched: bool, mode: str = "train") -> Outcome:
-    """Two players; each one's loss closes over the other, whose BatchNorm moves at every evaluation."""
-    seed_everything(4)
-    g, d = generator(), discriminator()
-    opt_g, opt_d = make(g.parameters()), make(d.parameters())
-
-    def loss_d(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        real, noise = model(batch[0]), model(g(batch[1]).detach())
-        return F.softplus(-real).mean() + F.softplus(noise).mean()
-
-    def loss_g(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return F.softplus(-d(model(batch[1]))).mean()
-
-    fixed = [(torch.randn(6, 3), torch.randn(6, 2))]
-    players = [
-        Player("g", g, opt_g, fixed, 4, loss_fn=loss_g, mode=mode),
-        Player("d", d, opt_d, fixed, 4, loss_fn=loss_d, mode=mode),
-    ]
-    run = watch(players, every=2, probes=probes(), on_error="raise") if watched else None
-    losses = []
-    if run is not None:
-        run.__enter__()
-    for _ in range(5):
-        for opt, model, loss_fn in ((opt_d, d, loss_d), (opt_g, g, loss_g)):
-            batch = (torch.randn(8, 3) + 1, torch.randn(8, 2))
-            opt.zero_grad()
-            loss = loss_fn(model, batch)
-            loss.backward()
-            opt.step()
-            losses.append(loss.item())
-    if run is not None:
-        run.__exit__(None, None, None)
-        for player in ("g", "d"):
-            assert [r.step for r in run.run.select("stability", player)] == [0, 2, 4]
-    return outcome([g, d], [opt_g, opt_d], losses)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        (torch.optim.Adam, {}),
-        (torch.optim.Adam, {"foreach": True}),
-        (torch.optim.Adam, {"fused": True}),
-        (torch.optim.SGD, {"momentum": 0.9, "foreach": True}),
-        (torch.optim.SGD, {"momentum": 0.9, "fused": True}),
-    ],
-    ids=["adam", "adam foreach", "adam fused", "sgd foreach", "sgd fused"],
-)
-def test_two_players_are_the_same_to_the_bit(kind: Any, options: dict[str, Any]) -> None:
-    def make(parameters: Any) -> torch.optim.Optimizer:
-        return kind(parameters, lr=0.01, **options)
-
-    assert play(make, watched=True).differences(play(make, watched=False)) == []
-
-
-def test_two_players_measured_in_another_mode_are_the_same_to_the_bit() -> None:
-    def make(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=0.05)
-
-    assert play(make, watched=True, mode="eval").differences(play(make, watched=False)) == []
-
-
-# --------------------------------------------------------------------------- one measurement
-
-
-class Ready:
-    """A CNN in the middle of a training: gradients, momentum, user's hooks, a frozen parameter, mixed flags."""
-
-    def __init__(self) -> None:
-        seed_everything(6)
-        self.model = cnn().train()
-        self.model[3].eval()  # type: ignore[index]
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
-        self.x, self.y = torch.randn(8, 1, 6, 6), torch.randint(CLASSES, (8,))
-        F.cross_entropy(self.model(self.x), self.y).backward()
-        self.optimizer.step()
-        self.model[0].bias.requires_grad_(False)  # type: ignore[index, union-attr]
-        self.called: list[str] = []
-        self.model[0].register_forward_hook(lambda *_: self.called.append("forward"))  # type: ignore[index]
-        self.model[5].register_full_backward_hook(lambda *_: self.called.append("backward"))  # type: ignore[index]
-        self.model[5].weight.register_hook(lambda _: self.called.append("tensor"))  # type: ignore[index, union-attr]
-        self.fault = ""
-
-    def loss_fn(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        loss = F.cross_entropy(model(batch[0]), batch[1])
-        torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
-        if self.fault == "loss raises":
-            raise ZeroDivisionError("on purpose")
-        return loss * float("nan") if self.fault == "loss is nan" else loss
-
-    def probe(self, snapshot: Snapshot) -> dict[str, float]:
-        torch.rand(1), random.random()
-        if self.fault == "probe raises":
-            raise ZeroDivisionError("on purpose")
-        return {"value": snapshot.loss}
-
-    def batches(self) -> Any:
-        owner = self
-
-        class Batches:
-            def __iter__(self) -> Any:
-                torch.rand(1), random.random()
-                yield owner.x, owner.y
-                if owner.fault == "data raises":
-                    raise ZeroDivisionError("on purpose")
-                yield owner.x[:3], owner.y[:3]
-
-        return Batches()
-
-
-@pytest.mark.filterwarnings("ignore:losscope")
-@pytest.mark.parametrize("on_error", ["warn", "raise"])
-@pytest.mark.parametrize("mode", ["eval", "train", "train_frozen"])
-@pytest.mark.parametrize("fault", ["", "probe raises", "loss raises", "loss is nan", "data raises"])
-@pytest.mark.parametrize("kernel", ["auto", "finite_difference"])
-def test_one_measurement_leaves_no_trace(kernel: str, fault: str, mode: str, on_error: str) -> None:
-    ready = Ready()
-    hooked = {name: list(table) for name, table in vars(ready.optimizer).items() if name.endswith("_hooks")}
-    chosen = [Sharpness(), Spectrum(2, 4), Trace(rtol=0.5), Stability(rtol=0.5), ready.probe]
-    options: dict[str, Any] = {"loss_fn": ready.loss_fn, "weight": lambda b: len(b[0]), "mode": mode, "every": [10**9]}
-    options |= {"batch_size": 4, "on_error": on_error, "kernel": kernel}
-    with watch(ready.model, ready.optimizer, data=ready.batches(), probes=chosen, **options) as run:
-        ready.fault = fault
-        before = everything(ready.model, ready.optimizer)
-        if on_error == "raise" and fault.endswith("raises"):
-            with pytest.raises(ZeroDivisionError, match="on purpose"):
-                run.measure_now()
-        else:
-            statuses = [r.status for r in run.measure_now()]
-            expected = {
-                "": ["ok"] * 5, "probe raises": ["ok"] * 4 + ["error"], "loss is nan": ["nonfinite"] * 5,
-            }  # fmt: skip
-            assert statuses == expected.get(fault, ["error"] * 5)
-        assert everything(ready.model, ready.optimizer) == before
-        assert ready.called == []
-    assert everything(ready.model, ready.optimizer) == before
-    assert {n: list(t) for n, t in vars(ready.optimizer).items() if n.endswith("_hooks")} == hooked
-
-
-def test_making_and_entering_a_watch_draws_nothing_and_changes_nothing() -> None:
-    ready = Ready()
-    before = everything(ready.model, ready.optimizer)
-    with watch(ready.model, ready.optimizer, data=ready.batches(), loss_fn=ready.loss_fn, weight=lambda b: len(b[0])):
-        assert everything(ready.model, ready.optimizer) == before
-    assert everything(ready.model, ready.optimizer) == before
-
-
-@pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("name", ["cnn", "lstm", "transformer"])
-def test_between_forward_and_backward(name: str, mode: str) -> None:
-    """A pending graph has saved tensors, among them BatchNorm's; it must still be theirs."""
-    found = []
-    for watched in (False, True):
-        seed_everything(7)
-        model = MODELS[name][0]().train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        (x, y), (u, v) = next(iter(loader(name))), next(iter(loader(name)))
-        with watch(model, optimizer, data=(u, v), criterion=F.cross_entropy, mode=mode, every=[10**9]) as run:
-            loss = F.cross_entropy(model(x), y)
-            if watched:
-                assert [r.status for r in run.measure_now()] == ["ok"] * 3
-            loss = loss + F.cross_entropy(model(u), v)
-            if watched:
-                run.measure_now()
-            loss.backward()
-        gradients = [p.grad.numpy().tobytes() for p in model.parameters() if p.grad is not None]
-        found.append((gradients, [b.tolist() for b in model.buffers()], streams()))
-    assert found[0] == found[1]

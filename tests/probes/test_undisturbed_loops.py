@@ -332,58 +332,6 @@ def rolled_back(loop: Loop) -> Parts:
     return [model], [optimizer]
 
 
-# --------------------------------------------------------------------------- compiled
-
-
-def compiled(loop: Loop, backend: str, how: str) -> Parts:
-    torch._dynamo.reset()
-    model = net()
-    optimizer = sgd(model)
-    called: Any = model
-    if how == "wrapped":
-        called = torch.compile(model, backend=backend)
-    else:
-        model.compile(backend=backend)
-    with loop.watch(called, optimizer):
-        for x, y in loop.batches():
-            loop.backward(F.cross_entropy(called(x), y))
-            loop.update(model, optimizer)
-    return [model], [optimizer]
-
-
-def compiled_loss(loop: Loop) -> Parts:
-    torch._dynamo.reset()
-    model = net()
-    optimizer = sgd(model)
-    loss_fn = torch.compile(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), backend="aot_eager")
-    with loop.watch(model, optimizer, loss_fn=loss_fn):
-        for batch in loop.batches():
-            loop.backward(loss_fn(model, batch))
-            loop.update(model, optimizer)
-    return [model], [optimizer]
-
-
-def compiled_update(loop: Loop) -> Parts:
-    """Forward, backward and step in one function; dynamo leaves it where the hooks are called."""
-    torch._dynamo.reset()
-    model = net()
-    optimizer = sgd(model)
-
-    @functools.partial(torch.compile, backend="eager")
-    def update(x: Tensor, y: Tensor) -> Tensor:
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    with loop.watch(model, optimizer):
-        for x, y in loop.batches():
-            loop.note(model, 0.05)
-            loop.losses.append(update(x, y).item())
-    return [model], [optimizer]
-
-
 # --------------------------------------------------------------------------- the matrix
 
 LOOPS: dict[str, Case] = {
@@ -411,10 +359,6 @@ LOOPS: dict[str, Case] = {
     "thawing": thawing,
     "growing": growing,
     "rolled back": rolled_back,
-    "compiled, wrapped": functools.partial(compiled, backend="aot_eager", how="wrapped"),
-    "compiled in place": functools.partial(compiled, backend="aot_eager", how="in place"),
-    "compiled loss": compiled_loss,
-    "compiled update": compiled_update,
 }
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
-from losscope.probes import Snapshot, Watch
+from losscope.probes import Sharpness, Snapshot, Spectrum, Stability, Trace, Watch
 
 CLASSES = 3
 
@@ -226,6 +226,23 @@ def train(name: str, optimizer: str, watching: Watching | None = None, epochs: i
                 if isinstance(run, Watch):
                     run.log(loss=loss)
     return outcome([model], [moved], losses)
+
+
+# --------------------------------------------------------------------------- probes
+
+
+def largest_weight(snapshot: Snapshot) -> dict[str, Any]:
+    """A user's probe that does what users do: evaluates, draws, switches modes and clears gradients."""
+    with torch.no_grad():
+        values = [p.abs().max() for p in snapshot.model.parameters()]
+    snapshot.model.eval()
+    snapshot.model.zero_grad()
+    torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+    return {"value": max(values), "loss": snapshot.loss, "gradient": snapshot.gradient}
+
+
+def meddling_probes() -> list[Any]:
+    return [Sharpness(), Spectrum(2, 4), Trace(rtol=0.5), Stability(rtol=0.5), largest_weight]
 
 
 # --------------------------------------------------------------------------- a loop to count steps of
