@@ -24,10 +24,18 @@ def as_array(values: Tensor) -> np.ndarray:
 
 
 def footnote(results: Collection[Any]) -> str:
-    """What is to be known of results and of their quadratic models, each once; what the legend counts is left out."""
-    found = [part for each in results for part in each.note.split("; ") if " is NaN or infinite at " not in part]
-    found += [model.note for each in results if (model := getattr(each, "model", None)) is not None]
-    return "; ".join(filter(None, dict.fromkeys(found)))
+    """The first thing to be known of results and of their quadratic models, in short; the rest is in their notes.
+
+    A note's parts are divided by semicolons, and what comes after a part's first colon is detail. What the legend
+    counts is left out.
+    """
+    models = [model for each in results if (model := getattr(each, "model", None)) is not None]
+    parts = [part for each in [*results, *models] for part in each.note.split("; ")]
+    found = [part for part in parts if part and " is NaN or infinite at " not in part]
+    if not found:
+        return ""
+    first, more = found[0].partition(": ")[0], len(dict.fromkeys(found)) - 1
+    return f"{first} (and {more} more: see note)" if more else first
 
 
 def chosen(values: Any, value: str) -> Tensor:

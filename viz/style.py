@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,12 +166,12 @@ def title(figure: Figure, text: str) -> None:
 
 
 def note(figure: Figure, text: str) -> None:
-    """What is to be known of the numbers, small, below all panels; nothing where there is nothing."""
+    """What is to be known of the numbers, small, in one line below all panels; nothing where there is nothing."""
     if not text:
         return
-    width = round(figure.get_figwidth() * 17)
-    words = "\n".join(textwrap.wrap(plain(text, 4 * width), width))
-    figure.supxlabel(words, x=0.01, ha="left", fontsize=FONT - 2, color=MUTED)
+    figure.supxlabel(
+        plain(text, min(90, round(figure.get_figwidth() * 17))), x=0.01, ha="left", fontsize=FONT - 2, color=MUTED
+    )
 
 
 def legend(ax: Axes, *, outside: bool, columns: int = 2) -> None:

@@ -183,9 +183,9 @@ def _disagreements(
             notes.append(f"along {label} the loss is not finite in any step")
         elif abs(found.value - bend) > explained:
             notes.append(
-                f"along {label} the loss bends by {found.value:.4g} over a step of {found.step:.2g}, the Hessian by "
-                f"{bend:.4g}; rounding explains {explained:.1g}: as where the gradient has kinks (ReLU, max pooling), "
-                "whose curvature products do not see"
+                f"differences and products differ along {label}: the loss bends by {found.value:.4g} over a step of "
+                f"{found.step:.2g}, the Hessian by {bend:.4g}, and rounding explains {explained:.1g}, as where the "
+                "gradient has kinks (ReLU, max pooling), whose curvature products do not see"
             )
         elif found.error > _WORTH_SAYING * abs(bend):
             share = f"{found.error / abs(bend):.1g} of themselves" if bend else f"{found.error:.1g}"

@@ -203,7 +203,7 @@ def last_of(points: Iterable[Point]) -> tuple[int, Point]:
 
 def notes(evaluator: Evaluator, values: Mapping[str, Tensor], *further: str) -> str:
     """What is to be known of a slice, in one line."""
-    found = [evaluator.note, *(f"{axis.name}: {axis.note}" for axis in evaluator.axes if axis.note), *further]
+    found = [evaluator.note, *(axis.note for axis in evaluator.axes), *further]
     for name, value in values.items():
         odd = int((~torch.isfinite(value)).sum())
         if odd:

@@ -324,12 +324,21 @@ def test_a_long_name_is_wrapped_and_keeps_its_number() -> None:
     assert "component 2" in " ".join(ax.get_ylabel().split()) and "(96.1 %)" in ax.get_xlabel()
 
 
+@pytest.mark.parametrize("size", [(3.3, 3.4), (6.4, 6.0), (12.0, 6.0)])
+def test_a_long_note_is_one_short_line(size: tuple[float, float]) -> None:
+    said = "differences and products differ along trajectory, component 1: the loss bends by 4.2, the Hessian by 3.9"
+    shown = plot_surface(plane_of(bowl, note=said), size=size).get_figure().get_supxlabel()
+    assert shown.rstrip("…") in said.partition(":")[0] and len(shown) > 50
+    long = plot_surface(plane_of(bowl, note="much is to be said " * 20), size=size).get_figure().get_supxlabel()
+    assert len(long) <= 90 and "\n" not in long and long.startswith("much is to be said")
+
+
 def test_notes_are_shown() -> None:
     said = "stopped early; loss is NaN or infinite at 3 of 9 points"
     plane = plane_of(bowl, radius=0.1, note=said)
     model = dataclasses.replace(plane.model, note="differences disagree")
     figure = plot_surface(dataclasses.replace(plane, model=model)).get_figure()
-    assert figure.get_supxlabel() == "stopped early; differences disagree"
+    assert figure.get_supxlabel() == "stopped early (and 1 more: see note)"
     assert plot_surface(plane_of(bowl)).get_figure().get_supxlabel() == ""
 
 
