@@ -9,6 +9,8 @@ import errno
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -23,7 +25,7 @@ from torch.nn import functional as F
 
 from faults import AtCall, Ending, Fault, Rig, is_measuring, measuring, raising, trained
 from losscope.landscape.kernels.batched import Batched
-from losscope.probes import Measurement, Probe, Run, Sharpness
+from losscope.probes import Measurement, Probe, Record, Run, Sharpness
 
 REPEATS = int(os.environ.get("FAULTS", "3"))
 LINES = 4000
@@ -238,6 +240,28 @@ def disk_full(rig: Rig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def full_file_system(rig: Rig) -> Iterator[None]:
+    """A file system of a few pages, for which one must be allowed to mount it."""
+    size, there = rig.random.choice([8, 12]), rig.out.parent
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(there)]
+    if rig.watched and subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount a file system")
+
+    def cut_short(run: Run) -> bool:
+        there = Run(rig.out)
+        return there.status != "finished" or len(there.records) < len(run.records)
+
+    rig.shows = cut_short
+    try:
+        yield
+    finally:
+        if rig.watched:
+            saved = shutil.copytree(there, there.with_name(f"{there.name}-saved"))
+            subprocess.run(["umount", str(there)], check=True)
+            shutil.copytree(saved, there, dirs_exist_ok=True)
+
+
+@contextlib.contextmanager
 def unwritable_folder(rig: Rig) -> Iterator[None]:
     """Below what nobody may write to, or in a file's place."""
     (rig.out.parent / "file").write_text("")
@@ -272,17 +296,57 @@ def slow_disk(rig: Rig) -> Iterator[None]:
         os.write = write
 
 
+# --------------------------------------------------------------------------- of sinks
+
+
+@contextlib.contextmanager
+def failing_sink(rig: Rig) -> Iterator[None]:
+    kinds: list[type[Exception]] = [ValueError, RuntimeError, OSError, KeyError, TypeError]
+    fail = AtCall(rig.random.randrange(1, 12), raising(rig.random.choice(kinds)), on=rig.random.random() < 0.5)
+    heard: list[int] = []
+
+    def sink(record: Record) -> None:
+        fail()
+        heard.append(record.step)
+
+    rig.options["sinks"] = [sink]
+    rig.shows = lambda run: fail.happened and (fail.on or len(heard) == len(rig.taken) - 1)
+    yield
+
+
+@contextlib.contextmanager
+def dead_sink(rig: Rig) -> Iterator[None]:
+    """A connection whose other end is gone from one moment on."""
+    ours, theirs = socket.socketpair()
+    rig.options["sinks"] = [lambda record: ours.sendall(record.to_json().encode())]
+    rig.before[rig.moment()] = theirs.close
+    with ours, theirs:
+        yield
+
+
+@contextlib.contextmanager
+def slow_sink(rig: Rig) -> Iterator[None]:
+    """Each record takes 20 ms: that is counted as time of watching."""
+    rig.options["sinks"] = [lambda record: time.sleep(0.02)]
+    rig.shows = lambda run: run.meta["cost"]["seconds_measuring"] > 0.02 * len(run.records)
+    yield
+
+
 FAULTS: dict[str, Fault] = {
     "Out of memory with several vectors at once": out_of_memory_with_many_vectors,
     "Out of memory in a measurement": out_of_memory,
     "Weights become NaN": nan_weights,
     "Disk full (ENOSPC, torn records)": disk_full,
+    "File system of a few pages, full": full_file_system,
     "Folder that cannot be written to": unwritable_folder,
     "Folder removed while training": folder_that_goes_away,
     "Slow disk (20 ms a write)": slow_disk,
     "Exception in the user's loop": exception_in_the_loop,
     "Exception in a probe": failing_probe,
     "A probe that returns what cannot be written": probe_with_unwritable_values,
+    "Exception in a sink": failing_sink,
+    "Dead sink (a connection that broke)": dead_sink,
+    "Slow sink (20 ms a record)": slow_sink,
     "User's hooks that fire in our forward pass": user_hooks,
     "Ctrl-C in the loop": ctrl_c_in_the_loop,
     "Ctrl-C at a random line of a measurement": ctrl_c_in_a_measurement,
