@@ -2,6 +2,7 @@
 
 from .audit import Assumption, Audit, Criterion
 from .collapse import NeuralCollapse
+from .cost import Cost, ProbeCost
 from .gradient_noise import GradientNoise
 from .player import Player
 from .probe import Measurement, Needs, Probe
@@ -25,6 +26,7 @@ __all__ = [
     "Assumption",
     "Audit",
     "Checkpoints",
+    "Cost",
     "Criterion",
     "GradientNoise",
     "Measurement",
@@ -32,6 +34,7 @@ __all__ = [
     "NeuralCollapse",
     "Player",
     "Probe",
+    "ProbeCost",
     "Record",
     "Run",
     "Sharpness",

@@ -52,6 +52,7 @@ class Agenda:
         due = [probe for probe in self._probes if probe.name in self.waiting]
         allowed = set(self._budget.allowed([self.key(probe) for probe in due])) if due else set()
         chosen = [probe for probe in due if self.key(probe) in allowed]
+        chosen.sort(key=lambda probe: not probe.needs().density_vectors)  # others use the density: it is its own cost
         if len(chosen) < len(due):
             self._tell(next(probe for probe in due if probe not in chosen), step)
         return chosen

@@ -62,8 +62,9 @@ class Expense:
         """Take up what a snapshot has shown."""
         if snapshot.gradient_seconds is not None:
             self._gradients.append(snapshot.gradient_seconds)
-        if snapshot.choice is not None:
-            self.kernels.setdefault(snapshot.choice.kernel, snapshot.choice.reason)
+        choice = snapshot.choice
+        if choice is not None and (choice.candidates or choice.kernel not in self.kernels):  # a trial says more
+            self.kernels[choice.kernel] = choice.reason
 
 
 def finish(device: torch.device) -> None:

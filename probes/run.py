@@ -12,6 +12,7 @@ import numpy as np
 from losscope.landscape import RunError, SpectralDensity
 
 from .audit import Audit, audit
+from .cost import Cost, cost
 from .density_arrays import ARRAYS, from_arrays
 from .folder import META, RECORDS
 from .phases import Phase, phases
@@ -147,6 +148,10 @@ class Run:
     def phases(self, player: str | None = None) -> tuple[Phase, ...]:
         """The phases that one player went through: see `losscope.probes.phases`."""
         return phases(self, self._player(player))
+
+    def cost(self) -> Cost:
+        """What every probe cost in seconds, products and memory, how it was computed, and what was put off."""
+        return cost(self)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per record; ``values`` as columns ``values.<name>``.

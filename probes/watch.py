@@ -18,6 +18,7 @@ from losscope.landscape.distributed import Alone
 
 from .budget import Budget
 from .checkpoint import Room, packed, unpack
+from .cost import Cost, cost
 from .environment import describe_environment
 from .follower import Follower
 from .options import check_options
@@ -376,6 +377,10 @@ class Watch:
     def run(self) -> Run:
         """The run so far, as a reader sees it."""
         return self._recorder.run
+
+    def cost(self) -> Cost:
+        """What every probe has cost so far; see `losscope.probes.Run.cost`."""
+        return cost(self.run, self._cost() if self._state == "open" else None)
 
     # ------------------------------------------------------------------ verdicts
 

@@ -1,4 +1,4 @@
-"""The command line: ``losscope demo | report RUN | audit RUN | export RUN | surface FILE``."""
+"""The command line: ``losscope demo | report RUN | audit RUN | doctor [RUN] | export RUN | surface FILE``."""
 
 from __future__ import annotations
 
@@ -145,6 +145,32 @@ def audit(
             print_audit(each, title=title, phases=phases(read, each.player), explain=explain)
     if failing.fails(audits):
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def doctor(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run folder; without one, this machine is looked at.")
+    ] = None,
+) -> None:
+    """Say what can be measured here, or what the measuring of a run cost and why.
+
+    Without RUN: versions, devices and threads, which kernel computes curvature products of attention, recurrent,
+    checkpointed and compiled models (tried on small ones, within seconds), and the optional packages there are.
+    With RUN: what each probe cost in seconds, products, gradients and memory, which kernel was chosen and why,
+    what a budget put off, and what failed.
+
+    Example:  losscope doctor runs/a
+    """
+    with _one_line_errors():
+        from .doctor import print_cost, print_doctor
+        from .facts import read_run
+
+        if run is None:
+            print_doctor()
+        else:
+            read = read_run(run)
+            print_cost(read.cost(), title=read.name)
 
 
 @app.command()

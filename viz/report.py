@@ -146,7 +146,7 @@ def render(run: Run) -> str:
     environment.filters |= {"number": words.number, "interval": words.interval}
     players = [_player(run, name, index) for index, name in enumerate(run.players)]
     return environment.get_template("report.html.j2").render(
-        run=run, players=players, facts=run_facts(run), verdict=words.verdict, verdicts=words.VERDICTS,
+        run=run, players=players, facts=run_facts(run), cost=run.cost(), verdict=words.verdict, verdicts=words.VERDICTS,
         symbol=_symbol, colours=COLOURS, data=Markup(_data(run)),
     )  # fmt: skip
 
