@@ -154,7 +154,7 @@ def _of_steps(optimizer: Optimizer) -> Threshold:
         found.append((None, refused) if refused else rule.threshold(group, _state(optimizer, group)))
     if refusals := [words for value, words in found if value is None]:
         return Threshold((), "", refusals[0], preconditioned)
-    if len({repr([group.get(name) for name in rule.dynamics]) for group in groups}) > 1:
+    if len({repr(_dynamics(rule, group)) for group in groups}) > 1:
         settings = ", ".join(rule.dynamics).replace("_", " ")
         why = f"parameter groups differ in their dynamics ({settings}): no common threshold"
         return Threshold((), "", why, preconditioned)
@@ -162,6 +162,17 @@ def _of_steps(optimizer: Optimizer) -> Threshold:
     decay = float(groups[0].get("weight_decay", 0.0)) if coupled else 0.0
     values = tuple(value for value, _ in found if value is not None)
     return Threshold(values, found[0][1], "", preconditioned, decay, *_small_batch(optimizer, rule, groups))
+
+
+def _dynamics(rule: Rule, group: Settings) -> list[Any]:
+    """What groups must have in common.
+
+    A decoupled weight decay may differ, as where vectors have none: u being an eigenvector of the companion polynomial,
+    u* of it is the polynomial of one mode whose decay lies between the groups', so that all modes are stable below the
+    strictest threshold; above the largest, the polynomial at z = -1 is not positive definite, and a root lies beyond.
+    """
+    apart = {"weight_decay"} if group.get("decoupled_weight_decay") else set()
+    return [group.get(name) for name in rule.dynamics if name not in apart]
 
 
 def _small_batch(optimizer: Optimizer, rule: Rule, groups: list[Settings]) -> tuple[tuple[float, ...], str]:

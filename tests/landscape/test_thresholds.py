@@ -301,6 +301,48 @@ def test_groups_whose_preconditioned_dynamics_differ_have_no_common_threshold() 
     assert "dynamics (momentum, weight decay)" in stability_threshold(optimizer).reason
 
 
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.NAdam])
+def test_groups_of_different_decoupled_decays_have_a_strictest_and_a_largest_threshold(cls: type) -> None:
+    """As most people train transformers; a Hessian that couples the groups is decided outside the two."""
+    decays, found = (10.0, 0.0), {}
+    second = torch.full((1,), SECOND, dtype=torch.float64)
+    options = {"decoupled_weight_decay": True} if cls is torch.optim.NAdam else {}
+
+    def fresh() -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+        points = [nn.Parameter(torch.full((1,), 1e-9, dtype=torch.float64)) for _ in decays]
+        groups = [{"params": [p], "weight_decay": w} for p, w in zip(points, decays, strict=True)]
+        optimizer = cls(groups, lr=LR, betas=(0.9, SLOW), eps=1e-20, **options)
+        for p in points:
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        freeze(optimizer, second)
+        return optimizer, points
+
+    def course_of(hessian: torch.Tensor) -> str:
+        optimizer, points = fresh()
+        with torch.no_grad():
+            points[0].fill_(1e-9), points[1].fill_(0.5e-9)
+        for _ in range(6000):
+            w = torch.cat([p.detach() for p in points])
+            if not 1e-12 < float(w.norm()) < 1e-6:
+                break
+            for p, gradient in zip(points, hessian @ w, strict=True):
+                p.grad = gradient[None]
+            optimizer.step()
+            freeze(optimizer, second)
+        return "grows" if float(w.norm()) > 1e-6 else "decays" if float(w.norm()) < 1e-12 else "neither"
+
+    threshold = stability_threshold(fresh()[0])
+    assert threshold.largest == pytest.approx(2 / (2 - LR * 10.0) * threshold.value) and threshold.preconditioned
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        rotation = torch.linalg.qr(torch.randn(2, 2, generator=generator, dtype=torch.float64)).Q
+        for top, expected in ((0.98 * threshold.value, "decays"), (1.02 * threshold.largest, "grows")):
+            spectrum = torch.tensor([0.3 * top, top], dtype=torch.float64)
+            found[seed, expected] = course_of(SECOND**0.5 * rotation @ torch.diag(spectrum) @ rotation.T)
+    assert all(course == expected for (_, expected), course in found.items()), found
+
+
 def test_a_tensor_rate_and_an_empty_group() -> None:
     p = parameter()
     optimizer = torch.optim.Adam([{"params": [p]}, {"params": []}], lr=torch.tensor(0.1, dtype=torch.float64))
