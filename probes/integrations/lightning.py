@@ -83,9 +83,10 @@ class WatchCallback(Binding, Callback):
         """Bind the module, its optimizers and the data; after the sanity check and the loading of a checkpoint."""
         optimizers, state = list(trainer.optimizers), self._state
         self._state = None
+        derived: dict[str, Any] = {"data_parallel": trainer.world_size > 1}
         steps = trainer.global_step // max(len(optimizers), 1)  # Lightning counts the steps of all optimizers
         if self._players is not None:
-            self._logged = self.begin(self._players(pl_module, optimizers), step=steps, state=state).steps
+            self._logged = self.begin(self._players(pl_module, optimizers), step=steps, state=state, **derived).steps
             return
         if len(optimizers) != 1:
             raise SettingError(
@@ -98,10 +99,10 @@ class WatchCallback(Binding, Callback):
                 "pass criterion= for (inputs, targets) batches, or loss_fn=lambda module, batch: ..., what "
                 "training_step computes, without its self.log"
             )
-        derived: dict[str, Any] = {"scaler": getattr(trainer.precision_plugin, "scaler", None)}
+        derived |= {"scaler": getattr(trainer.precision_plugin, "scaler", None)}
         loader = trainer.train_dataloader
         if "data" not in self.options:
-            derived["data"] = few_batches(loader)
+            derived["data"] = few_batches(loader, rank=trainer.global_rank, ranks=trainer.world_size)
         if isinstance(size := getattr(loader, "batch_size", None), int):
             derived["batch_size"] = size * trainer.accumulate_grad_batches * trainer.world_size
         self._logged = self.begin(pl_module, optimizers[0], step=steps, state=state, **derived).steps

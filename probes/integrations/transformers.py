@@ -68,6 +68,7 @@ class WatchCallback(Binding, TrainerCallback):
             * args.gradient_accumulation_steps
             * args.world_size,
             "scaler": getattr(optimizer, "scaler", None),
+            "data_parallel": args.world_size > 1,  # the Trainer hands over what is inside DistributedDataParallel
         }
         if not any(name in options for name in _LOSSES):
             if args.label_smoothing_factor:
@@ -79,7 +80,7 @@ class WatchCallback(Binding, TrainerCallback):
         elif "criterion" in options:
             derived |= {"forward": _logits, "targets": _labels}
         if "data" not in options:
-            derived["data"] = few_batches(kwargs["train_dataloader"])
+            derived["data"] = few_batches(kwargs["train_dataloader"], rank=args.process_index, ranks=args.world_size)
         kept = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / _STATE
         resumed = torch.load(kept, map_location="cpu", weights_only=True) if kept.exists() else None
         self.begin(model, optimizer, step=state.global_step, state=resumed, **derived)
@@ -90,13 +91,15 @@ class WatchCallback(Binding, TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep beside the Trainer's checkpoint what the next measurements start from."""
-        folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-        if (run := self.live) is None or not state.is_world_process_zero or not folder.is_dir():
+        if (run := self.live) is None:
             return
+        path = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / _STATE
         try:
-            torch.save(run.state_dict(), folder / _STATE)
+            kept = run.state_dict()  # by all ranks
+            if state.is_world_process_zero and path.parent.is_dir():
+                torch.save(kept, path)
         except Exception as error:
-            say(f"losscope: {folder / _STATE} cannot be written: {error}")
+            say(f"losscope: {path} cannot be written: {error}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the run."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from losscope.landscape import SettingError
 from losscope.probes import Player, Record, Run, Sharpness, Snapshot, TensorBoard, Trace, WandB, export, watch
 from losscope.probes.sinks import numbers
-from probe_cases import Line, checksum
+from probe_cases import Line, checksum, streams
 
 Tagged = dict[str, list[tuple[int, float]]]
 
@@ -301,6 +301,20 @@ def test_records_of_one_probe_do_not_share_a_row() -> None:
             sink(Record(step, "model", probe, value=float(step)))
     found, _ = tagged(list(run.rows.values()))
     assert found == {f"losscope/model/{p}/value": [(0, 0.0), (50, 50.0), (100, 100.0)] for p in "ab"}
+
+
+# --------------------------------------------------------------------------- what sinks leave alone
+
+
+def test_sinks_draw_from_no_random_stream(wandb_run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    before = streams()
+    sinks = [TensorBoard(tmp_path / "logs"), WandB(wandb_run)]
+    record = Record(3, "model", "p", value=1.0, status="error", reason="on purpose")
+    for sink in sinks:
+        sink(record)
+    sinks[0].close()
+    assert streams() == before
 
 
 # --------------------------------------------------------------------------- sinks that fail
