@@ -14,7 +14,7 @@ from ..errors import SettingError
 from ..noise_scale import check_count
 from ..objective import Objective
 from .activation_matching import match_activations
-from .finite_points import finite_state_at, in_double
+from .finite_points import finite_state_at, in_double, vector_of
 from .permutations import HiddenUnits, hidden_units
 from .points import Point
 from .weight_matching import match_weights
@@ -154,7 +154,7 @@ def align(
         notes.append(f"still improving after {iterations} sweeps: raise iterations")
     return Alignment(
         permutations=matching.orders,
-        vector=_vector(objective, aligned),
+        vector=vector_of(objective, aligned),
         state=aligned,
         distance_before=_distance(objective, mine, other),
         distance=_distance(objective, mine, aligned),
@@ -171,10 +171,6 @@ def _in_eval(objective: Objective) -> Objective:
     fresh = copy.copy(objective)
     fresh.mode, fresh._depth = "eval", 0
     return fresh
-
-
-def _vector(objective: Objective, state: Mapping[str, Tensor]) -> Tensor:
-    return objective.space.flatten([state[name].contiguous() for name in objective.parameters])
 
 
 def _distance(objective: Objective, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

@@ -11,7 +11,7 @@ from ..errors import NonFiniteError, ParameterError, SettingError
 from ..objective import Objective
 from .results import Axis
 
-__all__ = ["checked_axes", "orthogonalised", "unit"]
+__all__ = ["check_axis", "checked_axes", "orthogonalised", "unit"]
 
 _PARALLEL = 1e-5  # sine of an angle: a hundred times what rounding makes of a vector in single precision
 
@@ -45,18 +45,26 @@ def checked_axes(objective: Objective, axes: Sequence[Axis]) -> tuple[Axis, ...]
     for axis in axes:
         if not isinstance(axis, Axis):
             raise SettingError(f"expected an Axis, got {type(axis).__name__}: wrap a vector as Axis(vector, name)")
-        if axis.vector.shape != (space.size,):
-            raise ParameterError(
-                f"{axis.name} has shape {tuple(axis.vector.shape)}, and the selected parameters are a vector "
-                f"({space.size},)"
-            )
-        if not bool(torch.isfinite(axis.vector).all()):
-            raise NonFiniteError(f"{axis.name} is NaN or infinite somewhere: it is no direction")
+        check_axis(objective, axis)
         if not bool(axis.vector.any()):
             raise SettingError(f"{axis.name} is zero: it is no direction")
     moved = tuple(Axis(a.vector.detach().to(space.device, space.dtype), a.name, a.note) for a in axes)
     _refuse_parallel(moved)
     return moved
+
+
+def check_axis(objective: Objective, axis: Axis) -> None:
+    """Refuse what is no direction of the parameters.
+
+    Raises:
+        ParameterError: if it has another size than the parameters.
+        NonFiniteError: if it is NaN or infinite somewhere.
+    """
+    size = objective.space.size
+    if axis.vector.shape != (size,):
+        raise ParameterError(f"{axis.name} has shape {tuple(axis.vector.shape)}; expected a vector ({size},)")
+    if not bool(torch.isfinite(axis.vector).all()):
+        raise NonFiniteError(f"{axis.name} is NaN or infinite somewhere: it is no direction")
 
 
 def orthogonalised(axes: Sequence[Axis]) -> tuple[Axis, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from ..errors import NonFiniteError
 from ..objective import Objective
 from .points import Point, buffers_at, parameters_at
 
-__all__ = ["finite_parameters_at", "finite_state_at", "in_double"]
+__all__ = ["finite_parameters_at", "finite_state_at", "in_double", "vector_of"]
 
 
 def in_double(tensor: Tensor) -> Tensor:
@@ -48,3 +50,8 @@ def finite_state_at(objective: Objective, point: Point, name: str) -> dict[str, 
     for key, buffer in model.named_buffers(remove_duplicate=False):
         state[key] = brought.get(key, buffer.detach()).to(buffer.device, buffer.dtype, copy=True)
     return state
+
+
+def vector_of(objective: Objective, state: Mapping[str, Tensor]) -> Tensor:
+    """The objective's parameters of a state as `finite_state_at` gives it, (n,)."""
+    return objective.space.flatten([state[name].contiguous() for name in objective.parameters])

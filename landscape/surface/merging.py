@@ -10,7 +10,7 @@ et al. 2025, arXiv:2507.06542).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +20,10 @@ from ..errors import SettingError
 from ..objective import Objective
 from .checks import check_names, finite_numbers
 from .evaluation import evaluate_at
-from .finite_points import finite_state_at, in_double
+from .finite_points import finite_state_at, in_double, vector_of
 from .many_alignment import match_many
 from .metrics import Metrics
-from .paths import barrier_matrix
+from .paths import LARGER_IS_BETTER, barrier_matrix
 from .permutations import hidden_units
 from .point_statistics import statistics_for
 from .points import Point
@@ -108,7 +108,7 @@ def merge(
     align: bool = False,
     metrics: Metrics = None,
     statistics: str = "recomputed",
-    larger_is_better: Sequence[str] = ("accuracy",),
+    larger_is_better: Collection[str] = LARGER_IS_BETTER,
     pairwise: int = 0,
     seed: int = 0,
 ) -> Merged:
@@ -169,9 +169,9 @@ def merge(
     merged = {name: float(value) for name, value in rows[-1].items()}
     barriers = {name: merged[name] - float(w @ values[name]) for name in merged}
     if statistics == "recomputed":
-        mean |= statistics_for(objective, objective.space.unflatten(_vector(objective, mean)))
+        mean |= statistics_for(objective, objective.space.unflatten(vector_of(objective, mean)))
     return Merged(
-        vector=_vector(objective, mean),
+        vector=vector_of(objective, mean),
         state=mean,
         weights=w,
         values=values,
@@ -226,7 +226,3 @@ def _evaluated(
     """Loss and metrics with a state's parameters and buffers, () float64 each."""
     found = evaluate_at(objective, [state], metrics=metrics, statistics=statistics)
     return {name: value[0] for name, value in found.items()}
-
-
-def _vector(objective: Objective, state: Mapping[str, Tensor]) -> Tensor:
-    return objective.space.flatten([state[name].contiguous() for name in objective.parameters])

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import SettingError
 from ..objective import Objective
+from .points import named_tensors
 from .unit_algebra import Index, Product, Units, positions
 from .unit_groups import HiddenUnits, UnitGroup, some
-from .unit_passes import few_samples, state_of, traced
+from .unit_passes import few_samples, traced
 from .unit_tracing import UnitTrace
 from .unit_trial import tried
 
@@ -115,7 +116,7 @@ def _indices_of(
     objective: Objective, spec: Mapping[str, Sequence[tuple[str, int]]]
 ) -> tuple[dict[str, list[Index]], dict[Units, str]]:
     """Indices as a person gives them."""
-    state = state_of(objective)
+    state = named_tensors(objective.model)
     indices: dict[str, list[Index]] = {name: [Units(size, True) for size in t.shape] for name, t in state.items()}
     names = {}
     for group, places in spec.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import ParameterError, SettingError
 from ..objective import Objective
 
-__all__ = ["Point", "buffers_at", "parameters_at"]
+__all__ = ["Point", "buffers_at", "named_tensors", "parameters_at"]
 
 Point: TypeAlias = "nn.Module | Mapping[str, Any] | Tensor | None"
 _WRAPPERS = ("_orig_mod.", "module.")  # torch.compile and DataParallel put these before every name
@@ -46,7 +46,7 @@ def parameters_at(objective: Objective, point: Point, name: str = "the point") -
         if point.shape != (space.size,):
             raise ParameterError(f"{name} is a tensor of shape {tuple(point.shape)}; expected a vector ({space.size},)")
         return point.detach().to(space.device, space.dtype, copy=True)
-    state, prefix = _tensors(point, name), _prefix(_named(objective.model))
+    state, prefix = _tensors(point, name), _prefix(named_tensors(objective.model))
     found = []
     for own, parameter in objective.parameters.items():
         key = own.removeprefix(prefix)
@@ -65,10 +65,27 @@ def parameters_at(objective: Objective, point: Point, name: str = "the point") -
 
 
 def buffers_at(objective: Objective, point: Point) -> dict[str, Tensor]:
-    """The buffers (statistics of normalisation layers) that a point brings along, by name; a vector has none."""
+    """The buffers (statistics of normalisation layers, and whatever else) that a point brings along, by name.
+
+    Args:
+        objective: whose model has them; those of another shape are left out.
+        point: as `parameters_at` takes it; a vector, and None, bring none.
+
+    Raises:
+        SettingError: if it is no point.
+
+    Example:
+        >>> import torch
+        >>> from losscope.landscape import Objective
+        >>> from losscope.landscape.surface import buffers_at
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.BatchNorm1d(1))
+        >>> objective = Objective(model, (torch.eye(2), torch.ones(2, 1)), criterion=torch.nn.MSELoss())
+        >>> list(buffers_at(objective, model.state_dict()))
+        ['1.running_mean', '1.running_var', '1.num_batches_tracked']
+    """
     if point is None or isinstance(point, Tensor):
         return {}
-    state, prefix = _tensors(point, "the point"), _prefix(_named(objective.model))
+    state, prefix = _tensors(point, "the point"), _prefix(named_tensors(objective.model))
     found = {}
     for name, own in objective.model.named_buffers():
         value = state.get(name.removeprefix(prefix))
@@ -86,7 +103,7 @@ def _copied(objective: Objective, tensors: list[Tensor]) -> Tensor:
 def _tensors(point: Any, name: str) -> dict[str, Tensor]:
     """A state dict under the model's own names; a tied tensor under each of them."""
     if isinstance(point, nn.Module):
-        return _stripped(_named(point))
+        return _stripped(named_tensors(point))
     if not isinstance(point, Mapping):
         raise SettingError(
             f"{name} must be a module, a state dict, a vector of parameters or None for the live model; "
@@ -98,7 +115,8 @@ def _tensors(point: Any, name: str) -> dict[str, Tensor]:
     return _stripped({key: value for key, value in point.items() if isinstance(value, Tensor)})
 
 
-def _named(module: nn.Module) -> dict[str, Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers as they are, by name; tied ones under each of theirs."""
     parameters = dict[str, Tensor](module.named_parameters(remove_duplicate=False))
     return parameters | dict(module.named_buffers(remove_duplicate=False))
 
@@ -118,7 +136,7 @@ def _stripped(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_no_further(objective: Objective, state: Mapping[str, Tensor], name: str) -> None:
     """A point with more tensors than the model is of a deeper one."""
-    further = sorted(set(state) - set(_stripped(_named(objective.model))))
+    further = sorted(set(state) - set(_stripped(named_tensors(objective.model))))
     if further:
         raise ParameterError(
             f"{name} is of another architecture: it has {len(further)} tensors that the model has not, "

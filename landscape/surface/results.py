@@ -74,6 +74,15 @@ class QuadraticModel:
     difference_errors: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     smoothness: float = math.nan
 
+    def __repr__(self) -> str:
+        """Loss, slopes, curvatures both ways, how far it holds."""
+        columns = self.slopes, self.curvatures.diagonal(), self.second_differences
+        slopes, bends, seen = (", ".join(f"{v:.4g}" for v in column.tolist()) for column in columns)
+        return (
+            f"QuadraticModel(loss {self.value:.4g}, slopes {slopes}, curvatures {bends} (by differences {seen}), "
+            f"to {100 * self.error:.3g} % within {self.radius:.4g}{'; ' + self.note if self.note else ''})"
+        )
+
     def at(self, *coordinates: Tensor) -> Tensor:
         """The model's loss at coordinates (one tensor per axis, of one shape)."""
         X = torch.stack([x.double() for x in coordinates])

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError, ParameterError
 from ..objective import Objective
 from ..space import ParameterSpace
+from .axes import check_axis
 from .points import Point, parameters_at
 from .results import Axis
 
@@ -77,10 +77,7 @@ def span_of(objective: Objective, origin: Point, axes: Sequence[Axis]) -> Span:
         start = [piece.to(p.dtype) for piece, p in zip(pieces, start, strict=True)]
     vectors = []
     for axis in axes:
-        if axis.vector.shape != (space.size,):
-            raise ParameterError(f"{axis.name} has shape {tuple(axis.vector.shape)}; expected a vector ({space.size},)")
-        if not bool(torch.isfinite(axis.vector).all()):
-            raise NonFiniteError(f"{axis.name} is NaN or infinite somewhere: it is no direction")
+        check_axis(objective, axis)
         vector = axis.vector.detach().to(space.device, space.dtype)
         vectors.append(tuple(p.view(s) for p, s in zip(vector.split(space.numels), space.shapes, strict=True)))
     return Span(space, tuple(start), tuple(vectors), origin is None)

@@ -12,10 +12,11 @@ from torch import Tensor
 from ..batches import batch_length, take, without_weights
 from ..elsewhere import elsewhere
 from ..objective import Objective
+from .points import named_tensors
 from .unit_algebra import Index
 from .unit_tracing import UnitTrace
 
-__all__ = ["evaluated_at", "few_samples", "outputs_of", "state_of", "traced"]
+__all__ = ["evaluated_at", "few_samples", "outputs_of", "traced"]
 
 _SAMPLES = 8  # of the first batch: what is looked for does not depend on the data
 
@@ -34,7 +35,7 @@ def few_samples(objective: Objective) -> Any:
 
 def traced(objective: Objective, batch: Any, known: Mapping[str, list[Index]] | None = None) -> UnitTrace:
     """Follow one pass over a batch; outputs keep their order. ``known`` are the indices from an earlier pass."""
-    trace = UnitTrace(state_of(objective), known)
+    trace = UnitTrace(named_tensors(objective.model), known)
     with _decomposed(), trace:
         outputs = outputs_of(objective, batch)
     trace.finish(outputs)
@@ -61,13 +62,6 @@ def evaluated_at(objective: Objective, index: int, content: Any, state: Mapping[
             owner, _, key = name.rpartition(".")
             objective.model.get_submodule(owner)._buffers[key] = state[name].clone()  # of the evaluation's stand-ins
         yield batch
-
-
-def state_of(objective: Objective) -> dict[str, Tensor]:
-    """Parameters and buffers as they are, by name; tied ones under each of theirs."""
-    model = objective.model
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
 def outputs_of(objective: Objective, batch: Any) -> Any:

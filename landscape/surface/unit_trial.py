@@ -16,8 +16,9 @@ from ..errors import LosscopeError
 from ..objective import Objective
 from ..space import generator_for
 from .point_statistics import statistics_for
+from .points import named_tensors
 from .unit_groups import HiddenUnits, UnitGroup
-from .unit_passes import evaluated_at, outputs_of, state_of
+from .unit_passes import evaluated_at, outputs_of
 
 __all__ = ["tried"]
 
@@ -32,7 +33,7 @@ def tried(objective: Objective, content: Any, found: HiddenUnits, seed: int) -> 
     state = _moved(objective, content, found, generator)
     before = _computed(objective, content, state)
     if not bool(before.isfinite().all()):
-        state = {name: t.detach() for name, t in state_of(objective).items()}
+        state = {name: t.detach() for name, t in named_tensors(objective.model).items()}
         before = _computed(objective, content, state)
     tolerance = torch.finfo(next(iter(objective.parameters.values())).dtype).eps ** 0.5
 
@@ -66,7 +67,7 @@ def _moved(objective: Objective, content: Any, found: HiddenUnits, generator: to
     """
     of_units = {name for group in found.groups for name, _ in group.places}
     moved: dict[int, Tensor] = {}
-    state = state_of(objective)
+    state = named_tensors(objective.model)
     for name, tensor in state.items():
         if id(tensor) in moved:
             continue

@@ -379,3 +379,9 @@ def test_bad_input():
         quadratic_model(function(lambda w: w[0].abs().sqrt(), [0.0, 1.0]), [E1])
     with pytest.raises(NonFiniteError, match=r"loss is nan|gradient is NaN"):
         quadratic_model(function(lambda w: w[0].log(), [-1.0, 1.0]), [E1])
+
+
+def test_its_line_says_what_is_known():
+    objective = function(lambda w: 3 + w[0] + w.square().sum(), [0.0, 0.0])
+    found = quadratic_model(objective, [Axis(torch.tensor([1.0, 0.0]), "first")])
+    assert repr(found) == "QuadraticModel(loss 3, slopes 1, curvatures 2 (by differences 2), to 10 % within inf)"
