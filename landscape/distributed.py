@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -207,6 +208,8 @@ class Ranks(Alone):
             failure = error
         finally:
             self._depth -= 1
+        if failure is not None and self._lost:
+            raise failure  # there is nobody to tell
         end = _END - self._depth
         # Others may still be about to exchange something: they learn that nobody else is, and come here too.
         while True:
@@ -270,15 +273,17 @@ class Ranks(Alone):
         self._collective(lambda: torch.distributed.all_gather_object(values, value, group=self._group))
         return values
 
-    def _raise_from(self, told: list[tuple[str, str] | None], own: Exception | None = None) -> None:
-        """Fail as the rank did that failed first by itself; nothing where none has."""
-        failed = [(rank, *what) for rank, what in enumerate(told) if what is not None]
+    def _raise_from(self, told: list[_Failure | None], own: Exception | None = None) -> None:
+        """Fail as the rank did that failed by itself; nothing where none has."""
+        failed = [(rank, failure) for rank, failure in enumerate(told) if failure is not None]
         if not failed:
             return
-        rank, kind, message = next((f for f in failed if f[1] != RankError.__name__), failed[0])
-        if own is not None and (rank == self.rank or kind == RankError.__name__):
+        rank, first = next((f for f in failed if not f[1].passed_on), failed[0])
+        if own is not None and (first.passed_on or first.message in _described(own).message):
             raise own
-        raise _kind_of(kind)(f"rank {rank} failed: {message}") from own
+        error = _kind_of(first.kind)(f"rank {rank} failed: {first.message}")
+        error.passed_on = True  # type: ignore[attr-defined]
+        raise error from own
 
     def _collective(self, run: Callable[[], Any]) -> None:
         if self._lost:
@@ -286,8 +291,8 @@ class Ranks(Alone):
         try:
             run()
         except RuntimeError as error:
-            reason = errors.first_line(error)
-            self._lost = reason
+            # Of gloo's words the first sentence, without the line of its source.
+            reason = self._lost = re.sub(r"^\[[^]]*\] ", "", errors.first_line(error)).partition(". ")[0]
             self.close()  # its connections too, so that nobody waits for this rank
             raise RankError(
                 f"rank {self.rank} lost contact with the others, one has died or does not come: {reason}"
@@ -306,9 +311,18 @@ def data_parallel_part(model: nn.Module) -> tuple[nn.Module, Any]:
     return model, None
 
 
-def _described(error: Exception) -> tuple[str, str]:
-    """Its kind and what it says, for the other ranks."""
-    return type(error).__name__, f"{type(error).__name__}: {error}"
+class _Failure(NamedTuple):
+    """What the other ranks are told of an error: its kind, what it says, and whether it was another rank's."""
+
+    kind: str
+    message: str
+    passed_on: bool
+
+
+def _described(error: Exception) -> _Failure:
+    name = type(error).__name__
+    passed_on = isinstance(error, RankError) or getattr(error, "passed_on", False)
+    return _Failure(name, str(error) if passed_on else f"{name}: {error}", passed_on)
 
 
 def _kind_of(name: str) -> type[Exception]:

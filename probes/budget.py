@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from losscope.landscape import SettingError
+from losscope.landscape.distributed import ALONE, Alone
 
 __all__ = ["Account", "Budget", "Key"]
 
 Key = tuple[str, str]
 """A player's name and a probe's."""
+
+_LATER = 0.1
+"""Of the first measurement, what the second one is taken to need: graphs, trials and cold starts are over."""
 
 _WHILE_IN_DEBT = 0.75
 """Of the share, what may be spent while what the beginning took is still being paid off, with the rest."""
@@ -44,8 +48,8 @@ class Account:
 
     @property
     def expected(self) -> float:
-        """Seconds that the next measurement will take: the mean of those after the first; 0 where there is none."""
-        return (self.seconds - self.first) / (self.made - 1) if self.made > 1 else 0.0
+        """Seconds that the next measurement will take: the mean of those after the first, or a guess."""
+        return (self.seconds - self.first) / (self.made - 1) if self.made > 1 else self.first * _LATER
 
     def charge(self, seconds: float, *, measured: bool) -> None:
         """Count seconds, and a measurement."""
@@ -61,7 +65,8 @@ class Budget:
     At any time the share is that of the whole time so far, so that a schedule which is sparse at first may be denser
     later. Every probe has an equal part of it for itself, and what others leave: a costly one cannot starve a cheap
     one. The first measurement of a probe is always made, and as it takes unusually long it is paid off slowly: three
-    quarters of the share go on meanwhile. A schedule that needs less than these is not stretched by it.
+    quarters of the share go on meanwhile. A schedule that needs less than these is not stretched by it, unless the
+    first takes more than ten times as long as the others; then the second may wait.
 
     Args:
         share: at most this share of the wall-clock time; None is no bound.
@@ -69,7 +74,7 @@ class Budget:
     Attributes:
         spent: seconds of measuring.
         accounts: by player and probe.
-        told: whether it was said that schedules are stretched.
+        told: whether it has been said that schedules are stretched, or another rank says it.
 
     Raises:
         SettingError: if ``share`` is not in (0, 1].
@@ -82,6 +87,7 @@ class Budget:
         self.spent = 0.0
         self.accounts: dict[Key, Account] = {}
         self.told = False
+        self.ranks: Alone = ALONE
         self._dealt = 0.0
         self._started = time.perf_counter()
 
@@ -89,6 +95,10 @@ class Budget:
     def total(self) -> float:
         """Seconds since the run began."""
         return time.perf_counter() - self._started
+
+    def share_among(self, ranks: Alone) -> None:
+        """Let rank 0 decide, by its clock, and speak for all."""
+        self.ranks, self.told = ranks, self.told or not ranks.first
 
     def start(self) -> None:
         """The loop begins now: what came before is not its time, unless a checkpoint was loaded."""
@@ -98,19 +108,20 @@ class Budget:
     def allowed(self, due: Sequence[Key]) -> list[Key]:
         """Those of the due that may be measured now.
 
-        This is the only decision that depends on a clock.
+        This is the only decision that depends on a clock: of several ranks the first one decides.
         """
-        if self.share is None:
-            return list(due)
+        return list(due) if self.share is None else self.ranks.decide(lambda: self._affordable(due, self.share or 1.0))
+
+    def _affordable(self, due: Sequence[Key], share: float) -> list[Key]:
         total = self.total
         self._deal(due, total)
-        part = self.share / len(self.accounts) * (total - self._dealt)
+        part = share / len(self.accounts) * (total - self._dealt)
         may = [key for key in due if self._has_own(key, part)]
         asked = sum(self.accounts[key].expected for key in may)
         first = sum(account.first for account in self.accounts.values())
         for key in sorted(set(due) - set(may), key=lambda key: self.accounts[key].recent):
             asked += self.accounts[key].expected
-            if not _can_pay(asked, self.spent, first, self.share * total):
+            if not _can_pay(asked, self.spent, first, share * total):
                 break  # what others leave is put aside for the one that has had least
             may.append(key)
         return [key for key in due if key in may]

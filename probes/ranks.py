@@ -55,7 +55,7 @@ def joined(players: Sequence[Player], data_parallel: Any) -> tuple[list[Player],
 def described(players: Sequence[Player], probes: Sequence[Probe], **options: Any) -> dict[str, Any]:
     """What all ranks must have been asked for, in plain words and numbers."""
     found = {name: _plain(value) for name, value in options.items()}
-    found["probes"] = [f"{probe.name} ({_settings(probe)})" for probe in probes]
+    found["probes"] = ", ".join(f"{probe.name}({_settings(probe)})" for probe in probes)
     for player in players:
         fields = ("batch_size", "kernel", "mode", "params")
         asked = {name: _plain(getattr(player, name)) for name in fields}

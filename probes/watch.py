@@ -168,6 +168,7 @@ class Watch:
         schedule, seed = as_schedule(every), ranks.decide(lambda: seed)
         kept_arrays = ranks.decide(lambda: out is None)
         out = out if ranks.first else None
+        budget.share_among(ranks)
         objectives = {p.name: p.checked_objective(seed, ranks) for p in players}
         if ranks.size > 1:
             check_same(ranks, described(players, probes, every=every, manual=manual, share=budget.share, resume=resume))

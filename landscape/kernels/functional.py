@@ -81,12 +81,15 @@ class _Evaluated(nn.Module):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
-        self.model = objective.model
-        self.also = nn.ModuleList(objective.also)
-        self.loss = objective.loss
+        modules = (objective.model, *objective.also)
+        # Not one within another, as a model is in its wrapper: what is put in its place twice is put back wrongly.
+        inner = {id(m) for module in modules for m in module.modules() if m is not module}
+        self.outermost = nn.ModuleList(module for module in modules if id(module) not in inner)
+        self.evaluated = (objective.model, objective.loss)  # a tuple, so that the model is registered once
 
     def forward(self, batch: Any, then: Callable[[Tensor], Any]) -> Any:
-        return then(self.loss(self.model, batch))
+        model, loss = self.evaluated
+        return then(loss(model, batch))
 
 
 @contextlib.contextmanager

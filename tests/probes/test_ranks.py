@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from losscope.probes import Run, watch
-from rank_cases import probes, trained
+from rank_cases import apart, failing, killed, probes, refused, trained
 from ranks import SAMPLES, net, on_ranks, samples
 
 
@@ -58,3 +58,67 @@ def test_watching_ranks_changes_no_bit_of_their_training() -> None:
     for seen, unseen in zip(watched, unwatched, strict=True):
         assert seen["records"]
         assert all(seen[name] == unseen[name] for name in ("weights", "random", "gradients"))
+
+
+# --------------------------------------------------------------------------- faults
+
+
+def test_a_killed_rank_ends_the_measurement_of_the_others() -> None:
+    *others, dead = on_ranks(killed, 3, 3, lost=1)
+    assert dead is None
+    for found in others:
+        assert found["first"] == ["ok", "ok"]
+        assert [status for status, _ in found["second"]] == ["error", "error"]
+        assert all("RankError" in reason and "contact" in reason for _, reason in found["second"])
+        assert found["seconds"] < 20  # gloo sees the connection close: nobody waits for a timeout
+        assert found["warnings"]
+
+
+def test_what_fails_on_one_rank_fails_on_all_and_the_next_does_not() -> None:
+    first, second = on_ranks(failing, 2, 2)
+    assert [r[:3] for r in first["records"]] == [r[:3] for r in second["records"]]
+    expected = [
+        ("raises", "error", "rank 1 failed: ValueError: of this rank alone"),
+        ("sharpness", "ok", ""),
+        ("goes_on_without_products", "error", "different things"),
+        ("has_no_room", "error", "no room for it"),
+        ("swallows", "ok", ""),
+        ("is_not_finite", "nonfinite", "the loss is nan"),
+        ("trace", "ok", ""),
+    ]
+    for step in (0, 1):
+        records = [r[1:] for r in first["records"] if r[0] == step]
+        assert [r[:2] for r in records] == [e[:2] for e in expected]
+        assert all(part in (reason or "") for (_, _, reason), (_, _, part) in zip(records, expected, strict=True))
+    assert any("of this rank alone" in message for message in first["warnings"])
+    assert not second["warnings"]  # rank 0 speaks for all
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+def test_ranks_that_are_not_asked_for_the_same_are_refused_on_all() -> None:
+    first, second = on_ranks(refused, 2, 2)
+    assert first.keys() == second.keys()
+    for name, part in {
+        "probes": "probes: 'sharpness(",
+        "settings": "k=2",
+        "schedule": "every: 2 on rank 0, 3 on rank 1",
+        "kernel": "'kernel': 'retained'",
+        "no data": "the data yielded no batch",
+        "no option": "on_error must be one of",
+        "meaning": "data_parallel must be",
+        "weights": "norm",
+    }.items():
+        assert part in first[name], name
+        assert part in second[name], name
+    assert first["none"] == second["none"]
+    assert float(first["none"]) > 0  # rank 0's seed is that of all
+
+
+def test_what_is_not_wrapped_is_measured_by_each_rank_for_itself() -> None:
+    (own, measured, together), (other, nothing, the_same) = on_ranks(apart, 2, 2)
+    assert measured == own
+    assert nothing == 0
+    assert own != other
+    assert together == the_same
