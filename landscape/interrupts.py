@@ -43,7 +43,7 @@ class PostponedSignals:
 
     def __init__(self) -> None:
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
-        self._came: list[int] = []
+        self._came: list[tuple[int, FrameType | None]] = []
 
     def begin(self) -> None:
         """From here on they wait."""
@@ -56,7 +56,7 @@ class PostponedSignals:
                     signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._came.append(number)
+        self._came.append((number, frame))
 
     def __enter__(self) -> Self:
         """Nothing waits yet."""
@@ -70,5 +70,5 @@ class PostponedSignals:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         came, self._came = self._came, []
-        for number in came:
-            handlers[number](number, None)
+        for number, frame in came:
+            handlers[number](number, frame)

@@ -89,9 +89,9 @@ def unpack(
     if not isinstance(state, Mapping) or state.get("kind") != KIND:
         found = f"a dict of {', '.join(map(str, list(state)[:4]))}" if isinstance(state, Mapping) else repr(type(state))
         raise SettingError(f"load_state_dict takes what run.state_dict() gave; got {found}")
-    if state["version"] != VERSION:
+    if state.get("version") != VERSION:
         raise RunError(
-            f"the state is of version {state['version']}, and this losscope reads version {VERSION}: go on without it, "
+            f"the state is of version {state.get('version')}, and this losscope reads version {VERSION}: go on without it, "
             "with watch(..., first_step=...)"
         )
     _check_same(state["identity"], meta["identity"])
