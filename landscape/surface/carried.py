@@ -66,7 +66,7 @@ class Carried:
             if isinstance(modules[holder], torch.jit.ScriptModule):
                 raise SettingError(
                     f"a point brings another {name} than that of the model, which is scripted, so that it cannot be "
-                    "exchanged: build the objective on the model before it is scripted"
+                    "exchanged: build the objective on the model before it is scripted, or give points as vectors"
                 )
             found.append((modules[holder], leaf, a, b))
         return cls(objective, tuple(found))
