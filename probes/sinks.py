@@ -12,7 +12,7 @@ from losscope.landscape import SettingError
 from .records import Record
 from .run import Run
 
-__all__ = ["Sink", "TensorBoard", "WandB", "export", "numbers"]
+__all__ = ["TensorBoard", "WandB", "export", "numbers"]
 
 Sink = Callable[[Record], object]
 """A function of a `Record`; where it has a method ``close()`` that is called at the end."""
