@@ -3,6 +3,7 @@
 from .audit import Assumption, Audit, Criterion
 from .collapse import NeuralCollapse
 from .cost import Cost, ProbeCost
+from .estimate import estimate
 from .gradient_noise import GradientNoise
 from .player import Player
 from .probe import Measurement, Needs, Probe
@@ -49,6 +50,7 @@ __all__ = [
     "WandB",
     "Watch",
     "checkpoints_of",
+    "estimate",
     "export",
     "logarithmic",
     "trajectory_of",

@@ -102,8 +102,8 @@ class Cost:
             count, gradient = max(each.attempts, 1), self.gradient_seconds.get(each.player)
             rows.append((
                 f"{each.player}.{each.probe}" if several else each.probe, f"{each.measurements:,}",
-                f"{each.seconds:.3g}", _percent(each.share), f"{each.each:.2g} s", f"{each.products / count:.3g}",
-                f"{each.each / gradient:.0f}" if gradient else "-", _size(each.memory),
+                f"{each.seconds:.3g}", _percent(each.share), _seconds(each.each), f"{each.products / count:.3g}",
+                f"{each.each / gradient:.0f}" if gradient and each.each >= 0 else "-", _size(each.memory),
                 f"{each.left_out} of {each.left_out + each.attempts}" if each.left_out else "-",
             ))  # fmt: skip
         columns = [column for column in zip(*rows, strict=True) if len(rows) == 1 or set(column[1:]) != {"-"}]
@@ -209,6 +209,10 @@ def _counts(facts: Mapping[str, Any], probe: str) -> tuple[int | None, int | Non
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2g} %"
+
+
+def _seconds(duration: float) -> str:
+    return f"{duration:.2g} s" if duration >= 0 else "-"
 
 
 def _size(count: int | None) -> str:

@@ -18,7 +18,7 @@ from losscope.landscape.distributed import Alone
 
 from .budget import Budget
 from .checkpoint import Room, packed, unpack
-from .cost import Cost, cost
+from .cost import Cost, cost, spent_by
 from .environment import describe_environment
 from .follower import Follower
 from .options import check_options
@@ -235,6 +235,8 @@ class Watch:
         assert earlier is not None
         if self._verdicts is not None and not self._loaded:
             self._verdicts.recall(r for r in earlier.records if r.step < self._first_step)
+        if not self._loaded:
+            self._budget.load_state_dict(dict(zip(("spent", "total"), spent_by(earlier), strict=True)))
         for follower in self._followers.values():
             follower.recall(earlier)
 

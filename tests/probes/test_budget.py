@@ -91,14 +91,23 @@ def test_a_costly_schedule_takes_the_share_and_no_more(clock: Clock, every: int,
     assert 0 < late <= len(probe.made)
 
 
-@pytest.mark.parametrize("first", [0.05, 1.0, 60.0])
+@pytest.mark.parametrize("first", [0.05, 0.2, 0.5])
 @pytest.mark.parametrize("every", [16, 50, 200])
 def test_a_cheap_schedule_is_left_as_it_is(clock: Clock, every: int, first: float) -> None:
-    """Up to three quarters of the share, however long the first one takes."""
+    """Up to three quarters of the share, where the first one takes up to ten times as long."""
     probe = Costly("cheap", every, 0.05, first)
     _, agenda = course(clock, 0.05, [probe], 5000)
     assert probe.made == list(range(0, 5000, every))
     assert agenda.postponed == agenda.left_out == {}
+
+
+@pytest.mark.filterwarnings("ignore:losscope. budget")
+def test_after_a_compilation_only_the_second_waits(clock: Clock) -> None:
+    """The first takes 1200 times as long: a tenth of that, 6 s, are three quarters of a twentieth of 160 s."""
+    probe = Costly("cheap", 20, 0.05, 60.0)
+    _, agenda = course(clock, 0.05, [probe], 5000)
+    assert 1000 <= probe.made[1] <= 1001 and probe.made[2:] == list(range(1020, 5000, 20))
+    assert agenda.postponed == {"cheap": 1} and agenda.left_out == {"cheap": 49}
 
 
 @pytest.mark.filterwarnings("ignore:losscope. budget")

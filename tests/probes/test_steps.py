@@ -402,7 +402,7 @@ def test_steps_made_before() -> None:
 
 
 @pytest.mark.parametrize("drive", ["hooks", "manual"])
-def test_a_budget_postpones_but_never_the_first_two(drive: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_postpones_but_never_the_first(drive: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock of our own: a measurement takes one second, an update one too, and a fifth may be spent.
 
     Before step t, t + m seconds are over with m measurements made: the third waits until 2 are three quarters of a
