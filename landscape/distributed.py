@@ -86,6 +86,9 @@ class Alone:
     def share_buffers(self, module: nn.Module) -> None:
         """Overwrite the buffers with those of rank 0; inside an isolation, which puts them back."""
 
+    def refuse_parts(self, what: str) -> None:
+        """Refuse what is computed from the data outside of a sum over ranks, where this rank has a part of it."""
+
     def close(self) -> None:
         """Leave the group; what is asked of it afterwards fails."""
 
@@ -136,7 +139,7 @@ class Ranks(Alone):
         self.timeout = float(timeout)
         self.rank, self.size = members.index(dist.get_rank()), len(members)
         self._lost = ""
-        self._depth = 0
+        self._depth, self._computing = 0, False
         on_gpus = "nccl" in str(dist.get_backend(group)) and torch.cuda.is_available()
         try:
             # By its members alone: the world may be larger than the ranks that share a model.
@@ -228,6 +231,18 @@ class Ranks(Alone):
         for buffer in buffers:
             self._collective(lambda b=buffer: torch.distributed.broadcast(b, first, group=self._group))  # type: ignore[misc]
 
+    def refuse_parts(self, what: str) -> None:
+        """Refuse what is computed from the data outside of a sum over ranks, where this rank has a part of it.
+
+        Raises:
+            SettingError: where there are several ranks.
+        """
+        if self.size > 1 and not self._computing:
+            raise SettingError(
+                f"{what} needs more than sums over the data, which lies on {self.size} ranks; measure it on one rank, "
+                "with all data, a module that is not wrapped, and no ranks"
+            )
+
     def close(self) -> None:
         """Leave the group; what is asked of it afterwards fails."""
         self._lost = self._lost or "the group has been closed"
@@ -240,14 +255,18 @@ class Ranks(Alone):
 
     def _own(self, kind: int, compute: Callable[[], T]) -> T:
         """This rank's part; where it fails, the others are told."""
+        outer, self._computing = self._computing, True
         try:
             return compute()
         except Exception as error:
+            self._computing = outer
             if not self._lost:
                 with contextlib.suppress(RankError):
                     if self._meet(kind, 0, failed=True)[0]:
                         self._everyones(_described(error))
             raise
+        finally:
+            self._computing = outer
 
     def _check_same(self, kind: int, size: int) -> None:
         """All ranks are about to do the same; else none does.

@@ -40,8 +40,9 @@ def lengths_of(objective: Objective) -> list[int]:
 
     Raises:
         DataError: if a batch does not show how many it holds.
-        SettingError: if samples have weights, of which a part of them keeps none.
+        SettingError: if samples have weights, of which a part of them keeps none, or lie on several ranks.
     """
+    objective.ranks.refuse_parts("what takes samples out of the data")
     if any(batch.sample_weights is not None for batch in objective.batches):
         raise SettingError("the objective's samples have weights; pass the objective that it was made from")
     return [batch_length(batch.content) for batch in objective.batches]

@@ -60,6 +60,7 @@ class MinibatchDraws:
         crossed: bool = False,
         memory: int | None = None,
     ) -> None:
+        objective.ranks.refuse_parts("what draws mini-batches from the data")
         lengths = [batch_length(batch.content) for batch in objective.batches]
         self.objective, self.batch_size, self.samples = objective, batch_size, sum(lengths)
         self.memory, self.crossed = memory, crossed

@@ -220,18 +220,6 @@ class Objective:
         fresh.ranks = ALONE
         return fresh
 
-    def refuse_ranks(self, what: str) -> None:
-        """Refuse what takes the data apart, where this rank has only a part of it.
-
-        Raises:
-            SettingError: where there are several ranks.
-        """
-        if self.ranks.size > 1:
-            raise SettingError(
-                f"{what} needs all data in one process, and this objective's lies on {self.ranks.size} ranks; measure "
-                "it on one rank with all its data: a module that is not wrapped, and no ranks="
-            )
-
     def snapshot(self, seed: int) -> Objective:
         """The same objective with its data unread, to be fixed again, with masks drawn from ``seed``.
 
@@ -345,6 +333,7 @@ class Objective:
     def single_pass(self, index: int, content: Any = None, mask: int = 0) -> Iterator[Any]:
         """An `evaluation` that does not put the modules' state back, for a pass that is seen to leave it alone."""
         content = self.batches[index].content if content is None else content
+        self.ranks.refuse_parts("this")
         with preserved_objects(self._objects):
             reseed(hash((self.seed, self._mask_seed, self._whole.before + index, mask)) % 2**63, self._generators)
             with torch.autocast(self.space.device.type, torch.bfloat16, enabled=self.precision == "bf16"):

@@ -42,6 +42,7 @@ def shuffled_labels(objective: Objective, seed: int | torch.Generator | None = N
         >>> objective = Objective(torch.nn.Linear(4, 2), data, criterion=torch.nn.CrossEntropyLoss())
         >>> null = top_eigenpairs(Hessian(shuffled_labels(objective, seed=0)), seed=0)
     """
+    objective.ranks.refuse_parts("shuffling the labels of the data")
     loss = objective.loss
     if loss.criterion is None:
         raise LossError("labels are shuffled in the targets, and a loss_fn hides them: pass criterion= instead")

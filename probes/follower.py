@@ -135,11 +135,16 @@ class Follower:
         with self.guarded("schedule"):
             if self._may_measure():
                 charged = map(self.agenda.key, self._chosen)
-                with self._ranks.together(), self._budget.spending(*charged), torch.no_grad():
-                    self._settings = (self.player.rate(), self.player.threshold())
-                    self._notice_changes()
-                    self._copy = {p: p.detach().clone() for p in self.player.moved}
-                    self._gradient = None if closure or self.player.steps_off else self._training_gradient()
+                try:
+                    with self._ranks.together(), self._budget.spending(*charged), torch.no_grad():
+                        self._settings = (self.player.rate(), self.player.threshold())
+                        self._notice_changes()
+                        self._copy = {p: p.detach().clone() for p in self.player.moved}
+                        self._gradient = None if closure or self.player.steps_off else self._training_gradient()
+                except Exception:
+                    if self._ranks.size > 1:  # another one may have no copy: none measures
+                        self._copy = None
+                    raise
 
     def closed(self) -> None:
         """The update is done: measure at the weights before it, and count it."""

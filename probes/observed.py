@@ -25,7 +25,7 @@ def facts_of(objective: Objective) -> dict[str, Any]:
     facts: dict[str, Any] = {"batches": len(objective.batches)}
     for name, observe in (("outputs", outputs_per_sample), ("loss_family", loss_family)):
         with contextlib.suppress(Exception):
-            facts[name] = observe(objective)
+            facts[name] = observe(objective.alone())
     with contextlib.suppress(Exception):  # batches that do not show it
         facts["samples"] = objective.samples
     return facts

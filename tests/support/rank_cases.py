@@ -7,6 +7,7 @@ import time
 import warnings
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -18,7 +19,13 @@ from losscope.landscape import (
     NonFiniteError,
     Objective,
     Ranks,
+    SettingError,
+    gradient_noise,
+    line,
+    neural_collapse_of,
+    shuffled_labels,
     spectral_density,
+    tangent_kernel,
     top_eigenpairs,
     trace,
 )
@@ -47,6 +54,21 @@ def measured(objective: Objective, kernel: str) -> dict[str, list[float]]:
     return {name: t.double().flatten().tolist() for name, t in found.items()}
 
 
+def refuse_parts(objective: Objective) -> None:
+    """What takes the data apart is refused, and not computed from a part of it."""
+    for take_apart in (
+        lambda: objective.outputs(0),
+        lambda: gradient_noise(objective),
+        lambda: shuffled_labels(objective),
+        lambda: objective.weighted(torch.ones(SAMPLES)),
+        lambda: line(objective, "random", points=3),
+        lambda: neural_collapse_of(objective),
+        lambda: tangent_kernel(objective),
+    ):
+        with pytest.raises(SettingError, match="ranks"):
+            take_apart()
+
+
 def measured_together(rank: int, size: int) -> dict[Any, Any]:
     torch.manual_seed(rank)
     before, ranks = torch.get_rng_state(), Ranks(timeout=60)
@@ -55,6 +77,7 @@ def measured_together(rank: int, size: int) -> dict[Any, Any]:
         model = nn.parallel.DistributedDataParallel(net(dtype))
         objective = Objective(model, shard(rank, size, dtype), criterion=nn.CrossEntropyLoss(), ranks=ranks)
         found[str(dtype), kernel] = measured(objective, kernel)
+    refuse_parts(objective)
     ranks.close()
     assert torch.equal(before, torch.get_rng_state())
     return found
