@@ -91,8 +91,8 @@ def unpack(
         raise SettingError(f"load_state_dict takes what run.state_dict() gave; got {found}")
     if state.get("version") != VERSION:
         raise RunError(
-            f"the state is of version {state.get('version')}, and this losscope reads version {VERSION}: go on without it, "
-            "with watch(..., first_step=...)"
+            f"the state is of version {state.get('version')}, and this losscope reads version {VERSION}: go on "
+            "without it, with watch(..., first_step=...)"
         )
     _check_same(state["identity"], meta["identity"])
     if sorted(state["probes"]) != sorted(meta["probes"]):
