@@ -376,3 +376,19 @@ def test_training_goes_on_or_ends_as_it_does_unwatched(name: str, tmp_path: Path
         assert same, (repeat, differing)
         assert read and watched.shown, (repeat, read, watched.shown)
         assert watched.taken
+
+
+@pytest.mark.filterwarnings("ignore:losscope")
+def test_memory_that_does_not_suffice_from_the_beginning_keeps_nothing_from_running(tmp_path: Path) -> None:
+    """Not even `watch`, which evaluates the loss once."""
+
+    @contextlib.contextmanager
+    def never_any(rig: Rig) -> Iterator[None]:
+        rig.begun = True
+        rig.options["criterion"] = measuring(rig, F.cross_entropy, raising(torch.OutOfMemoryError("on purpose")))
+        rig.shows = lambda run: {r.status for r in run.records if r.probe != "log"} == {"error"}
+        yield
+
+    ending = trained(never_any, 0, tmp_path / "run", watched=True)
+    assert ending.error is None and ending.shown and len(ending.taken) > 9
+    assert ending.outcome.differences(trained(never_any, 0, tmp_path / "run", watched=False).outcome) == []
