@@ -37,6 +37,8 @@ from losscope.viz import plot_sharpness, plot_stability  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:losscope. .* is measured in mode=")
 VOCABULARY = 32
+# The option has changed its name.
+CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, n))
 
 
 class Text(Dataset[dict[str, Tensor]]):
@@ -122,7 +124,7 @@ def total(snapshot: Snapshot) -> dict[str, float]:
     ("model", "data", "options", "probes"),
     [
         (gpt2, Text(), {"gradient_accumulation_steps": 2}, [Sharpness(), Trace(rtol=0.5), Stability(rtol=0.5)]),
-        (gpt2, Text(), {"bf16": True, "activation_checkpointing": True, "dataloader_num_workers": 1}, [Sharpness()]),
+        (gpt2, Text(), {"bf16": True, CHECKPOINTING: True, "dataloader_num_workers": 1}, [Sharpness()]),
         (bert, Sentences(), {"lr_scheduler_type": "cosine", "max_steps": 14}, [Sharpness(), total]),  # two epochs
     ],
     ids=["gpt2, accumulated", "gpt2, bf16", "bert"],
