@@ -249,7 +249,7 @@ def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
     model, optimizer = build()
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full)
-        with pytest.warns(UserWarning, match=r"No space left.*kept in memory") as caught:
+        with pytest.warns(RuntimeWarning, match=r"No space left.*kept in memory") as caught:
             run = train(tmp_path / "run", made=(model, optimizer))
     assert len([w for w in caught if "cannot write" in str(w.message)]) == 1
     assert steps_of(run.run) == [0, 2, 4]
@@ -269,7 +269,7 @@ def test_a_disk_that_fills_up_keeps_what_was_written_readable(tmp_path, monkeypa
         return real(fd, data)
 
     monkeypatch.setattr(os, "write", write)
-    with pytest.warns(UserWarning, match="No space left"):
+    with pytest.warns(RuntimeWarning, match="No space left"):
         run = train(tmp_path / "run")
     assert len(Run(tmp_path / "run").records) == 3
     everything = train()
@@ -277,7 +277,7 @@ def test_a_disk_that_fills_up_keeps_what_was_written_readable(tmp_path, monkeypa
 
 
 def test_a_folder_removed_under_way_does_not_end_the_training(tmp_path):
-    with pytest.warns(UserWarning, match="cannot write"):
+    with pytest.warns(RuntimeWarning, match="cannot write"):
         train(tmp_path / "run", after=lambda _: shutil.rmtree(tmp_path / "run"))
 
 
