@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
 
-from losscope.landscape import LossError, SettingError
-from losscope.landscape.batches import batch_length
+from losscope.landscape import SettingError
 
 from ..guard import say
 from .binding import Binding
 from .few_batches import few_batches
+from .hugging_face import labels, logits, model_loss, tokens
 
 try:
     from transformers import TrainerCallback
@@ -78,7 +77,7 @@ class WatchCallback(Binding, TrainerCallback):
                 )
             derived |= {"loss_fn": model_loss, "weight": tokens(model)}
         elif "criterion" in options:
-            derived |= {"forward": _logits, "targets": _labels}
+            derived |= {"forward": logits, "targets": labels}
         if "data" not in options:
             derived["data"] = few_batches(kwargs["train_dataloader"], rank=args.process_index, ranks=args.world_size)
         kept = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / _STATE
@@ -120,54 +119,3 @@ class WatchCallback(Binding, TrainerCallback):
 
     def on_exception(self, *_: Any, **__: Any) -> None:
         """Let the error of `setup` out."""
-
-
-def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """The loss that a Hugging Face model gives with its outputs: ``model(**batch).loss``.
-
-    Raises:
-        LossError: if it gives none.
-    """
-    output = model(**batch)
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
-        raise LossError(
-            f"{type(model).__name__} gives no loss for a batch of {', '.join(batch)}: add labels to it, or pass "
-            "loss_fn=lambda model, batch: ... or criterion="
-        )
-    return loss
-
-
-def tokens(model: nn.Module) -> Callable[[Mapping[str, Any]], float]:
-    """The denominator of a model's mean loss: of a batch, the labels that are not ignored (-100).
-
-    A causal language model shifts its labels, so that the first of each sequence does not count. Without labels of
-    whole numbers: samples.
-
-    Args:
-        model: a Hugging Face model.
-    """
-    shifted = _is_causal(model)
-
-    def weight(batch: Mapping[str, Any]) -> float:
-        labels = batch.get("labels")
-        if not isinstance(labels, Tensor) or labels.is_floating_point():
-            return float(batch_length(batch))
-        return float((labels[..., 1:] if shifted and labels.ndim > 1 else labels).ne(-100).sum())
-
-    return weight
-
-
-def _is_causal(model: nn.Module) -> bool:
-    """Whether its loss is that of the next token."""
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return False
-    return getattr(getattr(model, "loss_function", None), "__name__", "") == "ForCausalLMLoss"
-
-
-def _logits(model: nn.Module, batch: Mapping[str, Any]) -> Any:
-    return model(**batch).logits
-
-
-def _labels(batch: Mapping[str, Any]) -> Any:
-    return batch["labels"]

@@ -160,7 +160,9 @@ def test_records_are_at_the_trainers_steps_and_what_it_logs_is_recorded(tmp_path
 
 
 def test_figures_are_made_from_a_run(tmp_path: Path) -> None:
-    callback = WatchCallback(every=2, out=tmp_path / "run", mode="train", probes=[Sharpness(), Stability(rtol=0.5)])
+    callback = WatchCallback(
+        every=2, out=tmp_path / "run", mode="train", probes=[Sharpness(), Stability(level="sharpness")]
+    )
     trainer(tmp_path / "a", callback, optim="sgd", learning_rate=0.1).train()
     run = Run(tmp_path / "run")
     assert len(run.select("sharpness")) == 3
