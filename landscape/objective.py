@@ -99,8 +99,8 @@ class Objective:
         model, group = data_parallel_part(model)
         if group is not None and group.size() > 1 and ranks is None:
             raise SettingError(
-                f"{group.size()} ranks train the model, each on its own data: pass ranks=Ranks() on all of them for the "
-                "loss on all data, or model.module for that on the data of this rank"
+                f"{group.size()} ranks train the model, each on its own data: pass ranks=Ranks() on all of them for "
+                "the loss on all data, or model.module for that on the data of this rank"
             )
         if mode not in MODES:
             raise SettingError(f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
