@@ -142,10 +142,12 @@ class Ranks(Alone):
         self._depth, self._computing = 0, False
         on_gpus = "nccl" in str(dist.get_backend(group)) and torch.cuda.is_available()
         try:
-            # By its members alone: the world may be larger than the ranks that share a model.
+            # A part of the world makes it without the others. Torch then names groups by their members: a name that a
+            # destroyed group has had would find the old addresses, so that such a group is kept.
+            self._of_part = len(members) < dist.get_world_size()
             self._group: Any = dist.new_group(
                 members, timeout=datetime.timedelta(seconds=self.timeout),
-                backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo", use_local_synchronization=len(members) > 1,
+                backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo", use_local_synchronization=self._of_part,
             )  # fmt: skip
         except RuntimeError as error:
             raise RankError(
@@ -245,9 +247,10 @@ class Ranks(Alone):
 
     def close(self) -> None:
         """Leave the group; what is asked of it afterwards fails."""
+        kept = self._of_part and not self._lost
         self._lost = self._lost or "the group has been closed"
         group, self._group = self._group, None
-        if group is not None:
+        if group is not None and not kept:
             with contextlib.suppress(Exception):  # the training may have ended torch.distributed itself
                 torch.distributed.destroy_process_group(group)
 
