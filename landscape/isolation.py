@@ -294,8 +294,11 @@ class _WithoutReentry:
 def _checkpoints_without_reentry() -> Iterator[None]:
     """Let `torch.autograd.grad` pass checkpoints made with ``use_reentrant=True``, which refuse it."""
     saved = checkpointing.CheckpointFunction
-    checkpointing.CheckpointFunction = _WithoutReentry  # type: ignore[misc, assignment]
+    if saved is _WithoutReentry:  # whoever has put it there puts it back
+        yield
+        return
     try:
+        checkpointing.CheckpointFunction = _WithoutReentry  # type: ignore[misc, assignment]
         yield
     finally:
         checkpointing.CheckpointFunction = saved  # type: ignore[misc]
