@@ -293,7 +293,7 @@ class _WithoutReentry:
 @contextlib.contextmanager
 def _checkpoints_without_reentry() -> Iterator[None]:
     """Let `torch.autograd.grad` pass checkpoints made with ``use_reentrant=True``, which refuse it."""
-    saved = checkpointing.CheckpointFunction
+    saved: Any = checkpointing.CheckpointFunction
     if saved is _WithoutReentry:  # whoever has put it there puts it back
         yield
         return
