@@ -286,8 +286,8 @@ class _Run:
             norm = float(rule.nodes.abs().max())
             taken = rule.resolved(self.n - len(self.values), self.space.rounding * norm)
         rows = 0 if self.plain else block.rows(len(rule.nodes))
-        rest = merged(rule.without(taken))[:2] if self.plain else block.continued(taken)
         now = block.before(0, rows) if rows else rule.mean
+        rest = merged(rule.without(taken))[:2] if self.plain else block.continued(taken, now)
         before = [now if ended else block.before(back, rows) for back in _BACK if ended or back < block.steps]
         return _Part(
             rule.without(taken), rest, now, before, taken, rule.nodes[taken], rule.residuals[taken],

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .batches import tensors_of
 from .errors import DataError, SettingError
 from .objective import Objective
+from .wrappers import wrapper_prefix
 
 __all__ = ["PENULTIMATE", "POOLINGS", "Classifier", "FeatureReader", "find_classifier", "pooled"]
 
@@ -28,8 +29,6 @@ PENULTIMATE = "penultimate"
 """Name of the classifier's input among layers."""
 POOLINGS = ("mean", "flatten", "each")
 Pooling = str | Callable[[Tensor], Tensor]
-
-_WRAPPERS = ("_orig_mod.", "module.")  # of torch.compile and of the data-parallel wrappers
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,13 +148,9 @@ def find_classifier(objective: Objective) -> Classifier:
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Modules by name, without what torch.compile and data-parallel wrappers put before it."""
-    found = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        for wrapper in _WRAPPERS:
-            name = name.removeprefix(wrapper)
-        if name:
-            found[name] = module
-    return found
+    prefix = wrapper_prefix([name for name, _ in (*model.named_parameters(), *model.named_buffers())])
+    named = ((name.removeprefix(prefix), module) for name, module in model.named_modules(remove_duplicate=False))
+    return {name: module for name, module in named if name}
 
 
 def pooled(features: Tensor, pooling: Pooling = "mean") -> Tensor:

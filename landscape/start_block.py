@@ -115,7 +115,6 @@ class StartBlock:
         *, kept: bool = True,
     ) -> None:  # fmt: skip
         self.operator, self.starts, self.kept, self.steps = operator, starts, kept, 0
-        self._found: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._without = without if without is not None and without.shape[1] else None
         self.basis = LanczosBasis(operator, starts, generator) if kept else ThreeTerm(operator)
         self.basis.begin(self._projected(operator.space.random(starts, generator)))
@@ -193,16 +192,21 @@ class StartBlock:
         """How many to add to so many: with them little is left of the staircase."""
         return min(_LONGER * size, _ROWS) if self.goes_on else 0
 
-    def continued(self, taken: Tensor) -> tuple[Tensor, Tensor]:
+    def continued(self, taken: Tensor, now: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Nodes and mean weights of what is left when some Ritz pairs are taken out, as if steps went on.
 
         No node is outside of the Ritz values, and so of the spectrum: those beyond are moved to the ends. Where the
         starts' space ends, it is the rule.
+
+        Args:
+            taken: which Ritz pairs.
+            now: what `before` returns for this step and as many rows as `rows` says, where that is known: it is the
+                answer for a single start that has lost none.
         """
         starts, rule, T = self.starts, self.rule, torch.from_numpy(self.basis.T.copy())
         nodes, weights = rule.nodes[~taken], rule.weights[:, ~taken]
         if starts == 1 and not taken.any() and (rows := self.rows(len(nodes))):
-            nodes, mean = self.before(0, rows)
+            nodes, mean = now or self.before(0, rows)
             nodes, weights = nodes.clamp(rule.nodes[0], rule.nodes[-1]), mean[None]
         elif len(nodes) and (rows := self.rows(len(nodes))):
             values, Y = (nodes, rule.Y[:, ~taken]) if self.kept else torch.linalg.eigh(T)
@@ -241,21 +245,14 @@ class StartBlock:
         return (up + down) / 2, (up - down) / (2 * change * starts)
 
     def _tridiagonal(self, size: int, rows: int) -> tuple[Tensor, Tensor]:
-        """What `before` returns of a single start, whose T is tridiagonal: half the time of a dense eigenproblem.
-
-        The last ones are kept, since they are asked for twice.
-        """
-        key = (self.steps, size, rows)
-        if key not in self._found:
-            diagonal = np.diagonal(self.basis.T)[:size]
-            beside = np.diagonal(self.basis.T, -1)[: size - 1]
-            if rows:
-                coupling = abs(float(self._coupling(size)))
-                diagonal = np.concatenate([diagonal, np.full(rows, diagonal[-1])])
-                beside = np.concatenate([beside, np.full(rows, coupling)])
-            values, Y, _ = lapack.dstevd(diagonal, beside)
-            self._found = {key: (torch.from_numpy(values), torch.from_numpy(Y[0] ** 2))}
-        return self._found[key]
+        """What `before` returns of a single start, whose T is tridiagonal: half the time of a dense eigenproblem."""
+        diagonal = np.diagonal(self.basis.T)[:size]
+        beside = np.diagonal(self.basis.T, -1)[: size - 1]
+        if rows:
+            diagonal = np.concatenate([diagonal, np.full(rows, diagonal[-1])])
+            beside = np.concatenate([beside, np.full(rows, abs(float(self._coupling(size))))])
+        values, Y, _ = lapack.dstevd(diagonal, beside)
+        return torch.from_numpy(values), torch.from_numpy(Y[0] ** 2)
 
     def moving(self, taken: Tensor) -> float:
         r"""How far some Ritz values may be off in sum, by half, :math:`\|AU - U\Theta\|_*` of their Ritz vectors U.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..interrupts import interrupts_held
 from ..noise_scale import check_count
 from ..objective import Objective
 from ..space import generator_for
@@ -18,7 +19,6 @@ from .carried import Carried
 from .checks import check_positive
 from .curve_training import MiniBatches, trained_control
 from .curves import Curve
-from .interrupts import interrupts_held
 from .metrics import Metrics
 from .paths import LARGER_IS_BETTER, checked_path, path_along
 from .points import Point, parameters_at

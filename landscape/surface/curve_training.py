@@ -22,11 +22,11 @@ from ..batches import batch_length, concatenated, take
 from ..elsewhere import elsewhere
 from ..errors import DataError, NonFiniteError
 from ..groups import cut
+from ..interrupts import interrupts_held
 from ..objective import Objective
 from .batch_statistics import normalisation_layers, statistics_at
 from .carried import Carried
 from .curves import Curve
-from .interrupts import interrupts_held
 from .progress import Progress
 
 __all__ = ["MiniBatches", "trained_control"]

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..interrupts import interrupts_held
 from ..objective import Objective
 from .batched_points import Batched
 from .carried import with_buffers_of
 from .engine import Engine
-from .interrupts import interrupts_held
 from .metrics import Measured, Metrics, measured
 from .one_by_one import OneByOne
 from .points import Point, parameters_at

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..interrupts import interrupts_held
 from ..objective import Objective
 from .batch_statistics import resolved_statistics
 from .carried import Carried
 from .checks import check_names, finite_numbers
 from .curves import Curve
 from .evaluation import Evaluator
-from .interrupts import interrupts_held
 from .metrics import Metrics
 from .points import Point, parameters_at
 from .progress import progressing

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..errors import ParameterError, SettingError
 from ..objective import Objective
+from ..wrappers import wrapper_prefix
 
 __all__ = ["Point", "buffers_at", "named_tensors", "parameters_at"]
 
 Point: TypeAlias = "nn.Module | Mapping[str, Any] | Tensor | None"
-_WRAPPERS = ("_orig_mod.", "module.")  # torch.compile and DataParallel put these before every name
 _NESTED = ("model_state_dict", "state_dict", "model")  # where checkpoints keep the state dict
 
 
@@ -46,7 +46,7 @@ def parameters_at(objective: Objective, point: Point, name: str = "the point") -
         if point.shape != (space.size,):
             raise ParameterError(f"{name} is a tensor of shape {tuple(point.shape)}; expected a vector ({space.size},)")
         return point.detach().to(space.device, space.dtype, copy=True)
-    state, prefix = _tensors(point, name), _prefix(named_tensors(objective.model))
+    state, prefix = _tensors(point, name), wrapper_prefix(named_tensors(objective.model))
     found = []
     for own, parameter in objective.parameters.items():
         key = own.removeprefix(prefix)
@@ -85,7 +85,7 @@ def buffers_at(objective: Objective, point: Point) -> dict[str, Tensor]:
     """
     if point is None or isinstance(point, Tensor):
         return {}
-    state, prefix = _tensors(point, "the point"), _prefix(named_tensors(objective.model))
+    state, prefix = _tensors(point, "the point"), wrapper_prefix(named_tensors(objective.model))
     found = {}
     for name, own in objective.model.named_buffers():
         value = state.get(name.removeprefix(prefix))
@@ -121,16 +121,8 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return parameters | dict(module.named_buffers(remove_duplicate=False))
 
 
-def _prefix(named: Mapping[str, Tensor]) -> str:
-    """What wrappers have put before every name."""
-    found = ""
-    while named and (more := [p for p in _WRAPPERS if all(key.startswith(found + p) for key in named)]):
-        found += more[0]
-    return found
-
-
 def _stripped(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = _prefix(named)
+    prefix = wrapper_prefix(named)
     return {key.removeprefix(prefix): value for key, value in named.items()}
 
 

@@ -29,6 +29,7 @@ from ..elsewhere import elsewhere
 from ..errors import LosscopeError, NonFiniteError, SettingError, first_line
 from ..groups import lengths_of, part
 from ..hessian import Hessian
+from ..interrupts import interrupts_held
 from ..krylov import top_eigenpairs
 from ..mean_estimates import Mean
 from ..noise_scale import check_confidence, check_count
@@ -36,7 +37,6 @@ from ..objective import Objective
 from ..space import generator_for
 from .balls import NORMS, Ball
 from .checks import check_positive
-from .interrupts import interrupts_held
 from .points import parameters_at
 from .weight_scales import Scaled, scale_of
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..elsewhere import elsewhere
 from ..errors import SettingError, first_line
+from ..interrupts import interrupts_held
 from ..objective import Objective
 from ..space import generator_for
 from .axes import checked_axes
@@ -18,7 +19,6 @@ from .carried import with_buffers_of
 from .checks import finite_numbers
 from .directions import between, eigenvector_directions, gradient_direction, random_direction
 from .evaluation import Evaluator
-from .interrupts import interrupts_held
 from .points import Point, parameters_at
 from .quadratic_model import quadratic_model
 from .refinement import check_refinement

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losscope.landscape import Objective
+from losscope.landscape.interrupts import interrupts_held
 from losscope.landscape.surface import Evaluator
-from losscope.landscape.surface.interrupts import interrupts_held
 
 
 @pytest.fixture(autouse=True)
