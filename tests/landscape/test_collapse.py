@@ -1,4 +1,4 @@
-"""Neural collapse: literal transcriptions of every formula, examples by hand, the unconstrained model, bad input."""
+"""Neural collapse: literal transcriptions of every formula, examples by hand, the unconstrained model."""
 
 import math
 
@@ -7,23 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losscope.landscape import DataError, NonFiniteError, SettingError, neural_collapse, neural_collapse_of_batches
+from collapse_cases import problem
+from losscope.landscape import neural_collapse, neural_collapse_of_batches
 from losscope.landscape.collapse_geometry import distances
-from losscope.landscape.collapse_loss import squared_loss_parts
 from losscope.landscape.feature_moments import Classes, FeatureMoments
 
 F64 = torch.float64
-
-
-def problem(
-    seed: int, n: int = 60, d: int = 7, C: int = 4, dtype: torch.dtype = F64
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Imbalanced classes with a common offset, and a classifier with a bias."""
-    g = torch.Generator().manual_seed(seed)
-    y = torch.cat((torch.arange(C), torch.randint(C, (n - C,), generator=g).clamp(max=C - 1).div(2).ceil().long()))
-    H = 5 + torch.randn(C, d, generator=g, dtype=F64)[y] + 0.7 * torch.randn(n, d, generator=g, dtype=F64)
-    W, b = torch.randn(C, d, generator=g, dtype=F64), torch.randn(C, generator=g, dtype=F64)
-    return H.to(dtype), y, W.to(dtype), b.to(dtype)
 
 
 # --------------------------------------------------------------------------- transcriptions
@@ -243,56 +232,6 @@ def test_the_unconstrained_feature_model_collapses() -> None:
         assert found["nc4"] == 0
 
 
-def test_the_parts_of_the_squared_loss_add_up() -> None:
-    for seed in range(3):
-        H, y, W, b = problem(seed, 80, 6, 4)
-        for bias, ridge in ((b, 0.0), (b, 0.3), (None, 0.0), (None, 0.3)):
-            parts = neural_collapse(H, y, weight=W, bias=bias, ridge=ridge).squared_loss
-            assert parts is not None
-            outputs = H @ W.T + (0 if bias is None else bias)
-            loss = 0.5 * (outputs - F.one_hot(y, 4)).square().sum(dim=1).mean()
-            loss += ridge / 2 * (W.square().sum() + (0 if bias is None else b.square().sum()))
-            assert parts.total == pytest.approx(float(loss), rel=1e-10)
-            assert min(parts.nc1, parts.nc23, parts.perpendicular) >= 0
-
-
-def test_the_squared_loss_of_balanced_classes_is_han_papyan_and_donohos() -> None:
-    """Their closed form of the least-squares classifier, with the features' columns as in their notebook."""
-    C, d, wd = 4, 6, 0.05
-    H, _, W, b = problem(5, 80, d, C)
-    y = torch.arange(80) % C
-    found = neural_collapse(H, y, weight=W, bias=b, ridge=wd)
-    M = found.means.T
-    mu = M.mean(dim=1, keepdim=True)
-    Sw = sum(torch.outer(h, h) for h in H - found.means[y]) / len(H)
-    St = Sw + (M - mu) @ (M - mu).T / C
-    eye = torch.eye(d, dtype=F64)
-    best = (M.T - mu.T / (1 + wd)) @ torch.linalg.inv(St + wd / (wd + 1) * mu @ mu.T + wd * eye) / C
-    at_zero = (1 / C - best @ mu[:, 0]) / (1 + wd)
-    assert found.squared_loss is not None
-    nc1 = 0.5 * ((best @ (Sw + wd * eye) @ best.T).trace() + wd * at_zero.norm() ** 2)
-    nc23 = 0.5 / C * (best @ M + at_zero[:, None] - torch.eye(C, dtype=F64)).norm() ** 2
-    assert found.squared_loss.nc1 == pytest.approx(float(nc1), rel=1e-9)
-    assert found.squared_loss.nc23 == pytest.approx(float(nc23), rel=1e-9)
-
-
-def test_features_of_many_entries_need_no_matrix_of_their_size() -> None:
-    H, y, _, _ = problem(10, 30, 6, 3)
-    wide = F.pad(H, (0, 40_000))  # (40006, 40006) would be 12 GiB
-    found, expected = neural_collapse(wide, y).numbers, neural_collapse(H, y).numbers
-    assert found == pytest.approx(expected, nan_ok=True)
-
-
-def test_on_the_central_path_nothing_is_perpendicular() -> None:
-    H, y, _, _ = problem(6, 50, 3, 4)
-    extended = torch.cat((H, torch.ones(50, 1, dtype=F64)), dim=1)
-    best = torch.linalg.lstsq(extended, F.one_hot(y, 4).to(F64)).solution.T
-    parts = neural_collapse(H, y, weight=best[:, :3], bias=best[:, 3], ridge=0).squared_loss
-    assert parts is not None
-    assert parts.perpendicular == pytest.approx(0, abs=1e-12)
-    assert parts.total > 0
-
-
 # --------------------------------------------------------------------------- classes
 
 
@@ -346,95 +285,6 @@ def test_nc5_is_the_cosine_with_what_comes_from_outside() -> None:
     assert found.nc5(torch.tensor([[3.0, 4.0]])) == pytest.approx((0.6 + 0.8) / 2)
 
 
-# --------------------------------------------------------------------------- undefined, and bad input
-
-
-def test_what_is_undefined_is_nan_and_says_why() -> None:
-    H, y, _, _ = problem(0)
-    alone = neural_collapse(H, y)
-    for name in ("nc3", "nc4", "equinorm_classifier", "bias_collapse"):
-        assert math.isnan(alone.numbers[name]), name
-        assert "no classifier" in alone.reasons[name]
-    once = neural_collapse_of_batches(iter([(H, y)]), classes=4)
-    assert math.isnan(once.nearest_mean_error)
-    assert "second pass" in once.reasons["nearest_mean_error"]
-    assert once.nc1 == pytest.approx(alone.nc1, rel=1e-10)
-    assert once.nc1_quotient == alone.nc1_quotient
-    same = neural_collapse(torch.full((8, 3), 0.1), torch.arange(8) % 2)
-    assert math.isnan(same.nc1) and math.isnan(same.cdnv) and math.isnan(same.equiangularity)
-    assert "coincide" in same.reasons["nc1"]
-    assert repr(same) == "Collapse(undefined; 2 classes, 8 samples)"
-
-
-def test_two_classes_at_one_place() -> None:
-    H = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1]]) + 0.01 * torch.eye(2).repeat(3, 1)
-    H = torch.cat((H[:4], H[2:4]))
-    found = neural_collapse(H, torch.tensor([0, 0, 1, 1, 2, 2]))
-    assert math.isnan(found.cdnv)
-    assert "coincide" in found.reasons["cdnv"]
-    assert found.rank == 1
-    assert "span 1 of 2" in found.reasons["nc1"]
-    assert math.isnan(found.gnc2)
-
-
-def test_a_head_of_zeros_has_no_direction() -> None:
-    H, y, _, _ = problem(0)
-    found = neural_collapse(H, y, weight=torch.zeros(4, 7))
-    assert math.isnan(found.nc3) and math.isnan(found.equiangularity_classifier)
-    assert found.bias_collapse == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "says"),
-    [
-        ({"labels": torch.zeros(60, dtype=torch.long)}, SettingError, "at least two"),
-        ({"classes": 6}, DataError, r"2 of 6 classes have no sample \(\[4, 5\]\).*classes=\[0, 1, 2, 3\]"),
-        ({"classes": 3}, DataError, r"from 0 to 2, got \[3\]"),
-        ({"labels": torch.arange(60) - 1}, DataError, "got .-1"),
-        ({"classes": 100}, DataError, "60 samples are fewer than the 100 classes"),
-        ({"labels": torch.arange(59) % 4}, DataError, "60 rows of features for 59 labels"),
-        ({"labels": torch.rand(60, 4)}, DataError, "argmax"),
-        ({"labels": torch.rand(60)}, DataError, "class indices"),
-        ({"features": torch.ones(60, 2, 2)}, DataError, r"\(n, d\), got torch.float32 of shape \(60, 2, 2\)"),
-        ({"features": torch.ones(60, 7, dtype=torch.long)}, DataError, "floating-point"),
-        ({"features": torch.full((60, 7), math.nan)}, NonFiniteError, r"class \[0, 1, 2, 3\]"),
-        ({"weight": torch.ones(4, 6)}, SettingError, "6 columns for features of 7"),
-        ({"weight": torch.ones(7)}, SettingError, "a row for each"),
-        ({"weight": torch.full((4, 7), math.inf)}, NonFiniteError, "classifier"),
-        ({"bias": torch.ones(4)}, SettingError, "weight="),
-        ({"weight": torch.ones(4, 7), "bias": torch.ones(3)}, SettingError, r"\(4,\)"),
-        ({"balance": "both"}, SettingError, "'classes' or 'samples'"),
-        ({"ridge": 0.1}, SettingError, "weight="),
-        ({"weight": torch.ones(4, 7), "ridge": -1}, SettingError, "at least 0"),
-        ({"classes": [0, 0]}, SettingError, "distinct"),
-        ({"classes": [0, -1]}, SettingError, "at least 0"),
-        ({"features": torch.ones(60, 12_000), "weight": torch.ones(4, 12_000), "ridge": 0.0}, SettingError, "1.1 GiB"),
-    ],
-)  # fmt: skip
-def test_bad_input(change: dict, error: type[Exception], says: str) -> None:
-    H, y, _, _ = problem(0)
-    y = torch.arange(60) % 4
-    arguments = {"features": H, "labels": y} | change
-    with pytest.raises(error, match=says):
-        neural_collapse(**arguments)
-
-
-def test_one_nan_is_seen_in_the_class_that_has_it() -> None:
-    H, y, _, _ = problem(0)
-    H[5, 2] = math.inf
-    with pytest.raises(NonFiniteError, match=rf"class \[{int(y[5])}\]"):
-        neural_collapse(H, y)
-
-
-def test_batches_that_are_none_or_differ() -> None:
-    with pytest.raises(DataError, match="no batch"):
-        neural_collapse_of_batches(iter([]), classes=2)
-    with pytest.raises(DataError, match="3 entries as in earlier batches, got 4"):
-        neural_collapse_of_batches(
-            [(torch.ones(2, 3), torch.tensor([0, 1])), (torch.ones(2, 4), torch.tensor([0, 1]))], classes=2
-        )
-
-
 # --------------------------------------------------------------------------- many samples
 
 
@@ -450,10 +300,3 @@ def test_memory_does_not_grow_with_the_samples() -> None:
         moments.update(torch.randn(500, 64, generator=torch.Generator().manual_seed(seed)), torch.arange(500) % 10)
     assert held() == before <= 8 * (64 * 64 + 2 * 10 * 64 + 2 * 10)
     assert moments.samples == 10_000
-
-
-def test_parts_of_the_loss_by_hand() -> None:
-    """Means at the corners, W = I / 2: least squares fits exactly, and W is off by I / 2 for each."""
-    eye = torch.eye(2, dtype=F64)
-    parts = squared_loss_parts(eye, 0 * eye, torch.ones(2), eye / 2)
-    assert (parts.nc1, parts.nc23, parts.perpendicular) == pytest.approx((0, 0, 0.125), abs=1e-12)

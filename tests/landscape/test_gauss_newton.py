@@ -1,13 +1,7 @@
 """Gauss-Newton products against J' H J from dense constructions that share no code with the package."""
 
 import copy
-import os
-import subprocess
-import sys
-import textwrap
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from custom_functions import Once
-from landscape_cases import Checkpointed, dense_hessian, flat, labelled, mlp, selected
+from landscape_cases import Checkpointed, labelled, mlp, selected
 from losscope.landscape import (
     DoubleBackwardError,
     GaussNewton,
@@ -30,6 +24,7 @@ from losscope.landscape.operators import Observed
 from output_cases import CASES, build, by_hand, dense, dense_jacobian
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
+
 
 IN_CLOSED_FORM = {
     *("mlp_cross_entropy", "uneven_batches", "sum_reduction", "class_weights", "functional_label_smoothing"),
@@ -107,99 +102,6 @@ def test_it_is_the_hessian_of_a_linear_model(criterion: Callable) -> None:
     objective = Objective(model, data, criterion=criterion)
     operator = GaussNewton(objective)
     assert distance(operator @ eye(operator), Hessian(objective) @ eye(operator)) <= 1e-13
-
-
-# --------------------------------------------------------------------------- outputs of any shape
-
-
-class TwoHeads(nn.Module):
-    """A body with two heads, whose outputs come in a structure, beside others that the loss does not use."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.body, self.left, self.right = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(5, 2)
-        self.how = how
-
-    def forward(self, x: Tensor) -> object:
-        h = self.body(x).tanh()
-        left, right = self.left(h), self.right(h)
-        if self.how == "dict":
-            return {"classes": left, "hidden": h, "mask": x > 0, "values": right, "name": "two heads"}
-        return (left, (right, h.detach()), None)
-
-
-@pytest.mark.parametrize("coupled", [False, True], ids=["sum of two", "coupled"])
-@pytest.mark.parametrize("how", ["dict", "tuple"])
-def test_several_outputs(how: str, coupled: bool) -> None:
-    torch.manual_seed(0)
-    model, x = TwoHeads(how).double(), torch.randn(7, 4).double()
-    y, v = torch.randint(3, (7,)), torch.randn(7, 2).double()
-
-    def parts(z: object) -> tuple[Tensor, Tensor]:
-        return (z["classes"], z["values"]) if isinstance(z, dict) else (z[0], z[1][0])
-
-    def criterion(z: object, targets: tuple[Tensor, Tensor]) -> Tensor:
-        left, right = parts(z)
-        loss = F.cross_entropy(left, targets[0]) + 2 * F.mse_loss(right, targets[1])
-        return loss * (1 + right.square().mean()) if coupled else loss
-
-    def total(z: Tensor) -> Tensor:
-        left, right = z[:21].view(7, 3), z[21:].view(7, 2)
-        loss = by_hand(left, y) + 2 * (right - v).square().mean()
-        return loss * (1 + right.square().mean()) if coupled else loss
-
-    z = flat(parts(model(x)))
-    J, H = dense_jacobian(z, selected(model)), torch.func.hessian(total)(z.detach())
-    operator = GaussNewton(Objective(model, (x, (y, v)), criterion=criterion))
-    assert operator.psd != coupled
-    assert distance(operator @ eye(operator), J.T @ H @ J) <= 1e-11
-
-
-def test_a_criterion_that_uses_one_output_twice() -> None:
-    torch.manual_seed(0)
-    model, (x, y) = mlp(4, 5, 3).double(), labelled([6])[0]
-    x, t = x.double(), torch.randn(6, 3).double()
-    objective = Objective(model, (x, y), criterion=lambda z, y: F.cross_entropy(z, y) + F.mse_loss(z[:, :3], t))
-    operator = GaussNewton(objective)
-    assert operator.psd
-    z = model(x).flatten()
-    H = torch.func.hessian(lambda z: by_hand(z.view(6, 3), y) + (z.view(6, 3) - t).square().mean())(z.detach())
-    J = dense_jacobian(z, selected(model))
-    assert distance(operator @ eye(operator), J.T @ H @ J) <= 1e-11
-
-
-class Itself(nn.Module):
-    """The outputs are the parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight
-
-
-def test_outputs_that_are_a_parameter_leave_the_vectors_alone() -> None:
-    y = torch.tensor([0, 3, 1])
-    operator = GaussNewton(Objective(Itself(), (torch.ones(3), y), criterion=nn.CrossEntropyLoss()))
-    V = probes(12, 1, torch.float32)
-    before = V.clone()
-    H = torch.func.hessian(lambda z: by_hand(z.view(3, 4), y))(flat(selected(operator.objective.model)).detach())
-    assert distance(operator @ V, H.double() @ V.double()) <= 1e-5
-    assert torch.equal(V, before)
-
-
-def test_a_penalty_on_weights_inside_the_criterion_enters_in_full() -> None:
-    torch.manual_seed(0)
-    model, (x, y) = mlp(4, 5, 3).double(), labelled([6])[0]
-    x = x.double()
-
-    def criterion(z: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(z, y) + 0.05 * sum(p.square().sum() for p in model.parameters())
-
-    operator = GaussNewton(Objective(model, (x, y), criterion=criterion))
-    plain = GaussNewton(Objective(model, (x, y), criterion=nn.CrossEntropyLoss()))
-    assert distance(operator @ eye(plain), plain @ eye(plain) + 0.1 * eye(plain)) <= 1e-12
 
 
 # --------------------------------------------------------------------------- weights, selections, memory
@@ -371,94 +273,3 @@ def test_checkpointing_is_differentiated() -> None:
     H = torch.func.hessian(lambda z: by_hand(z.view(5, 3), y))(z.detach())
     J = dense_jacobian(z, selected(model))
     assert distance(operator @ eye(operator), J.T @ H @ J) <= 1e-11
-
-
-def test_the_oracle_of_the_oracle() -> None:
-    """For outputs that are the parameters, Gauss-Newton is the Hessian that the other tests trust."""
-    y = torch.tensor([0, 3, 1])
-    model = Itself().double()
-    H = dense_hessian(F.cross_entropy(model(None), y), selected(model))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        operator = GaussNewton(Objective(model, (torch.ones(3), y), criterion=nn.CrossEntropyLoss()))
-    assert distance(operator @ eye(operator), H) <= 1e-12
-
-
-# --------------------------------------------------------------------------- a large vocabulary
-
-_PEAK = """
-    import ctypes, sys, torch
-    from pathlib import Path
-    from torch import nn
-    from torch.nn import functional as F
-    from losscope.landscape import GaussNewton, Objective
-
-    what, tied, how = sys.argv[1:]
-    words, width, tokens = 50_000, 64, 512
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-        def forward(self, x):
-            q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in self.qkv(self.first(x)).chunk(3, -1))
-            x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
-            return x + self.mlp(self.second(x))
-
-    class GPT(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.place = nn.Embedding(words, width), nn.Embedding(tokens, width)
-            self.body = nn.Sequential(Block(), Block(), nn.LayerNorm(width))
-            self.head = nn.Linear(width, words, bias=False)
-            if tied == "tied":
-                self.head.weight = self.embed.weight
-
-        def forward(self, x):
-            return self.head(self.body(self.embed(x) + self.place.weight[: x.shape[1]]))
-
-    def status(key):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
-
-    options = {
-        "module": dict(
-            criterion=nn.CrossEntropyLoss(),
-            forward=lambda m, b: m(b[0]).flatten(0, 1),
-            targets=lambda b: b[1].flatten(),
-        ),
-        "lambda": dict(criterion=lambda z, y: F.cross_entropy(z.view(-1, z.shape[-1]), y.view(-1))),
-        "shifted": dict(criterion=lambda z, y: F.cross_entropy(z[:, :-1].flatten(0, 1), y[:, 1:].flatten())),
-    }[how]
-    shape = (4, tokens // 4)  # several sequences, so that shifted logits are no view
-    objective = Objective(GPT(), (torch.randint(words, shape), torch.randint(words, shape)), **options)
-    objective.batches
-    torch.ones(64, 64, requires_grad=True).mm(torch.ones(64, 64)).sum().backward()
-    V = torch.randn(objective.space.size, 1)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    kept = objective.batch_loss(0) if what == "forward" else GaussNewton(objective) @ V
-    print(status("VmHWM") - before)
-"""
-
-
-def _peak(*arguments: str) -> int:
-    """Bytes of resident memory above what there was before, in a process of its own."""
-    command = [sys.executable, "-c", textwrap.dedent(_PEAK), *arguments]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # large blocks go back to the system at once
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize(("tied", "how"), [("tied", "module"), ("untied", "lambda"), ("tied", "shifted")])
-def test_a_vocabulary_of_50_000_takes_less_than_three_times_its_logits(tied: str, how: str) -> None:
-    logits = 512 * 50_000 * 4
-    above = _peak("product", tied, how) - _peak("forward", tied, how)
-    assert above < 3 * logits, f"{above / logits:.2f} times the logits"
