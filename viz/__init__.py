@@ -9,6 +9,7 @@ from .interactive_surface import interactive_surface
 from .line import plot_line
 from .neighbourhood import plot_neighbourhood
 from .outliers import plot_outliers
+from .overlay import plot_overlay
 from .path import plot_path
 from .report import report
 from .sharpness import plot_sharpness
@@ -29,6 +30,7 @@ __all__ = [
     "plot_line",
     "plot_neighbourhood",
     "plot_outliers",
+    "plot_overlay",
     "plot_path",
     "plot_sharpness",
     "plot_spectrum",
