@@ -42,9 +42,9 @@ def page(tmp_path: Path) -> Path:
 
 def test_the_browser_sees_the_whole_page(page: Path, tmp_path: Path) -> None:
     dom = chromium(tmp_path, "--dump-dom", page.as_uri()).stdout
-    assert dom.count("<svg") == 4
+    assert dom.count('<svg id="fig-') == 4
     assert dom.count("<path") > 100
-    assert re.search(r'<script type="application/json" id="data">\{"meta"', dom)
+    assert re.search(r'<script type="application/json" id="data">\{"runs"', dom)
     assert dom.rstrip().endswith("</html>")
     assert "At the edge" in dom
 

@@ -1,13 +1,12 @@
 """The page: self-contained, escaped, complete."""
 
+import base64
 import dataclasses
-import json
+import hashlib
 import math
 import re
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,48 +17,7 @@ from losscope.probes import Assumption, Record, Run
 from losscope.probes.audit_json import audit_as_dict
 from losscope.viz import report
 from losscope.viz.words import together
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'& $x^{ $"
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """The elements, ids, references and texts of a page; fails on tags that do not match."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.source = path.read_text(encoding="utf-8")
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text: dict[str, list[str]] = {}
-        self.open: list[str] = []
-        self.feed(self.source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.setdefault(self.open[-1] if self.open else "", []).append(data)
-
-    def attribute(self, name: str) -> list[str]:
-        return [attrs[name] or "" for _, attrs in self.elements if name in attrs]
-
-    @property
-    def words(self) -> str:
-        return " ".join(t for tag, texts in self.text.items() if tag not in ("script", "style") for t in texts)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        return json.loads("".join(self.text["script"]), parse_constant=lambda name: pytest.fail(f"bare {name}"))
+from read_page import HOSTILE, Page
 
 
 @pytest.fixture(scope="module")
@@ -67,26 +25,39 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     folder = tmp_path_factory.mktemp("runs") / "mini"
     write(folder, minibatch(), meta(model={"batch_size": 32}))
     path = report(folder)
-    assert path == folder / "report.html"
+    assert path == folder / "report.html" and path.stat().st_size < 8e6
     assert [each.name for each in folder.iterdir() if "tmp" in each.name] == []
     return Page(path)
 
 
 def test_refers_to_nothing_outside(page: Page) -> None:
-    assert "http://" not in page.source and "https://" not in page.source and "//cdn" not in page.source
-    assert not re.search(r"@import|url\((?!#)", page.source)
+    assert "http://" not in page.markup and "https://" not in page.markup and "//cdn" not in page.markup
+    assert not re.search(r"@import|url\((?!#)", page.markup)
     assert page.attribute("src") == []
     assert all(ref.startswith("#") for ref in page.attribute("href"))
     assert not [tag for tag, _ in page.elements if tag in ("link", "iframe", "object", "embed", "base")]
-    assert [attrs for tag, attrs in page.elements if tag == "script"] == [{"type": "application/json", "id": "data"}]
-    policy = next(attrs["content"] for tag, attrs in page.elements if attrs.get("http-equiv"))
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_its_own_scripts_run_and_no_others(page: Page, tmp_path: Path) -> None:
+    assert page.tags("script") == [{"type": "application/json", "id": "data"}, {}, {}]
+    rules = dict(rule.split(" ", 1) for rule in page.tags("meta")[1]["content"].split("; "))
+    assert rules.pop("default-src") == rules.pop("base-uri") == rules.pop("form-action") == "'none'"
+    assert rules.pop("style-src") == "'unsafe-inline'" and rules.pop("img-src") == "data:"
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in page.scripts[1:]]
+    assert rules == {"script-src": " ".join(f"'sha256-{each}'" for each in hashes)}
+
+
+def test_static_has_no_script(tmp_path: Path) -> None:
+    page = Page(report(run_of(minibatch(300)), tmp_path / "page.html", static=True))
+    assert page.tags("script") == [] and "script-src" not in page.source
+    assert len(page.tags("svg")) == 4 and "Not excluded" in page.words
+    assert len(page.source) < 1e6
 
 
 def test_ids_are_unique_and_references_resolve(page: Page) -> None:
     ids = Counter(page.attribute("id"))
     assert [each for each, count in ids.items() if count > 1] == []
-    targets = {ref[1:] for ref in page.attribute("href")} | set(re.findall(r"url\(#([^)]+)\)", page.source))
+    targets = {ref[1:] for ref in page.attribute("href")} | set(re.findall(r"url\(#([^)]+)\)", page.markup))
     named = {each for value in page.attribute("aria-labelledby") for each in value.split()}
     assert targets | named <= set(ids)
     assert len(targets) > 10
@@ -97,8 +68,8 @@ def test_figures_have_names_and_take_the_page_s_colours(page: Page) -> None:
     assert len(figures) == 4  # sharpness and stability, each wide and narrow
     assert all(attrs["role"] == "img" for attrs in figures)
     assert sum("Sharpness of model" in text for text in page.text["title"]) == 2
-    body = page.source[page.source.index("<body>") :]
-    assert not re.search(r"#[0-9a-f]{6}\b", body[: body.index('id="data"')], re.IGNORECASE)
+    body = page.source[page.source.index("<body>") : page.source.index('id="data"')]
+    assert not re.search(r"#[0-9a-f]{6}\b", body, re.IGNORECASE)
     rules = re.findall(r"<style>(.*?)</style>", body, re.DOTALL)
     assert all(rule.lstrip().startswith("#fig-0-") for rule in rules)
 
@@ -122,14 +93,17 @@ def test_the_audit_table_is_the_audit(page: Page, tmp_path: Path) -> None:
 
 
 def test_the_data_is_the_run(page: Page) -> None:
-    assert page.data["meta"]["players"]["model"]["batch_size"] == 32
+    (found,) = page.data["runs"]
+    assert found["meta"]["players"]["model"]["batch_size"] == 32
     run = run_of(minibatch(), model={"batch_size": 32})
-    audited = page.data["audit"]["players"]["model"]
+    audited = found["audit"]["players"]["model"]
     (phase,) = audited.pop("phases")
     assert audited == audit_as_dict(run.audit())
     assert f"Phases: progressive sharpening (steps {phase['first']:,} to {phase['last']:,})." in page.words
-    assert sum(r["probe"] == "sharpness" for r in page.data["records"]) == 300
-    assert len(page.data["logged"]["model"]["loss"]["steps"]) == 3000
+    sharpness, _ = found["figures"]
+    measured = next(trace for trace in sharpness["traces"] if trace.get("name") == "sharpness")
+    assert measured["x"] == [r.step for r in run.select("sharpness")]
+    assert measured["y"] == pytest.approx([r.value for r in run.select("sharpness")], rel=1e-5)
 
 
 def test_preconditions_and_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +126,9 @@ def test_spectra_have_figures_of_their_own(tmp_path: Path) -> None:
     assert "Spectrum over time of model" in page.text["title"]
     images = [attrs["href"] for tag, attrs in page.elements if tag == "image"]
     assert len(images) >= 2 and all(image.startswith("data:image/png;base64,") for image in images)
-    assert "http://" not in page.source and page.attribute("src") == []
+    assert "http://" not in page.markup and page.attribute("src") == []
     assert max(Counter(page.attribute("id")).values()) == 1
-    assert len(page.source) < 1_500_000
+    assert len(page.markup) < 1_500_000
 
 
 def test_spectra_that_all_failed_are_said_to(tmp_path: Path) -> None:
@@ -171,11 +145,13 @@ def test_hostile_words_stay_words(tmp_path: Path) -> None:
     write(folder, records, description)
     page = Page(report(folder))
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {"img", "b>run"} and len([tag for tag, _ in page.elements if tag == "script"]) == 1
+    assert not tags & {"img", "b>run"} and len(page.tags("script")) == 3
     assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
     assert "<b>run & co" in page.words and HOSTILE in page.words
-    assert page.data["meta"]["reason"] == HOSTILE
-    assert "<" not in "".join(page.text["script"])
+    assert page.data["runs"][0]["meta"]["reason"] == HOSTILE
+    assert "<" not in page.scripts[0]
+    names = [trace.get("name", "") for figure in page.data["runs"][0]["figures"] for trace in figure["traces"]]
+    assert not [name for name in names if "<" in name] and any("&lt;/script&gt;" in name for name in names)
 
 
 def test_a_diverged_run_says_so(tmp_path: Path) -> None:
@@ -220,9 +196,9 @@ def test_a_run_that_says_nothing(tmp_path: Path) -> None:
 def test_long_logs_are_thinned_out_in_the_data(tmp_path: Path) -> None:
     records = [Record(t, "model", "log", values={"loss": 1.0 / (1 + t)}) for t in range(50_000)]
     page = Page(report(run_of(records), tmp_path / "page.html"))
-    logged = page.data["logged"]["model"]["loss"]
-    assert logged["decimated"] and len(logged["steps"]) < 21_000
-    assert len(page.source) < 2_000_000
+    (sharpness,) = page.data["runs"][0]["figures"]
+    assert [len(trace["x"]) < 2100 for trace in sharpness["traces"]] == [True]
+    assert len(page.source) < 6_000_000
 
 
 def test_where_it_cannot_be_written(tmp_path: Path) -> None:

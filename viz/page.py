@@ -1,0 +1,242 @@
+"""The page on runs: one HTML document that needs nothing but itself, for the report and for the live page.
+
+Figures are in it as SVG and readable without JavaScript. A script puts figures to hover over and to zoom in their
+place, which it draws with plotly.js from the JSON in ``<script id="data">``. The page's policy lets nothing else run
+and nothing be loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from losscope.probes import Criterion, Run
+from losscope.probes.audit_json import run_audit_as_dict, strict
+from losscope.probes.catalogue import CATALOGUE
+from losscope.probes.phases import phases
+
+from . import series, words
+from .captions import CAPTIONS, NARROW, WIDE, kinds
+from .facts import player_facts, run_facts
+from .figure import figure
+from .page_figures import drawn
+from .svg import COLOURS, inline_svg
+
+__all__ = ["data", "fragment", "page"]
+
+MOST_ERRORS = 20
+SYMBOLS = {
+    "sharpness": "λ<sub>max</sub>(H)",
+    "trace": "tr(H)",
+    "aligned_trace": "μ tr(H)/B",
+    "frobenius": "√(μ/B) ‖H‖<sub>F</sub>",
+    "s_mu": "S<sub>μ</sub> = E‖g<sub>B</sub>‖²/2L",
+    "mean_square": "2/η*",
+    "batch_sharpness": "E[g<sub>B</sub>ᵀH<sub>B</sub>g<sub>B</sub>/‖g<sub>B</sub>‖²]",
+    "batch_sharpness_ratio": "E[g<sub>B</sub>ᵀH<sub>B</sub>g<sub>B</sub>]/E‖g<sub>B</sub>‖²",
+    "interaction_aware": "E[g<sub>B</sub>ᵀHg<sub>B</sub>]/E‖g<sub>B</sub>‖²",
+    "noise_interaction": "E[g<sub>B</sub>ᵀHg<sub>B</sub>]/‖g‖²",
+}
+"""As HTML, of criteria whose symbol is the catalogue's; others are written as the audit has them."""
+
+
+def page(runs: Sequence[Run], *, interactive: bool = True, live: bool = False) -> str:
+    """The whole HTML of a page on one run, or on several.
+
+    Args:
+        runs: what it is on.
+        interactive: whether it has a script, which draws figures to hover over where plotly is installed; without,
+            the page has no script at all.
+        live: whether it is served and fed while a run is being written: it then may ask its own server, and loads
+            ``live.js`` from beside itself, which calls ``losscope.update(data, fragment)``.
+
+    Returns:
+        The document. Its policy (``Content-Security-Policy``) admits its own scripts by their hash, no others, and
+        no request; with ``live`` also scripts of its own server and requests to it.
+    """
+    scripts = [script for script in (_plotly(), _resource("report.js")) if script] if interactive else []
+    level = 2 if len(runs) == 1 else 3
+    return _render(
+        "report.html.j2", runs=[_described(run, index, level=level) for index, run in enumerate(runs)],
+        title=" – ".join(run.name for run in runs), interactive=interactive, live=live, plotly=len(scripts) == 2,
+        scripts=[Markup(script) for script in scripts], policy=_policy(scripts, live=live), colours=COLOURS,
+        style=Markup(_resource("report.css")), data=Markup(data(runs)) if interactive else "",
+    )  # fmt: skip
+
+
+def data(runs: Sequence[Run]) -> str:
+    """What the page's script draws: strict JSON that no HTML parser can mistake for markup.
+
+    Of each run its name, ``meta`` and ``audit``, and its ``figures``: each with ``id``, ``place`` (the part of the page
+    it belongs to), ``title``, ``caption``, and plotly's ``traces`` and ``layout``, whose words are inert and whose
+    colours are names of the page's own.
+    """
+    content = {
+        "runs": [
+            {
+                "name": run.name, "meta": run.meta, "audit": run_audit_as_dict(run),
+                "figures": [made for i, name in enumerate(run.players) for made in _interactive(run, name, index, i)],
+            }
+            for index, run in enumerate(runs)
+        ]
+    }  # fmt: skip
+    text = json.dumps(strict(content), allow_nan=False, separators=(",", ":"), default=str)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def fragment(run: Run) -> str:
+    """The parts of a run's page that are text, each in an element with ``data-fragment``.
+
+    The page's script puts each in the place of its element of the same name: ``losscope.update(data, fragment)``.
+    """
+    return _render("fragment.html.j2", run=_described(run, 0, figures=False))
+
+
+def _render(name: str, **context: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("losscope.viz"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": words.number, "interval": words.interval}
+    environment.globals |= {"verdict": words.verdict, "symbol": _symbol}
+    return environment.get_template(name).render(**context)
+
+
+# --------------------------------------------------------------------------- what is on the page
+
+
+def _described(run: Run, index: int, *, level: int = 2, figures: bool = True) -> dict[str, Any]:
+    """A run for the templates; ``level`` is that of its headings."""
+    inner = level + (len(run.players) > 1)
+    players = [_player(run, name, f"{index}-{i}", figures=figures) for i, name in enumerate(run.players)]
+    return {
+        "name": run.name, "key": str(index), "level": level, "facts": run_facts(run), "cost": run.cost(),
+        "players": [player | {"level": inner} for player in players],
+    }  # fmt: skip
+
+
+def _player(run: Run, name: str, key: str, *, figures: bool) -> dict[str, Any]:
+    audit = run.audit(name)
+    said = words.headline(audit)
+    applies, barred = words.split(audit)
+    return {
+        "name": name, "key": key, "audit": audit, "headline": said, "applies": applies,
+        "barred": words.together(barred), "evidence": words.evidence(audit), "facts": player_facts(run, name),
+        "preconditions": sorted(audit.preconditions, key=lambda each: (each.holds is not False, each.holds is True)),
+        "problems": _problems(run, name), "happened": happened(run, name),
+        "figures": [_static(run, name, key, kind, f"{said.title}: {said.sentence}") for kind in kinds(run, name)]
+        if figures else [],
+    }  # fmt: skip
+
+
+def _static(run: Run, name: str, key: str, kind: str, verdict: str) -> dict[str, Any]:
+    """A figure as SVG, for wide and for narrow screens."""
+    drawn = {}
+    for width, size in (("wide", WIDE[kind]), ("narrow", NARROW[kind])):
+        made = figure(run, kind, player=name, size=size)
+        made.suptitle("")  # the page says whose figure it is
+        title = f"{_title(kind)} of {name}"
+        description = f"{CAPTIONS[kind]} {verdict}"
+        drawn[width] = Markup(
+            inline_svg(made, prefix=f"fig-{key}-{kind}-{width}", title=title, description=description)
+        )
+    return {"id": f"{key}-{kind}", "caption": _caption(run, name, kind)} | drawn
+
+
+def _interactive(run: Run, name: str, index: int, place: int) -> list[dict[str, Any]]:
+    key, found = f"{index}-{place}", []
+    for kind in kinds(run, name):
+        made = drawn(run, kind, name)
+        if made is not None:
+            found.append(
+                {
+                    "id": f"{key}-{kind}", "place": key, "title": f"{_title(kind)} of {name}",
+                    "caption": _caption(run, name, kind), "traces": made[0], "layout": made[1],
+                }
+            )  # fmt: skip
+    return found
+
+
+def _title(kind: str) -> str:
+    return kind.replace("_", " ").capitalize()
+
+
+def _caption(run: Run, name: str, kind: str) -> str:
+    course = words.course(phases(run, name)) if kind == "stability" else ""
+    return f"{CAPTIONS[kind]} Phases: {course}." if course else CAPTIONS[kind]
+
+
+def _symbol(line: Criterion) -> str:
+    entry = CATALOGUE.get(line.name)
+    return Markup(SYMBOLS[line.name]) if entry is not None and entry.symbol == line.symbol else line.symbol
+
+
+def happened(run: Run, name: str) -> list[str]:
+    """What a reader must know before any verdict: a failed run, numbers that ceased to be finite."""
+    said = []
+    steps, values, _ = series.loss(run, name)
+    broken = steps[~np.isfinite(values)]
+    if len(broken):
+        said.append(f"The loss was not finite at {len(broken)} steps, first at step {broken[0]:,}.")
+    records = [r for r in run.records if r.status == "nonfinite" and r.player == name]
+    if records and not len(broken):
+        said.append(f"Measurements were not finite, first at step {records[0].step:,}.")
+    return said
+
+
+def _problems(run: Run, name: str) -> dict[str, Any]:
+    """Recorded errors, those with the same words gathered."""
+    gathered: dict[tuple[str, str, str], list[int]] = {}
+    for record in run.records:
+        if record.status != "ok" and record.player == name:
+            key = (record.probe, record.status, record.reason or "")
+            gathered.setdefault(key, []).append(record.step)
+    rows = [
+        {"probe": probe, "status": status, "reason": reason, "count": len(steps), "first": steps[0], "last": steps[-1]}
+        for (probe, status, reason), steps in gathered.items()
+    ]
+    return {"rows": rows[:MOST_ERRORS], "more": max(len(rows) - MOST_ERRORS, 0)}
+
+
+# --------------------------------------------------------------------------- scripts
+
+
+def _resource(name: str) -> str:
+    return (resources.files("losscope.viz") / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    """plotly.js as plotly's own package brings it; empty where that is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        return ""
+    # Inside a string of JavaScript "<\/script" is the same, and an HTML parser does not end the element there.
+    return re.sub(r"</(?=script)", r"<\\/", str(get_plotlyjs()), flags=re.IGNORECASE).replace("<!--", "<\\!--")
+
+
+def _policy(scripts: Sequence[str], *, live: bool) -> str:
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
+    rules = [
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    if hashes:
+        rules.append(f"script-src {' '.join(hashes)}" + (" 'self'" if live else ""))
+    if live:
+        rules.append("connect-src 'self'")
+    return "; ".join(rules)
