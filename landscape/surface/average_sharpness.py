@@ -19,8 +19,9 @@ does, or than the accuracy that was asked for.
 
 **Kinks count.** Where they are many (ReLU on many samples), an average over a radius that reaches some of them sees the
 curvature in them, of either sign, which products with the Hessian pass over. On a small ReLU network with BatchNorm, of
-trace -9.2, ``2 A / s^2`` was -9.6 at s = 1e-6 and -117 at 1e-5, and single precision sees nothing below 1e-4. Where the
-two smallest radii above round-off disagree, the result's ``note`` says so.
+trace -9.2, ``2 A / s^2`` was -9.6 at s = 1e-6 and -117 at 1e-5, and single precision sees nothing below 1e-4. So the
+loss is evaluated in float64 where it can be (`in_double`). Where the two smallest radii above round-off disagree, the
+result's ``note`` says so.
 
 It depends on the parametrisation, as the loss's curvature does, and by itself predicts no generalisation (see
 `neighbourhood`).
@@ -28,6 +29,7 @@ It depends on the parametrisation, as the loss's curvature does, and by itself p
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -37,6 +39,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, SettingError
+from ..in_double import double_where_it_can
 from ..kernels.graphs import default_memory
 from ..mean_estimates import Mean
 from ..noise_scale import check_confidence, check_count
@@ -52,6 +55,8 @@ __all__ = ["AverageSharpness", "average_sharpness"]
 
 _APART = (2.0, 0.75, 0.75, 0.75)  # powers of the precision that such perturbations are; the first moves nothing
 _MOST = 16  # pairs evaluated together
+
+PRECISIONS = ("auto", "float64", "own")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +77,7 @@ class AverageSharpness:
         pairs: antithetic pairs.
         samples: (R, pairs) float64 the x of each pair at each radius.
         engine: what evaluated them.
+        precision: what they were evaluated in: ``"float64"``, or ``"own"``, the model's.
         note: what is to be known of them; mostly empty.
     """
 
@@ -86,6 +92,7 @@ class AverageSharpness:
     pairs: int
     samples: Tensor
     engine: str = "one by one"
+    precision: str = "own"
     note: str = ""
 
     @property
@@ -127,6 +134,7 @@ def average_sharpness(
     max_pairs: int = 256,
     confidence: float = 0.95,
     engine: str = "auto",
+    precision: str = "auto",
     seed: int | torch.Generator | None = 0,
 ) -> AverageSharpness:
     """How far the loss rises on average under Gaussian noise in the weights, at one or several radii.
@@ -145,10 +153,14 @@ def average_sharpness(
         max_pairs: most pairs.
         confidence: nominal coverage of each interval; an estimate is ``converged`` if it is within ``rtol``.
         engine: what evaluates the points, see `evaluate`: ``"auto"``, ``"one by one"`` or ``"batched"``.
+        precision: what in: ``"float64"``, about twice the time of float32 on a CPU and more on most GPUs, and room for
+            parameters and data in it; ``"own"``, as the model has it; ``"auto"``, float64 where the loss can be
+            evaluated in it and is the same.
         seed: int, generator, or None for fresh entropy; the global stream is never used.
 
     Raises:
-        SettingError: if an argument means nothing, or every weight has a scale of zero.
+        SettingError: if an argument means nothing, every weight has a scale of zero, or the loss cannot be evaluated
+            in float64 and that was asked for.
         NonFiniteError: if the loss at the weights is NaN or infinite.
 
     Example:
@@ -166,28 +178,47 @@ def average_sharpness(
     check_confidence(confidence)
     check_count("min_pairs", min_pairs, 2)
     check_count("max_pairs", max_pairs, 2)
-    with torch.inference_mode(False):
-        scales = scale_of(objective, scale)
+    if precision not in PRECISIONS:
+        raise SettingError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; got {precision!r}")
+    with torch.inference_mode(False), contextlib.ExitStack() as stack:
+        refused = "as asked"
+        if precision != "own":
+            objective, refused = stack.enter_context(double_where_it_can(objective))
+        if refused and precision == "float64":
+            raise SettingError(f"the loss cannot be evaluated in float64: {refused}; leave it to precision='auto'")
+        found = _found(objective, s, scale, rtol, (min(min_pairs, max_pairs), max_pairs), confidence, engine, seed)
+        return dataclasses.replace(found, precision="own" if refused else "float64")
+
+
+def _found(
+    objective: Objective,
+    s: Tensor,
+    scale: str,
+    rtol: float,
+    least_and_most: tuple[int, int],
+    confidence: float,
+    engine: str,
+    seed: int | torch.Generator | None,
+) -> AverageSharpness:
+    """At radii s, (R,), in the objective's precision."""
+    scales = scale_of(objective, scale)
     dimension = int((scales > 0).sum())
     if dimension == 0:
         raise SettingError('every weight is zero, and so is its scale: nothing can move; use scale="absolute"')
-    generator = generator_for(seed, objective.space.device)
-    with torch.inference_mode(False):
-        pairs = _Pairs(objective, s, scales, generator, engine)
-        samples, wanted = torch.empty(len(s), 0, dtype=torch.float64), min(min_pairs, max_pairs)
-        while True:
-            samples = torch.cat([samples, pairs.rises(wanted - samples.shape[1])], dim=1)
-            rises = [_estimate(x, pairs.rounding, rtol, confidence) for x in samples]
-            floor = _floor(s, rises, pairs.rounding, rtol)
-            above = [rise for radius, rise in zip(s.tolist(), rises, strict=True) if radius >= floor]
-            if wanted >= max_pairs or (above and _sampling(above[0], pairs.rounding) <= rtol * abs(above[0].value)):
-                break
-            wanted = min(2 * wanted, max_pairs)
+    pairs = _Pairs(objective, s, scales, generator_for(seed, objective.space.device), engine)
+    samples, (wanted, most) = torch.empty(len(s), 0, dtype=torch.float64), least_and_most
+    while True:
+        samples = torch.cat([samples, pairs.rises(wanted - samples.shape[1])], dim=1)
+        rises = [_estimate(x, pairs.rounding, rtol, confidence) for x in samples]
+        floor = _floor(s, rises, pairs.rounding, rtol)
+        above = [rise for radius, rise in zip(s.tolist(), rises, strict=True) if radius >= floor]
+        if wanted >= most or (above and _sampling(above[0], pairs.rounding) <= rtol * abs(above[0].value)):
+            break
+        wanted = min(2 * wanted, most)
     traces = tuple(_times(rise, 2 / radius**2) for rise, radius in zip(rises, s.tolist(), strict=True))
-    note = _note(s, samples, floor, pairs.rounding, traces)
     return AverageSharpness(
         s, tuple(rises), traces, pairs.rounding, floor, pairs.loss, scale, dimension, samples.shape[1], samples,
-        pairs.engine, note,
+        pairs.engine, note=_note(s, samples, floor, pairs.rounding, traces),
     )  # fmt: skip
 
 
