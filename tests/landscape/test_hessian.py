@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from custom_functions import Once
+from factorisation import DeepProduct
 from landscape_cases import (
     CASES,
     Checkpointed,
-    DeepProduct,
     LanguageModel,
     build,
     dense_hessian,

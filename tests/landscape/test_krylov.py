@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import aslinearoperator
 from torch import Tensor
 
-from landscape_cases import CASES, build, factorisation, reference
+from factorisation import factorisation
+from landscape_cases import CASES, build, reference
 from losscope.landscape import Hessian, SettingError, lanczos, top_eigenpairs
 from losscope.landscape.lanczos import LanczosBasis
 from losscope.landscape.operators import DenseOperator

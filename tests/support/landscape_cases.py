@@ -6,7 +6,6 @@ the handwritten total loss entry by entry in float64 and shares no code with the
 
 import copy
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
 
+from landscape_nets import Attention, Checkpointed, ConvNet, Encoder, LanguageModel, MultiHead, WithUnused, mlp
 from losscope.landscape import Objective
 
 IGNORED = -100
@@ -105,13 +104,6 @@ def reference(name: str) -> tuple[float, Tensor, Tensor]:
 # --------------------------------------------------------------------------- plain networks
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
 def labelled(sizes: list[int], features: int = 4, classes: int = 3) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(size, features), torch.randint(classes, (size,))) for size in sizes]
 
@@ -185,17 +177,6 @@ def frozen_parameters() -> Setup:
     return Setup(model, labelled([9, 2]), whole_cross_entropy, {"criterion": nn.CrossEntropyLoss()})
 
 
-class WithUnused(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.never = nn.Linear(2, 2)
-        self.last = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.first(x).tanh())
-
-
 @case
 def unused_parameters() -> Setup:
     return Setup(WithUnused(), labelled([6, 4]), whole_cross_entropy, {"criterion": nn.CrossEntropyLoss()})
@@ -218,21 +199,6 @@ def linear_unused_bias() -> Setup:
 
 
 # --------------------------------------------------------------------------- language models
-
-
-class LanguageModel(nn.Module):
-    """Embedding, a recurrent or plain mixing layer, and a head that shares the embedding's weight."""
-
-    def __init__(self, words: int = 7, width: int = 4, recurrent: bool = False) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(words, width)
-        self.mix = nn.LSTM(width, width, batch_first=True) if recurrent else nn.Linear(width, width)
-        self.head = nn.Linear(width, words, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        hidden = self.mix(self.embed(tokens))
-        return self.head(hidden[0] if isinstance(hidden, tuple) else hidden.tanh())
 
 
 def padded(lengths: list[int], words: int = 7) -> dict[str, Tensor]:
@@ -301,19 +267,6 @@ def lstm() -> Setup:
 # --------------------------------------------------------------------------- normalisation
 
 
-class ConvNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 3, 3)
-        self.norm = nn.BatchNorm2d(3)
-        self.head = nn.Linear(3, 3)
-        self.norm.running_mean.uniform_(-0.5, 0.5)
-        self.norm.running_var.uniform_(0.5, 2.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.gelu(self.norm(self.conv(x))).mean(dim=(2, 3)))
-
-
 def _conv_batches() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(size, 1, 6, 6), torch.randint(3, (size,))) for size in (5, 3)]
 
@@ -350,32 +303,6 @@ def spectral_norm_eval() -> Setup:
 # --------------------------------------------------------------------------- attention
 
 
-class Attention(nn.Module):
-    """One causal attention layer on ``scaled_dot_product_attention``; `by_hand` is the same from the softmax."""
-
-    def __init__(self, width: int = 4, classes: int = 3) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, classes)
-
-    def _heads(self, x: Tensor) -> list[Tensor]:
-        return [t.unflatten(-1, (2, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1)]
-
-    def _out(self, x: Tensor, mixed: Tensor) -> Tensor:
-        return self.head(self.norm(x + mixed.transpose(1, 2).flatten(2)).mean(dim=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self._heads(x)
-        return self._out(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
-
-    def by_hand(self, x: Tensor) -> Tensor:
-        q, k, v = self._heads(x)
-        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        allowed = torch.ones_like(scores).tril() > 0
-        return self._out(x, scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1) @ v)
-
-
 def _sequences() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(size, 5, 4), torch.randint(3, (size,))) for size in (4, 2)]
 
@@ -393,31 +320,9 @@ def scaled_dot_product_attention() -> Setup:
     return Setup(Attention(), _sequences(), total, {"criterion": nn.CrossEntropyLoss()})
 
 
-class MultiHead(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(dim=1))
-
-
 @case
 def multihead_attention() -> Setup:
     return Setup(MultiHead(), _sequences(), _math_attention, {"criterion": nn.CrossEntropyLoss()})
-
-
-class Encoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(
-            4, 2, dim_feedforward=4, dropout=0.1, activation="gelu", batch_first=True
-        )
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(x).mean(dim=1))
 
 
 @case
@@ -426,20 +331,6 @@ def transformer_encoder_layer() -> Setup:
 
 
 # --------------------------------------------------------------------------- wrappers and odd losses
-
-
-class Checkpointed(nn.Module):
-    """A body that is recomputed in the backward pass."""
-
-    def __init__(self, use_reentrant: bool = False) -> None:
-        super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.body = mlp(4, 5, 5)
-        self.head = nn.Linear(5, 3)
-        self.use_reentrant = use_reentrant
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(checkpoint(self.body, self.first(x), use_reentrant=self.use_reentrant))
 
 
 @case
@@ -467,41 +358,3 @@ def gradient_penalty() -> Setup:
         return penalised(model, x) / len(x)
 
     return Setup(mlp(4, 5, 1), labelled([5, 2]), total, {"loss_fn": loss_fn})
-
-
-# --------------------------------------------------------------------------- deep matrix factorisation
-
-
-class DeepProduct(nn.Module):
-    """``W_L ... W_1`` as a module; the loss is the squared distance to a target matrix."""
-
-    def __init__(self, factors: list[Tensor]) -> None:
-        super().__init__()
-        self.factors = nn.ParameterList([nn.Parameter(f) for f in factors])
-
-    def forward(self) -> Tensor:
-        return functools.reduce(lambda product, factor: factor @ product, self.factors)
-
-
-def factorisation(widths: list[int], seed: int) -> tuple[DeepProduct, Objective, float]:
-    """A global minimiser of ``||M - W_L ... W_1||_F^2`` and its exact sharpness.
-
-    At zero loss the Hessian is ``2 J'J``, and ``JJ'`` is ``sum_l (A_l A_l') (x) (B_l' B_l)`` with
-    ``A_l = W_L ... W_{l+1}`` and ``B_l = W_{l-1} ... W_1``.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    pairs = itertools.pairwise(widths)
-    factors = [torch.randn(b, a, generator=generator, dtype=torch.float64) for a, b in pairs]
-    model = DeepProduct(factors)
-    target = model().detach()
-    exact = torch.zeros(widths[0] * widths[-1], widths[0] * widths[-1], dtype=torch.float64)
-    for index in range(len(factors)):
-        A = torch.eye(widths[-1], dtype=torch.float64)
-        for factor in reversed(factors[index + 1 :]):
-            A = A @ factor
-        B = torch.eye(widths[0], dtype=torch.float64)
-        for factor in factors[:index]:
-            B = factor @ B
-        exact += torch.kron(A @ A.T, B.T @ B)
-    objective = Objective(model, [target], loss_fn=lambda m, batch: (batch - m()).square().sum(), weight=lambda _: 1)
-    return model, objective, 2 * float(torch.linalg.eigvalsh(exact)[-1])
