@@ -15,13 +15,14 @@ numbers, skewed where a few eigenvalues are large), widened by the rounding of t
 the machine precision to the power 3/4, relative to itself. That is between the precision, over which the loss's
 rounding errors would still be those of its middle (whose one error all pairs share), and its square root, over which
 the surface itself would show. A radius is above round-off where rounding adds no more to the interval than sampling
-does, or than the accuracy that was asked for.
+does, or than the accuracy that was asked for. A few pairs find about where that is, and a radius of its own is added
+there for the **trace**, to which higher orders and kinks then add least.
 
 **Kinks count.** Where they are many (ReLU on many samples), an average over a radius that reaches some of them sees the
 curvature in them, of either sign, which products with the Hessian pass over. On a small ReLU network with BatchNorm, of
 trace -9.2, ``2 A / s^2`` was -9.6 at s = 1e-6 and -117 at 1e-5, and single precision sees nothing below 1e-4. So the
-loss is evaluated in float64 where it can be (`in_double`). Where the two smallest radii above round-off disagree, the
-result's ``note`` says so.
+loss is evaluated in float64 where it can be (`in_double`). Where the trace and ``2 A / s^2`` at the smallest radius
+above round-off disagree, the result's ``note`` says so.
 
 It depends on the parametrisation, as the loss's curvature does, and by itself predicts no generalisation (see
 `neighbourhood`).
@@ -55,6 +56,10 @@ __all__ = ["AverageSharpness", "average_sharpness"]
 
 _APART = (2.0, 0.75, 0.75, 0.75)  # powers of the precision that such perturbations are; the first moves nothing
 _MOST = 16  # pairs evaluated together
+_PILOT = 8  # pairs that find where round-off ends
+_SEARCHED = 12  # radii that are tried for it
+_UP = 8.0  # times larger, the next one where rounding is all that is seen
+_CLEAR = 3.0  # times the radius where rounding and sampling are alike: rounding then adds a ninth to the interval
 
 PRECISIONS = ("auto", "float64", "own")
 
@@ -76,6 +81,10 @@ class AverageSharpness:
         dimension: weights that move, whose scale is not zero: a perturbation is about ``s sqrt(dimension)`` long.
         pairs: antithetic pairs.
         samples: (R, pairs) float64 the x of each pair at each radius.
+        trace: of T H T, ``2 A(s) / s^2`` at the smallest radius above round-off, mostly one of its own and never above
+            those asked for; None where there is none. Of the loss as it is over that radius, kinks and all; see the
+            ``note``.
+        trace_radius: that radius; NaN where there is none.
         engine: what evaluated them.
         precision: what they were evaluated in: ``"float64"``, or ``"own"``, the model's.
         note: what is to be known of them; mostly empty.
@@ -91,6 +100,8 @@ class AverageSharpness:
     dimension: int
     pairs: int
     samples: Tensor
+    trace: Estimate | None = None
+    trace_radius: float = math.nan
     engine: str = "one by one"
     precision: str = "own"
     note: str = ""
@@ -99,14 +110,6 @@ class AverageSharpness:
     def smallest(self) -> int | None:
         """Which radius is the smallest above round-off; None where none is."""
         return next((i for i, s in enumerate(self.radii.tolist()) if s >= self.floor), None)
-
-    @property
-    def trace(self) -> Estimate | None:
-        """The trace's estimate at the smallest radius above round-off, where higher orders add least.
-
-        Of the loss as it is over that radius, kinks and all; see the ``note``.
-        """
-        return None if self.smallest is None else self.traces[self.smallest]
 
     @property
     def lengths(self) -> Tensor:
@@ -205,21 +208,56 @@ def _found(
     dimension = int((scales > 0).sum())
     if dimension == 0:
         raise SettingError('every weight is zero, and so is its scale: nothing can move; use scale="absolute"')
-    pairs = _Pairs(objective, s, scales, generator_for(seed, objective.space.device), engine)
-    samples, (wanted, most) = torch.empty(len(s), 0, dtype=torch.float64), least_and_most
+    own = _own_radius(objective, s, scales, engine, rtol, confidence, least_and_most[1])
+    radii = s if math.isnan(own) else torch.cat([s, torch.tensor([own], dtype=s.dtype)]).unique()
+    asked = torch.isin(radii, s)
+    pairs = _Pairs(objective, radii, scales, generator_for(seed, objective.space.device), engine)
+    samples, (wanted, most) = torch.empty(len(radii), 0, dtype=torch.float64), least_and_most
     while True:
         samples = torch.cat([samples, pairs.rises(wanted - samples.shape[1])], dim=1)
         rises = [_estimate(x, pairs.rounding, rtol, confidence) for x in samples]
-        floor = _floor(s, rises, pairs.rounding, rtol)
-        above = [rise for radius, rise in zip(s.tolist(), rises, strict=True) if radius >= floor]
+        floor = _floor(radii, rises, pairs.rounding, rtol)
+        above = [rise for radius, rise in zip(radii.tolist(), rises, strict=True) if radius >= floor]
         if wanted >= most or (above and _sampling(above[0], pairs.rounding) <= rtol * abs(above[0].value)):
             break
         wanted = min(2 * wanted, most)
-    traces = tuple(_times(rise, 2 / radius**2) for rise, radius in zip(rises, s.tolist(), strict=True))
+    traces = tuple(_times(rise, 2 / radius**2) for rise, radius in zip(rises, radii.tolist(), strict=True))
+    lowest = next((i for i, r in enumerate(radii.tolist()) if r >= floor), None)
+    of_asked = [i for i, was in enumerate(asked.tolist()) if was]
     return AverageSharpness(
-        s, tuple(rises), traces, pairs.rounding, floor, pairs.loss, scale, dimension, samples.shape[1], samples,
-        pairs.engine, note=_note(s, samples, floor, pairs.rounding, traces),
+        s, tuple(rises[i] for i in of_asked), tuple(traces[i] for i in of_asked), pairs.rounding, floor, pairs.loss,
+        scale, dimension, samples.shape[1], samples[asked],
+        None if lowest is None else traces[lowest], math.nan if lowest is None else float(radii[lowest]), pairs.engine,
+        note=_note(radii, samples, floor, pairs.rounding, traces, asked),
     )  # fmt: skip
+
+
+def _own_radius(
+    objective: Objective, s: Tensor, scales: Tensor, engine: str, rtol: float, confidence: float, most: int
+) -> float:
+    """A radius a little above round-off, at most the largest of s (R,); NaN where none is seen to be.
+
+    Where kinks or higher orders add to the rise, it is not as its square, so that the radius is found step by step.
+    """
+    radius, largest = float(s[0]), float(s[-1])
+    for _ in range(_SEARCHED):
+        pairs = _Pairs(
+            objective, torch.tensor([radius], dtype=s.dtype), scales, generator_for(0, scales.device), engine
+        )
+        (rise,) = (_estimate(x, pairs.rounding, rtol, confidence) for x in pairs.rises(_PILOT))
+        allowed = max(_sampling(rise, pairs.rounding) * math.sqrt(_PILOT / most), rtol * abs(rise.value))
+        if not math.isfinite(allowed):
+            return math.nan
+        if allowed <= pairs.rounding:  # how much of the rise is rounding cannot be told
+            if radius >= largest:
+                return math.nan
+            radius = min(_UP * radius, largest)
+            continue
+        clear = _CLEAR * radius * math.sqrt(pairs.rounding / allowed)
+        if clear >= radius / 2:
+            return radius
+        radius = clear
+    return radius
 
 
 class _Pairs:
@@ -318,16 +356,20 @@ def _sampling(rise: Estimate, rounding: float) -> float:
     return (rise.high - rise.low) / 2 - rounding
 
 
-def _note(radii: Tensor, samples: Tensor, floor: float, rounding: float, traces: Sequence[Estimate]) -> str:
-    notes = []
-    if below := int((radii < floor).sum()):
-        which = "the only radius is" if len(radii) == 1 else f"{below} of {len(radii)} radii are"
+def _note(
+    radii: Tensor, samples: Tensor, floor: float, rounding: float, traces: Sequence[Estimate], asked: Tensor
+) -> str:
+    notes, count = [], int(asked.sum())
+    if below := int((radii[asked] < floor).sum()):
+        which = "the only radius is" if count == 1 else f"{below} of {count} radii are"
         where = f", which is at about {floor:.2g}" if math.isfinite(floor) else ": no curvature is seen"
         notes.append(f"{which} below round-off{where}")
-    if undefined := int((~samples.isfinite()).any(dim=1).sum()):
-        notes.append(f"the loss is not finite at some points of {undefined} of {len(radii)} radii")
-    if len(radii) > below + 1 and _apart(radii[below:], samples[below:], rounding, traces[below].confidence):
-        first, second = (f"{traces[i].value:.3g} at {float(radii[i]):.2g}" for i in (below, below + 1))
+    if undefined := int((~samples[asked].isfinite()).any(dim=1).sum()):
+        notes.append(f"the loss is not finite at some points of {undefined} of {count} radii")
+    above = radii >= floor
+    if int(above.sum()) > 1 and _apart(radii[above], samples[above], rounding, traces[0].confidence):
+        i, j = torch.nonzero(above).flatten().tolist()[:2]
+        first, second = (f"{traces[k].value:.3g} at {float(radii[k]):.2g}" for k in (i, j))
         notes.append(f"2 A / s^2 is {first} and {second}: kinks or higher orders count")
     return "; ".join(notes)
 
