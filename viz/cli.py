@@ -1,4 +1,4 @@
-"""The command line: ``losscope demo | report RUN | audit RUN | doctor [RUN] | export RUN | surface FILE``."""
+"""The command line: ``losscope demo | report RUN... | live RUN | audit RUN | doctor | export RUN | surface FILE``."""
 
 from __future__ import annotations
 
@@ -82,19 +82,25 @@ def demo(
 
 @app.command()
 def report(
-    run: RunArgument,
-    out: Annotated[Path | None, typer.Option(help="The file to write; default: RUN/report.html.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, as written by watch(..., out=RUN).")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The file to write; default: report.html in the first RUN.")] = None,
+    static: Annotated[
+        bool, typer.Option("--static", help="No script at all: smaller, and the figures are pictures.")
+    ] = False,
 ) -> None:
-    """Write one self-contained HTML page on a run, and print where it is.
+    """Write one self-contained HTML page on a run, or on several side by side, and print where it is.
 
-    Figures, verdicts and facts of every player; it loads nothing from elsewhere and can be mailed.
+    The story of the run, figures, verdicts, facts, cost and failures of every player; it loads nothing from elsewhere
+    and can be mailed.
 
-    Example:  losscope report runs/a --out a.html
+    Example:  losscope report runs/a runs/b --out ab.html
     """
     with _one_line_errors():
         from .report import report as write
 
-        print(write(run, out))
+        print(write(runs, out, static=static))
 
 
 @app.command()

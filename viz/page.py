@@ -30,7 +30,7 @@ from .captions import CAPTIONS, NARROW, WIDE, kinds
 from .facts import player_facts, run_facts
 from .figure import figure
 from .page_figures import drawn
-from .svg import COLOURS, inline_svg
+from .svg import COLOURS, Glyphs, inline_svg
 
 __all__ = ["data", "fragment", "page"]
 
@@ -65,9 +65,10 @@ def page(runs: Sequence[Run], *, interactive: bool = True, live: bool = False) -
         no request; with ``live`` also scripts of its own server and requests to it.
     """
     scripts = [script for script in (_plotly(), _resource("report.js")) if script] if interactive else []
-    level = 2 if len(runs) == 1 else 3
+    level, glyphs = 2 if len(runs) == 1 else 3, Glyphs()
+    described = [_described(run, index, level=level, glyphs=glyphs) for index, run in enumerate(runs)]
     return _render(
-        "report.html.j2", runs=[_described(run, index, level=level) for index, run in enumerate(runs)],
+        "report.html.j2", runs=described, glyphs=Markup(glyphs.element()),
         title=" – ".join(run.name for run in runs), interactive=interactive, live=live, plotly=len(scripts) == 2,
         scripts=[Markup(script) for script in scripts], policy=_policy(scripts, live=live), colours=COLOURS,
         style=Markup(_resource("report.css")), data=Markup(data(runs)) if interactive else "",
@@ -99,7 +100,7 @@ def fragment(run: Run) -> str:
 
     The page's script puts each in the place of its element of the same name: ``losscope.update(data, fragment)``.
     """
-    return _render("fragment.html.j2", run=_described(run, 0, figures=False))
+    return _render("fragment.html.j2", run=_described(run, 0))
 
 
 def _render(name: str, **context: Any) -> str:
@@ -115,17 +116,17 @@ def _render(name: str, **context: Any) -> str:
 # --------------------------------------------------------------------------- what is on the page
 
 
-def _described(run: Run, index: int, *, level: int = 2, figures: bool = True) -> dict[str, Any]:
-    """A run for the templates; ``level`` is that of its headings."""
+def _described(run: Run, index: int, *, level: int = 2, glyphs: Glyphs | None = None) -> dict[str, Any]:
+    """A run for the templates; ``level`` is that of its headings; with its figures where there are glyphs for them."""
     inner = level + (len(run.players) > 1)
-    players = [_player(run, name, f"{index}-{i}", figures=figures) for i, name in enumerate(run.players)]
+    players = [_player(run, name, f"{index}-{i}", glyphs) for i, name in enumerate(run.players)]
     return {
         "name": run.name, "key": str(index), "level": level, "facts": run_facts(run), "cost": run.cost(),
         "players": [player | {"level": inner} for player in players],
     }  # fmt: skip
 
 
-def _player(run: Run, name: str, key: str, *, figures: bool) -> dict[str, Any]:
+def _player(run: Run, name: str, key: str, glyphs: Glyphs | None) -> dict[str, Any]:
     audit = run.audit(name)
     said = words.headline(audit)
     applies, barred = words.split(audit)
@@ -134,12 +135,13 @@ def _player(run: Run, name: str, key: str, *, figures: bool) -> dict[str, Any]:
         "barred": words.together(barred), "evidence": words.evidence(audit), "facts": player_facts(run, name),
         "preconditions": sorted(audit.preconditions, key=lambda each: (each.holds is not False, each.holds is True)),
         "problems": _problems(run, name), "happened": happened(run, name),
-        "figures": [_static(run, name, key, kind, f"{said.title}: {said.sentence}") for kind in kinds(run, name)]
-        if figures else [],
+        "figures": []
+        if glyphs is None
+        else [_static(run, name, key, kind, f"{said.title}: {said.sentence}", glyphs) for kind in kinds(run, name)],
     }  # fmt: skip
 
 
-def _static(run: Run, name: str, key: str, kind: str, verdict: str) -> dict[str, Any]:
+def _static(run: Run, name: str, key: str, kind: str, verdict: str, glyphs: Glyphs) -> dict[str, Any]:
     """A figure as SVG, for wide and for narrow screens."""
     drawn = {}
     for width, size in (("wide", WIDE[kind]), ("narrow", NARROW[kind])):
@@ -147,9 +149,8 @@ def _static(run: Run, name: str, key: str, kind: str, verdict: str) -> dict[str,
         made.suptitle("")  # the page says whose figure it is
         title = f"{_title(kind)} of {name}"
         description = f"{CAPTIONS[kind]} {verdict}"
-        drawn[width] = Markup(
-            inline_svg(made, prefix=f"fig-{key}-{kind}-{width}", title=title, description=description)
-        )
+        prefix = f"fig-{key}-{kind}-{width}"
+        drawn[width] = Markup(inline_svg(made, prefix=prefix, title=title, description=description, glyphs=glyphs))
     return {"id": f"{key}-{kind}", "caption": _caption(run, name, kind)} | drawn
 
 

@@ -1,18 +1,18 @@
-"""Figures as inline SVG: several on one page, in the page's own colours, readable by a screen reader."""
+"""Figures as inline SVG: several on one page, small, in the page's own colours, readable by a screen reader."""
 
 from __future__ import annotations
 
 import html
 import io
+import itertools
 import re
-from collections import Counter
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from . import style
 
-__all__ = ["COLOURS", "inline_svg"]
+__all__ = ["COLOURS", "Glyphs", "inline_svg"]
 
 COLOURS = {
     name.lower(): getattr(style, name)
@@ -21,7 +21,32 @@ COLOURS = {
 """Colours of our figures by the name of the page's CSS variable."""
 
 
-def inline_svg(figure: Figure, *, prefix: str, title: str, description: str = "") -> str:
+class Glyphs:
+    """The outlines of letters that the figures of a page share; without, they are a third of its size."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._others = itertools.count()
+
+    def name(self, outline: str) -> str:
+        """The id under which a path is drawn."""
+        return self._names.setdefault(outline, f"glyph-{len(self._names)}")
+
+    def another(self) -> str:
+        """An id that nothing else on the page has."""
+        return f"mark-{next(self._others)}"
+
+    def defs(self) -> str:
+        """The outlines so far."""
+        paths = (f'<path id="{name}" {outline}/>' for outline, name in self._names.items())
+        return f"<defs>{''.join(paths)}</defs>"
+
+    def element(self) -> str:
+        """An ``<svg>`` that shows nothing, to be put before the figures."""
+        return f'<svg class="glyphs" width="0" height="0" aria-hidden="true" focusable="false">{self.defs()}</svg>'
+
+
+def inline_svg(figure: Figure, *, prefix: str, title: str, description: str = "", glyphs: Glyphs | None = None) -> str:
     """Render a figure as an ``<svg>`` element to put into an HTML page.
 
     Text becomes outlines, so that it looks alike everywhere; ``title`` and ``description`` are what a
@@ -33,9 +58,11 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str = ""
         prefix: distinguishes this figure's ids from others on the page: letters, digits and hyphens.
         title: its accessible name.
         description: its accessible description.
+        glyphs: takes the outlines of letters; the page puts ``glyphs.element()`` before its figures. None keeps
+            them in the figure.
 
     Returns:
-        The element; it refers to nothing outside itself.
+        The element; it refers to nothing outside itself but ``glyphs``.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": prefix}):
@@ -44,17 +71,8 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str = ""
     text = text[text.index("<svg") :]
     text = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-    seen: Counter[str] = Counter()
-
-    def own(match: re.Match[str]) -> str:
-        name = match.group(1)
-        seen[name] += 1
-        return f'id="{prefix}-{name}"' if seen[name] == 1 else f'id="{prefix}-{name}-{seen[name]}"'
-
-    text = re.sub(r'\bid="([^"]+)"', own, text)
-    text = re.sub(r'\bhref="#([^"]+)"', rf'href="#{prefix}-\1"', text)
-    text = text.replace("url(#", f"url(#{prefix}-")
-    text = re.sub(r"<style[^>]*>\s*\*\s*\{", f"<style>#{prefix} * {{", text)
+    own = glyphs if glyphs is not None else Glyphs()
+    text = _named(_shared(_lean(text), own), own, prefix)
     for name, colour in COLOURS.items():
         text = re.sub(colour, f"var(--{name})", text, flags=re.IGNORECASE)
     head, body = text.split(">", 1)
@@ -65,4 +83,68 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str = ""
     labelled = f"{prefix}-title {prefix}-desc" if description else f"{prefix}-title"
     width = figure.get_figwidth() * 96
     opening = f'<svg id="{prefix}" role="img" aria-labelledby="{labelled}" {box.group()} style="width:{width:.0f}px">'
+    if glyphs is None:
+        body = re.sub(r'(href="#|url\(#|id=")(glyph|mark)-', rf"\1{prefix}-\2-", f"{own.defs()}{body}")
     return opening + named + body.rstrip()
+
+
+def _shared(text: str, glyphs: Glyphs) -> str:
+    """The figure without the outlines of its letters, which are paths with an id and a scale; spaces have none."""
+    names: dict[str, str] = {}
+
+    def kept(match: re.Match[str]) -> str:
+        names[match[1]] = glyphs.name(match[2]) if " d=" in match[0] else ""
+        return ""
+
+    text = re.sub(r'<path id="([^"]+)" ((?:d="[^"]*" )?transform="scale\([^"]*\)")/>', kept, text)
+    text = text.replace("<defs></defs>", "")
+
+    def used(match: re.Match[str]) -> str:
+        name = names.get(match[1], match[1])
+        return f'<use href="#{name}"{match[2]}/>' if name else ""
+
+    return re.sub(r'<use href="#([^"]+)"([^>]*)/>', used, text)
+
+
+def _named(text: str, glyphs: Glyphs, prefix: str) -> str:
+    """The ids that something refers to under names of their own, the others gone."""
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    own = {name: glyphs.another() for name in sorted(used) if not name.startswith("glyph-")}
+    text = re.sub(r'\sid="([^"]+)"', lambda m: f' id="{own[m[1]]}"' if m[1] in own else "", text)
+    text = re.sub(r'(href="#|url\(#)([^")]+)', lambda m: f"{m[1]}{own.get(m[2], m[2])}", text)
+    return re.sub(r"<style[^>]*>\s*\*\s*\{", f"<style>#{prefix} * {{", text)
+
+
+NUMBER = r"-?\d+\.\d+"
+MARKER = r'<use href="[^"]+" x="[^"]+" y="[^"]+" style="'
+"""How matplotlib writes one marker of a curve, up to its style."""
+LONG = 200
+"""Points from which a line is so dense that a tenth of a point will do."""
+
+
+def _lean(text: str) -> str:
+    """The same drawing in fewer letters: a hundredth of a point is finer than any screen."""
+    text = re.sub(r">\s+<", "><", text)
+    text = re.sub(r'\bd="([^"]*)"', lambda m: f'd="{_path(m[1])}"', text)
+    text = re.sub(r'\b(x|y|width|height)="(-?\d+\.\d+)"', lambda m: f'{m[1]}="{_rounded(m[2])}"', text)
+    text = re.sub(
+        r"translate\(([^)]*)\)", lambda m: f"translate({re.sub(NUMBER, lambda n: _rounded(n[0]), m[1])})", text
+    )
+    text = re.sub(r'transform="translate\((\S+) (\S+)\)"/>', r'x="\1" y="\2"/>', text).replace(' y="0"/>', "/>")
+    # Of many equal markers the style once, around them.
+    return re.sub(rf'{MARKER}([^"]*)"/>(?:{MARKER}\1"/>)+', _with_one_style, text)
+
+
+def _with_one_style(markers: re.Match[str]) -> str:
+    said = f' style="{markers[1]}"'
+    return f"<g{said}>{markers[0].replace(said, '')}</g>"
+
+
+def _path(commands: str) -> str:
+    digits = 2 if commands.count("L") < LONG else 1
+    commands = re.sub(NUMBER, lambda m: _rounded(m[0], digits), commands)
+    return re.sub(r"\s*([MLQCZz])\s*", r"\1", " ".join(commands.split()))
+
+
+def _rounded(number: str, digits: int = 2) -> str:
+    return f"{float(number):.{digits}f}".rstrip("0").rstrip(".")

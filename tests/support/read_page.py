@@ -54,6 +54,11 @@ class Page(HTMLParser):
         return [attrs for each, attrs in self.elements if each == tag]
 
     @property
+    def figures(self) -> list[dict[str, str | None]]:
+        """The static ones, wide and narrow."""
+        return [attrs for attrs in self.tags("svg") if attrs.get("role") == "img"]
+
+    @property
     def words(self) -> str:
         return " ".join(t for tag, texts in self.text.items() if tag != "style" for t in texts)
 
