@@ -31,6 +31,7 @@ from .inverse_fisher import InverseFisher
 from .jacobian import Jacobian
 from .krylov import top_eigenpairs
 from .layer_collapse import neural_collapse_by_layer, neural_collapse_of
+from .layer_traces import layer_traces
 from .noise import NoiseStatistics, gradient_noise, minibatch_noise
 from .noise_scale import NoiseScale, noise_scale, two_batch_noise
 from .objective import Objective
@@ -105,6 +106,7 @@ __all__ = [
     "frobenius_norm",
     "gradient_noise",
     "gradient_share",
+    "layer_traces",
     "line",
     "linear_path",
     "merge",

@@ -5,6 +5,7 @@ from .collapse import NeuralCollapse
 from .cost import Cost, ProbeCost
 from .estimate import estimate
 from .gradient_noise import GradientNoise
+from .layers import LayerTraces
 from .player import Player
 from .probe import Measurement, Needs, Probe
 from .records import SCHEMA_VERSION, Record
@@ -30,6 +31,7 @@ __all__ = [
     "Cost",
     "Criterion",
     "GradientNoise",
+    "LayerTraces",
     "Measurement",
     "Needs",
     "NeuralCollapse",
