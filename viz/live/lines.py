@@ -1,0 +1,148 @@
+"""What a run comes to just now, in lines for a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from losscope.probes import Audit, Record, Run
+
+from .. import series
+from ..audit_table import STYLES
+from ..words import headline, interval, number, seconds, short_symbol, split, verdict
+
+__all__ = ["clean", "cost", "failures", "heading", "numbers", "verdicts"]
+
+MOST_FAILURES = 3
+LONGEST = 60
+NOT_MEASURED = ("log", "oscillation", "stability")
+
+
+def clean(text: str, longest: int | None = None) -> str:
+    r"""A text of a run without what a terminal might obey: escape sequences, controls, marks of direction.
+
+    Example:
+        >>> from losscope.viz.live.lines import clean
+        >>> clean("model\x1b[2J[bold]\u202egnp")
+        'model·[2J[bold]·gnp'
+    """
+    shown = "".join(each if each.isprintable() else "·" for each in text)
+    return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
+def heading(run: Run, problem: str = "", now: float | None = None) -> list[Text]:
+    """Name, status, last step, and how old the last record is; then what is wrong, if anything."""
+    youngest = max(run.records, key=lambda record: (record.time, record.step), default=None)
+    said = [clean(run.status, LONGEST)] if run.players else ["waiting for the run to begin"]
+    if youngest is None:
+        said += ["no records yet"] if run.players else []
+    else:
+        said += [f"step {youngest.step:,}", f"{len(run.records):,} records"]
+        if youngest.time > 0:
+            said.append(f"last one {seconds(max((time.time() if now is None else now) - youngest.time, 0.0))} ago")
+    lines = [Text.assemble((clean(run.name, LONGEST), "bold"), "  ", " · ".join(said))]
+    if reason := run.meta.get("reason"):
+        lines.append(Text(clean(str(reason)), style="bold red"))
+    if run.malformed:
+        lines.append(Text(f"{run.malformed:,} lines of records.jsonl cannot be read", style="yellow"))
+    if problem:
+        lines.append(Text(clean(problem), style="bold red"))
+    return lines
+
+
+def numbers(run: Run, player: str) -> Table:
+    """The latest value of each quantity: loss, sharpness, trace, and what further probes say."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(overflow="fold")
+    steps, losses, _ = series.loss(run, player)
+    if len(steps):
+        table.add_row("loss", number(float(losses[-1])), Text(f"step {steps[-1]:,}", style="dim"))
+    sharpness = series.sharpness(run, player)
+    if len(sharpness):
+        table.add_row("sharpness", number(float(sharpness.value[-1])), Text(_sharpness(run, player), style="dim"))
+    for record in _latest(run, player):
+        if record.probe == "sharpness" or record.value is None:
+            continue
+        said = [interval(record.low, record.high), f"step {record.step:,}"]
+        words = Text(", ".join(each for each in said if each), style="dim")
+        table.add_row(Text(clean(record.probe)), number(record.value), words)
+    return table
+
+
+def _sharpness(run: Run, player: str) -> str:
+    """Interval, ratio to the threshold, step."""
+    found = series.sharpness(run, player)
+    low, high, threshold = (_known(each[-1]) for each in (found.low, found.high, found.threshold))
+    said = [interval(low, high)]
+    if threshold:
+        formula = clean(str(series.facts(run, player).get("threshold_formula") or "its threshold"), 30)
+        said.append(f"{number(float(found.value[-1]) / threshold, 3)} of {formula} = {number(threshold)}")
+    return ", ".join([each for each in said if each] + [f"step {found.steps[-1]:,}"])
+
+
+def _known(value: float) -> float | None:
+    return float(value) if value == value else None
+
+
+def _latest(run: Run, player: str) -> Iterable[Record]:
+    """Of each probe its last measurement, those that the audit speaks of left out."""
+    found: dict[str, Record] = {}
+    for record in run.records:
+        if record.player == player and record.status == "ok" and record.probe not in NOT_MEASURED:
+            found[record.probe] = max(found.get(record.probe, record), record, key=lambda each: each.step)
+    if "trace" not in found:
+        stability = run.select("stability", player)
+        if stability and (value := stability[-1].values.get("trace")) is not None:
+            ends = (stability[-1].values.get(f"trace_{end}") for end in ("low", "high"))
+            low, high = ends
+            found["trace"] = Record(stability[-1].step, player, "trace", value=value, low=low, high=high)
+    return found.values()
+
+
+def verdicts(audit: Audit, signs: bool = True) -> list[Text]:
+    """The verdict in a sentence, and each criterion that applies in a line."""
+    said = headline(audit)
+    applies, _ = split(audit)
+    lines = [Text.assemble((f"{said.title}: ", STYLES[said.shown.tone]), clean(said.sentence))]
+    for line in applies:
+        shown = verdict(line.verdict)
+        within = interval(line.ratio_low, line.ratio_high)
+        ratio = f"{number(line.ratio)}" + (f" ({within})" if within else "")
+        lines.append(
+            Text.assemble(
+                (f"{shown.symbol if signs else shown.plain} ", STYLES[shown.tone]), f"{line.name}  {ratio}  ",
+                (shown.words, STYLES[shown.tone]), (f"  {short_symbol(line)}", "dim"),
+                no_wrap=True, overflow="ellipsis",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def failures(run: Run) -> list[Text]:
+    """The last measurements that failed, the latest first; those with the same words once."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for record in run.records:
+        if record.status != "ok":
+            found.setdefault((record.probe, record.status, record.reason or ""), []).append(record.step)
+    latest = sorted(found.items(), key=lambda each: -max(each[1]))[:MOST_FAILURES]
+    return [_failure(*kind, steps) for kind, steps in latest]
+
+
+def _failure(probe: str, status: str, reason: str, steps: Sequence[int]) -> Text:
+    what = "not finite" if status == "nonfinite" else clean(status, LONGEST)
+    times = f", {len(steps)} times" if len(steps) > 1 else ""
+    said = f"step {max(steps):,}{times}: {clean(probe, LONGEST)} {what}" + (f": {clean(reason)}" if reason else "")
+    return Text(said, style="red", no_wrap=True, overflow="ellipsis")
+
+
+def cost(run: Run) -> Text:
+    """What the measuring took, as a whole and by probe."""
+    found = run.cost()
+    probes = [f"{clean(each.probe, 24)} {each.seconds:.2g} s" for each in found.probes if each.seconds > 0]
+    said = found.notes()[0] + (f": {', '.join(probes)}" if probes else "")
+    return Text(said[0].upper() + said[1:], style="dim", no_wrap=True, overflow="ellipsis")
