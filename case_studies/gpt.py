@@ -1,11 +1,11 @@
 """A GPT of 10.8 million parameters on Python's own sources, watched: sharpness, trace, spectrum and stability.
 
 The loop has the shape of nanoGPT's: batches of bytes drawn at random, gradients accumulated over micro-batches under
-bfloat16 autocast, clipped, AdamW with linear warm-up and half a cosine. What is measured is the loss of as many fixed
-pieces of text as an update takes, in float32. With a budget the measurements take at most that share of the time.
+bfloat16 autocast, clipped, AdamW with linear warm-up and half a cosine. What is measured is the loss of two fixed
+batches in float32. With a budget the measurements take at most that share of the time.
 
     pip install "losscope[transformers]"
-    python case_studies/gpt.py --out runs/gpt            # about ten minutes on one core
+    python case_studies/gpt.py --out runs/gpt            # minutes on four cores
     python case_studies/gpt.py --quick                   # a small one, ten seconds
 """
 
@@ -83,7 +83,7 @@ def probes(steps: int) -> list[Any]:
     fifth = max(1, steps // 5)
     return [
         Sharpness(every=max(1, steps // 20)),
-        Stability(level="sharpness", every=fifth),
+        Stability(level="sharpness", every=max(1, steps // 10)),
         Trace(rtol=0.3, max_matvecs=12, every=fifth),
         Spectrum(vectors=1, steps=20, outliers=4, every=2 * fifth),
     ]
@@ -100,7 +100,7 @@ def train(size: Size, out: Path | None = None, seed: int = 0, budget: float | No
     ]
     optimizer = torch.optim.AdamW(groups, lr=size.rate, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(seed)
-    fixed = [drawn(train_text, size, generator) for _ in range(size.accumulation)]  # as many as an update takes
+    fixed = [drawn(train_text, size, generator) for _ in range(2)]
     check = [drawn(held_out, size, generator) for _ in range(8)]
     batch = drawn(train_text, size, generator)
     with watch(
