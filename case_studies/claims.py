@@ -236,6 +236,8 @@ def print_claims(claims: Sequence[Claim], title: str = "", console: Console | No
             claim.text, claim.predicted, claim.said, f"{claim.held} of {len(claim.seeds)}", claim.verdict
         )  # fmt: skip
     console = console or Console(highlight=False)
+    if not console.is_terminal:  # a log has no width
+        console.width = max(console.width, 140)
     console.print(table)
     for claim in claims:
         if claim.note:

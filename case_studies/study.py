@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from losscope.viz.demo import fresh_folder
 
-__all__ = ["Options", "command_line", "in_parallel", "one_thread", "save_figure"]
+__all__ = ["COLOURS", "Options", "command_line", "in_parallel", "one_thread", "panels", "save_figure"]
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1f2328")
+"""Okabe and Ito's palette, in an order that keeps neighbours apart with every kind of colour vision."""
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -138,6 +142,24 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def panels(
+    count: int, titles: Sequence[str] = (), *, size: tuple[float, float] = (3.6, 3.1)
+) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, plainly dressed, lettered where they have titles; ``size`` is that of one."""
+    figure = Figure(figsize=(count * size[0], size[1]), layout="constrained")
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#d8dee4", linewidth=0.5)
+        ax.set_axisbelow(True)
+        ax.tick_params(labelsize=8)
+        ax.xaxis.label.set_fontsize(9)
+        ax.yaxis.label.set_fontsize(9)
+    for ax, letter, title in zip(axes, "abcdefgh", titles, strict=False):
+        ax.set_title(f"({letter}) {title}", loc="left", fontsize=9)
+    return figure, axes
 
 
 def save_figure(figure: Figure, out: Path, name: str, *, dpi: int = 110) -> Path:
