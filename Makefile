@@ -9,11 +9,12 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); if [ $$n -gt 8 ]; then n=8; f
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+DOCS_ARGS ?= -q
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format clean FORCE
+.PHONY: help demo test docs lint types format clean FORCE
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -23,6 +24,10 @@ demo: $(VENV)/.installed-demo  ## set up, then train the demo under watch and wr
 
 test: $(VENV)/.installed-test  ## set up, then run all tests and doctests (PYTEST_ARGS="-k name")
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist worksteal --doctest-modules $(PYTEST_ARGS) --pyargs losscope tests
+
+docs: $(VENV)/.installed-docs  ## build the documentation, which runs its examples; warnings are errors
+	$(ONE_THREAD) $(BIN)/sphinx-build -b html -n -W --keep-going $(DOCS_ARGS) docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -36,7 +41,7 @@ types: $(VENV)/.installed-dev  ## mypy on the installed packages
 	$(BIN)/mypy
 
 clean:  ## remove the environment and everything built (not runs/)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist docs/_build docs/figures docs/sg_execution_times.rst *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find $(PACKAGES) tests benchmarks case_studies -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.created:

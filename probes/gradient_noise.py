@@ -25,7 +25,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class GradientNoise(Probe):
-    """How noisy gradients are, ``value`` the simple noise scale tr(Sigma) / |G|^2 in samples.
+    """How noisy gradients are, ``value`` the simple noise scale ``tr(Sigma) / |G|^2`` in samples.
 
     From the gradients of single samples of the data that is watched; the intervals are for the population that
     these come from. Where samples have no gradients of their own, as with batch statistics or ignored targets, from
