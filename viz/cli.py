@@ -104,6 +104,29 @@ def report(
 
 
 @app.command()
+def live(
+    run: RunArgument,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: a free one from 8642 on.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="On the terminal; once where the output is no terminal.")
+    ] = False,
+    browse: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Follow a run while it is being written, until Ctrl-C.
+
+    The page of losscope report at an address of this machine, which takes up new records within seconds, also after
+    the run was killed and resumed. It is read-only: nothing outside the run folder is read, nothing is written. From
+    elsewhere: ssh -L 8642:127.0.0.1:8642 HOST, with the port that is printed.
+
+    Example:  losscope live runs/a --open
+    """
+    with _one_line_errors():
+        from .live import live as follow
+
+        follow(run, port=port, text=text, browse=browse)
+
+
+@app.command()
 def audit(
     run: RunArgument,
     player: Annotated[str | None, typer.Option(help="Audit this player only; default: all of the run.")] = None,
