@@ -6,6 +6,7 @@ from .figure import figure
 from .gradient_noise import plot_gradient_noise
 from .interactive import interactive_spectrum
 from .interactive_surface import interactive_surface
+from .layers import plot_layers
 from .line import plot_line
 from .neighbourhood import plot_neighbourhood
 from .outliers import plot_outliers
@@ -27,6 +28,7 @@ __all__ = [
     "plot_class_structure",
     "plot_collapse",
     "plot_gradient_noise",
+    "plot_layers",
     "plot_line",
     "plot_neighbourhood",
     "plot_outliers",

@@ -13,6 +13,7 @@ from losscope.probes import Run
 
 from .collapse import plot_collapse
 from .gradient_noise import plot_gradient_noise
+from .layers import plot_layers
 from .outliers import plot_outliers
 from .sharpness import plot_sharpness
 from .spectrum import plot_spectrum
@@ -33,6 +34,7 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "tangent_kernel": plot_tangent_kernel,
     "gradient_noise": plot_gradient_noise,
     "trajectory": plot_trajectory,
+    "layers": plot_layers,
 }
 
 
@@ -44,7 +46,7 @@ def figure(run: Run, name: str, *, player: str | None = None, size: tuple[float,
     Args:
         run: the run.
         name: ``"sharpness"``, ``"stability"``, ``"spectrum"``, ``"spectrum_over_time"``, ``"outliers"``,
-            ``"collapse"``, ``"tangent_kernel"``, ``"gradient_noise"`` or ``"trajectory"``.
+            ``"collapse"``, ``"tangent_kernel"``, ``"gradient_noise"``, ``"trajectory"`` or ``"layers"``.
         player: which player; default: the first.
         size: width and height in inches.
 

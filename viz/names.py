@@ -52,11 +52,12 @@ def shortened(names: Sequence[str], most: int = MOST) -> list[str]:
     Example:
         >>> from losscope.viz.names import shortened
         >>> shortened(["resnet50_imagenet_lr0.1_seed0", "resnet50_imagenet_lr0.2_seed0"], 12)
-        ['…0.1_seed0', '…0.2_seed0']
+        ['…lr0.1_seed0', '…lr0.2_seed0']
     """
     if all(len(name) <= most for name in names):
         return list(names)
-    before = max(_shared(names) - 2, 0)  # a little of what they share says what differs
+    before = _shared(names)
+    before = max(names[0].rfind(mark, 0, before) for mark in "/_- ") + 1 or max(before - 2, 0)  # whole words
     cut = [f"…{name[before:]}" if before > 1 and len(name) > most else name for name in names]
     after = _shared([name[::-1] for name in cut])
     cut = [f"{name[: len(name) - after]}…" if after > 1 and len(name) > most else name for name in cut]

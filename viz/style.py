@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from losscope.landscape import SettingError
@@ -37,6 +40,7 @@ __all__ = [
     "plain",
     "say",
     "step_axis",
+    "tick_text",
     "title",
     "width_of",
 ]  # fmt: skip
@@ -48,6 +52,10 @@ INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
 FONT = 9.0
 LETTER = 0.062
 """Mean width in inches of a letter in a legend."""
+HANDLE = 0.42
+"""Width in inches of a legend's handle and the space after its words."""
+LEFT = 0.75
+"""Width in inches of what is commonly left of the axes."""
 WIDE = 20.0
 """Positive numbers that spread by more than this factor are drawn on a logarithmic axis."""
 
@@ -119,15 +127,33 @@ def log_if_wide(ax: Axes, values: np.ndarray, wide: float = WIDE, *, dense: floa
     if finite.max() / finite.min() < 1e4:
         subs = (1.0, 2.0, 5.0) if finite.max() / finite.min() < dense else (1.0,)
         ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick_text(y)))
         ax.yaxis.set_minor_formatter(NullFormatter())
     return True
 
 
+def tick_text(value: float) -> str:
+    r"""A tick of a logarithmic axis: 1, 2 or 5 times a power of ten.
+
+    Example:
+        >>> from losscope.viz.style import tick_text
+        >>> tick_text(0.05), tick_text(2000.0), tick_text(1e-6), tick_text(5e7)
+        ('0.05', '2,000', '$10^{-6}$', '$5\\cdot10^{7}$')
+    """
+    if 1e-4 < value < 1e5:
+        return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+    exponent = math.floor(math.log10(value) + 1e-9)
+    factor = f"{value / 10.0**exponent:.0f}"
+    return rf"$10^{{{exponent}}}$" if factor == "1" else rf"${factor}\cdot10^{{{exponent}}}$"
+
+
 def width_of(ax: Axes) -> float:
-    """Width in inches of the figure that the axes are in."""
+    """Width in inches of the figure that the axes are in, or of their columns where they share it with others."""
     figure = ax.get_figure(root=True)
-    return float(figure.get_figwidth()) if isinstance(figure, Figure) else 6.4
+    place = ax.get_subplotspec()
+    grid = None if place is None else place.get_topmost_subplotspec()
+    share = 1.0 if grid is None else len(grid.colspan) / grid.get_gridspec().ncols
+    return share * float(figure.get_figwidth()) if isinstance(figure, Figure) else 6.4
 
 
 def in_two(ax: Axes, first: str, second: str) -> str:
@@ -174,26 +200,46 @@ def note(figure: Figure, text: str) -> None:
     )
 
 
-def legend(ax: Axes, *, outside: bool, columns: int = 2) -> None:
+def legend(ax: Axes, *, outside: bool, columns: int = 3) -> None:
     """The legend of one panel: above it in our own figures, where matplotlib finds room in a user's."""
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
         return
-    where: dict[str, Any] = {"loc": "best"}
+    size = FONT - 1
+    where: dict[str, Any] = {"loc": "best", "frameon": True}
     if outside:
+        size = FONT - 1 if width_of(ax) > 5 else FONT - 1.5
         where = {
             "loc": "lower left",
             "bbox_to_anchor": (0.0, 1.0),
             "borderaxespad": 0.3,
-            "ncols": columns if width_of(ax) > 5 else 1,
+            "frameon": False,
+            "ncols": _columns(labels, size, width_of(ax) - LEFT, columns),
         }
-    made = ax.legend(
-        handles, labels, frameon=not outside, fontsize=FONT - 1, handlelength=2.4, columnspacing=1.6,
-        borderpad=0.2, **where,
-    )  # fmt: skip
+    made = ax.legend(handles, labels, fontsize=size, handlelength=2.4, columnspacing=1.6, borderpad=0.2, **where)
     if outside:
         for text in made.get_texts():
             text.set_color(INK)
+
+
+def _columns(labels: Sequence[str], size: float, room: float, most: int) -> int:
+    """In how many columns words of this size fit into so many inches; they are filled one after the other."""
+    widths = [_inches(label, size) + HANDLE for label in labels]
+    for columns in range(min(most, len(labels)), 1, -1):
+        rows, more = divmod(len(labels), columns)
+        ends = np.cumsum([rows + (column < more) for column in range(columns)])
+        if sum(max(part) for part in np.split(widths, ends[:-1])) <= room:
+            return columns
+    return 1
+
+
+def _inches(label: str, size: float) -> float:
+    """Width of words, mathematics included, in the font that they are drawn in."""
+    font = FontProperties(size=size)
+    every = [
+        text_to_path.get_text_width_height_descent(line, font, ismath="$" in line)[0] for line in label.split("\n")
+    ]
+    return float(max(every)) / 72
 
 
 def legend_above(ax: Axes, *, own: bool) -> None:
@@ -203,11 +249,9 @@ def legend_above(ax: Axes, *, own: bool) -> None:
     if not own or not handles or not isinstance(figure, Figure):
         legend(ax, outside=False)
         return
-    longest = max(len(line) for label in labels for line in label.split("\n"))
-    fits = 2 * (longest * LETTER + 0.6) < figure.get_figwidth()
     made = figure.legend(
-        handles, labels, loc="outside upper left", ncols=2 if fits and len(labels) > 1 else 1, frameon=False,
-        fontsize=FONT - 1, handlelength=2.4, columnspacing=1.6, borderpad=0.2, borderaxespad=0.2,
+        handles, labels, loc="outside upper left", ncols=_columns(labels, FONT - 1, float(figure.get_figwidth()), 2),
+        frameon=False, fontsize=FONT - 1, handlelength=2.4, columnspacing=1.6, borderpad=0.2, borderaxespad=0.2,
     )  # fmt: skip
     for text in made.get_texts():
         text.set_color(INK)
