@@ -16,7 +16,6 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -25,16 +24,22 @@ from losscope.probes.audit_json import run_audit_as_dict, strict
 from losscope.probes.catalogue import CATALOGUE
 from losscope.probes.phases import phases
 
-from . import series, words
+from . import words
 from .captions import CAPTIONS, NARROW, WIDE, kinds
 from .facts import player_facts, run_facts
 from .figure import figure
 from .page_figures import drawn
+from .story import Sentence, story
 from .svg import COLOURS, Glyphs, inline_svg
 
 __all__ = ["data", "fragment", "page"]
 
 MOST_ERRORS = 20
+CHAPTERS = {
+    "training": "Training", "edge": "Edge of stability", "spikes": "Spikes", "changes": "What changed",
+    "verdict": "Verdicts", "gaps": "What is missing", "cost": "Cost",
+}  # fmt: skip
+"""Of a story, in the order in which it is told."""
 SYMBOLS = {
     "sharpness": "λ<sub>max</sub>(H)",
     "trace": "tr(H)",
@@ -134,11 +139,16 @@ def _player(run: Run, name: str, key: str, glyphs: Glyphs | None) -> dict[str, A
         "name": name, "key": key, "audit": audit, "headline": said, "applies": applies,
         "barred": words.together(barred), "evidence": words.evidence(audit), "facts": player_facts(run, name),
         "preconditions": sorted(audit.preconditions, key=lambda each: (each.holds is not False, each.holds is True)),
-        "problems": _problems(run, name), "happened": happened(run, name),
+        "problems": _problems(run, name), "story": _told(story(run, name)),
         "figures": []
         if glyphs is None
         else [_static(run, name, key, kind, f"{said.title}: {said.sentence}", glyphs) for kind in kinds(run, name)],
     }  # fmt: skip
+
+
+def _told(sentences: Sequence[Sentence]) -> list[tuple[str, list[Sentence]]]:
+    """A story by what its sentences are about."""
+    return [(title, some) for about, title in CHAPTERS.items() if (some := [s for s in sentences if s.about == about])]
 
 
 def _static(run: Run, name: str, key: str, kind: str, verdict: str, glyphs: Glyphs) -> dict[str, Any]:
@@ -180,19 +190,6 @@ def _caption(run: Run, name: str, kind: str) -> str:
 def _symbol(line: Criterion) -> str:
     entry = CATALOGUE.get(line.name)
     return Markup(SYMBOLS[line.name]) if entry is not None and entry.symbol == line.symbol else line.symbol
-
-
-def happened(run: Run, name: str) -> list[str]:
-    """What a reader must know before any verdict: a failed run, numbers that ceased to be finite."""
-    said = []
-    steps, values, _ = series.loss(run, name)
-    broken = steps[~np.isfinite(values)]
-    if len(broken):
-        said.append(f"The loss was not finite at {len(broken)} steps, first at step {broken[0]:,}.")
-    records = [r for r in run.records if r.status == "nonfinite" and r.player == name]
-    if records and not len(broken):
-        said.append(f"Measurements were not finite, first at step {records[0].step:,}.")
-    return said
 
 
 def _problems(run: Run, name: str) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_hostile_words_stay_words(tmp_path: Path) -> None:
 
 def test_a_diverged_run_says_so(tmp_path: Path) -> None:
     page = Page(report(run_of(diverging()), tmp_path / "page.html"))
-    assert "The loss was not finite at 170 steps, first at step 330." in page.words
+    assert "The training loss was not finite at 170 of 500 steps, first at step 330" in page.words
     assert "RuntimeError: out of memory" in page.words and "Recorded errors" in page.words
     assert "Above the edge" in page.words
 
