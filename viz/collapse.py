@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from losscope.landscape import Collapse
 from losscope.probes import Record, Run
 
 from . import series, style
+from .lines import draw_line
 from .marks import mark_unmeasured
 from .sharpness import _title
 from .style import BLUE, GREEN, MUTED, ORANGE, PURPLE, VERMILLION
@@ -18,37 +20,39 @@ from .style import BLUE, GREEN, MUTED, ORANGE, PURPLE, VERMILLION
 __all__ = ["plot_collapse"]
 
 PROBE = "neural_collapse"
-Curve = tuple[str, str, str, str]  # name of the number, label, colour, line style
+Curve = tuple[str, str, str, str, str]  # name of the number, label, colour, line style, marker
 
 PANELS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
     (
         "within classes",
         (
-            ("nc1", "NC1", BLUE, "-"),
-            ("nc1_quotient", "quotient", ORANGE, "--"),
-            ("cdnv", "CDNV", GREEN, ":"),
+            ("nc1", "NC1", BLUE, "-", "o"),
+            ("nc1_quotient", "quotient", ORANGE, "--", "s"),
+            ("cdnv", "CDNV", GREEN, ":", "^"),
         ),
     ),
     (
         "geometry",
         (
-            ("equinorm", "NC2 lengths", BLUE, "-"),
-            ("equiangularity", "NC2 angles", VERMILLION, "-"),
-            ("equinorm_classifier", "lengths, classifier", BLUE, ":"),
-            ("equiangularity_classifier", "angles, classifier", VERMILLION, ":"),
-            ("gnc2_variance", "GNC2 variance", GREEN, "-."),
-            ("nc3", "NC3", PURPLE, "-"),
+            ("equinorm", "NC2 lengths", BLUE, "-", "o"),
+            ("equiangularity", "NC2 angles", VERMILLION, "-", "s"),
+            ("equinorm_classifier", "lengths, classifier", BLUE, ":", "^"),
+            ("equiangularity_classifier", "angles, classifier", VERMILLION, ":", "v"),
+            ("gnc2_variance", "GNC2 variance", GREEN, "-.", "P"),
+            ("nc3", "NC3", PURPLE, "--", "D"),
         ),
     ),
     (
         "share of samples",
         (
-            ("nc4", "NC4", BLUE, "-"),
-            ("nearest_mean_error", "nearest mean is not the label's", ORANGE, "--"),
+            ("nc4", "NC4", BLUE, "-", "o"),
+            ("nearest_mean_error", "nearest mean is not the label's", ORANGE, "--", "s"),
         ),
     ),
 )
 HEIGHTS = (1.5, 1.8, 1.0)
+LETTERS_PER_INCH = 13
+"""Of the names of layers below the axis."""
 
 
 def plot_collapse(
@@ -104,7 +108,9 @@ def plot_collapse(
         mark_unmeasured(axes[0], series.unmeasured(shown, PROBE, player), "collapse")
         style.step_axis(axes[-1], places)
     else:
-        axes[-1].set_xticks(places, [style.plain(name, 14) for name in shown])
+        room = max(int(LETTERS_PER_INCH * style.width_of(axes[-1])), 1)
+        every = math.ceil(sum(len(style.plain(name, 14)) + 2 for name in shown) / room)
+        axes[-1].set_xticks(places[::every], [style.plain(name, 14) for name in shown][::every] if every else [])
         axes[-1].set_xlabel("layer")
     return ax if isinstance(ax, Axes) else axes
 
@@ -118,25 +124,25 @@ def _rows(shown: Run | Mapping[str, Collapse], player: str | None) -> tuple[list
 
 
 def _finite(record: Record) -> dict[str, float]:
-    return {name: value for name, value in record.values.items() if value is not None and np.isfinite(value)}
+    return {name: value for name, value in record.values.items() if value is not None and math.isfinite(value)}
 
 
 def _draw(
     ax: Axes, rows: list[dict[str, float]], places: np.ndarray, label: str, curves: Sequence[Curve], *, own: bool
 ) -> None:
     ax.set_ylabel(label)
-    marker, drawn = "o" if len(places) <= 40 else None, []
-    for name, words, colour, line in curves:
+    drawn = []
+    for name, words, colour, line, marker in curves:
         values = _column(rows, name)
         if not np.isfinite(values).any():
             continue
         drawn.append(values)
-        ax.plot(
-            places, values, color=colour, linestyle=line, linewidth=1.3, marker=marker, markersize=2.5, label=words,
+        draw_line(
+            ax, places, values, color=colour, linestyle=line, linewidth=1.3, marker=marker, markersize=2.8, label=words,
             zorder=3, gid=name,
         )  # fmt: skip
     if curves[0][0] == "nc1":
-        drawn += _draw_other_layers(ax, rows, places, marker)
+        drawn += _draw_other_layers(ax, rows, places)
     if not drawn:
         style.say(ax, "not measured")
         return
@@ -147,18 +153,14 @@ def _draw(
     style.legend(ax, outside=own, columns=3)
 
 
-def _draw_other_layers(
-    ax: Axes, rows: list[dict[str, float]], places: np.ndarray, marker: str | None
-) -> list[np.ndarray]:
+def _draw_other_layers(ax: Axes, rows: list[dict[str, float]], places: np.ndarray) -> list[np.ndarray]:
     """NC1 of further layers, each named at its end."""
     names = dict.fromkeys(name for row in rows for name in row if name.endswith("/nc1"))
     found = []
     for name in names:
         values = _column(rows, name)
         found.append(values)
-        ax.plot(
-            places, values, color=MUTED, linewidth=0.9, marker=marker, markersize=2, zorder=2.5, gid=name,
-        )  # fmt: skip
+        draw_line(ax, places, values, color=MUTED, linewidth=0.9, marker=".", markersize=3, zorder=2.5, gid=name)
         last = np.flatnonzero(np.isfinite(values))[-1:]
         for index in last:
             ax.annotate(
@@ -170,4 +172,4 @@ def _draw_other_layers(
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-    return np.array([row.get(name, np.nan) for row in rows], dtype=float)
+    return series.numbers(row.get(name) for row in rows)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +10,7 @@ from matplotlib.axes import Axes
 from losscope.probes import Record, Run
 
 from . import series, style
+from .lines import draw_band, draw_line
 from .marks import mark_unmeasured
 from .sharpness import _title
 from .style import BLUE, GREEN, MUTED, ORANGE, VERMILLION
@@ -20,7 +20,6 @@ __all__ = ["plot_gradient_noise"]
 PROBE = "gradient_noise"
 HEIGHTS = (1.5, 1.2, 1.0)
 BANDS = (("norm_05", "norm_95", 0.15), ("norm_25", "norm_75", 0.3))
-MOST_MARKERS = 40
 BELOW = 3.0
 """How far below the least value drawn a logarithmic axis goes, where an interval reaches zero."""
 
@@ -89,35 +88,43 @@ def plot_gradient_noise(
 def _draw_scales(ax: Axes, records: Sequence[Record], steps: np.ndarray) -> None:
     ax.set_ylabel("noise scale [samples]")
     ax.set_yscale("log")
-    own = [(r.value, r.low, r.high, r.values.get("conclusive")) for r in records]
+    own = [series.numbers(getattr(r, end) for r in records) for end in ("value", "low", "high")]
+    own.append(series.column(records, "conclusive"))
     weighted = [
-        tuple(r.values.get(f"curvature_{end}") for end in ("weighted", "weighted_low", "weighted_high", "conclusive"))
-        for r in records
+        series.column(records, f"curvature_{end}")
+        for end in ("weighted", "weighted_low", "weighted_high", "conclusive")
     ]
     _scale(ax, steps, own, BLUE, r"simple, tr$\,\Sigma$ / $|G|^2$", "simple")
     _scale(ax, steps, weighted, ORANGE, r"curvature-weighted, tr$\,H\Sigma$ / $G^T\!HG$", "curvature-weighted")
-    batch = _column(r.values.get("batch_size") for r in records)
+    batch = series.column(records, "batch_size")
     if np.isfinite(batch).any():
-        ax.plot(steps, batch, color=MUTED, linewidth=1, linestyle=(0, (5, 2)), label="batch size", gid="batch-size")
+        draw_line(
+            ax, steps, batch, color=MUTED, linewidth=1, linestyle=(0, (5, 2)), marker="", label="batch size",
+            gid="batch-size",
+        )  # fmt: skip
     _keep_in_view(ax)
+    if not ax.get_lines():
+        style.say(ax, "no finite gradient noise recorded")
 
 
-def _scale(
-    ax: Axes, steps: np.ndarray, rows: Sequence[Sequence[float | None]], colour: str, label: str, gid: str
-) -> None:
-    value, low, high, conclusive = (_column(column) for column in zip(*rows, strict=True))
+def _scale(ax: Axes, steps: np.ndarray, columns: Sequence[np.ndarray], colour: str, label: str, gid: str) -> None:
+    value, low, high, conclusive = columns
+    dash, marker = ("-", "o") if gid == "simple" else ((0, (4, 1)), "s")
     known = (conclusive == 1) & (value > 0)
     if known.any():
         shown = np.where(known, value, np.nan)
         low_end, high_end = np.where(known, np.maximum(low, 0), np.nan), np.where(known, high, np.nan)
-        ax.plot(steps, shown, color=colour, linewidth=1.2, label=label, gid=gid, zorder=3, **_marks(len(steps)))
-        ax.fill_between(steps, low_end, high_end, color=colour, alpha=0.2, linewidth=0, zorder=2, gid=f"{gid}-band")
-        alone = known & ~_beside(known)
-        ax.vlines(steps[alone], low_end[alone], high_end[alone], color=colour, linewidth=1, alpha=0.6)
-    open_ = ~known & (low > 0)
-    if open_.any():
+        draw_line(
+            ax, steps, shown, color=colour, linewidth=1.2, linestyle=dash, marker=marker, markersize=3, label=label,
+            gid=gid, zorder=3,
+        )  # fmt: skip
+        draw_band(ax, steps, low_end, high_end, color=colour, zorder=2, gid=f"{gid}-band")
+    open_ = np.where(~known & (low > 0), low, np.nan)
+    if np.isfinite(open_).any():
+        kept = series.keep(steps, open_)
+        kept = kept[np.isfinite(open_[kept])]
         ax.plot(
-            steps[open_], low[open_], linestyle="none", marker="^", markersize=4.5, markerfacecolor="none",
+            steps[kept], open_[kept], linestyle="none", marker="^", markersize=4.5, markerfacecolor="none",
             markeredgecolor=colour, markeredgewidth=0.9, zorder=4, gid=f"{gid}-inconclusive",
             label=f"{label.split(',')[0]}: inconclusive, at least",
         )  # fmt: skip
@@ -125,55 +132,45 @@ def _scale(
 
 def _draw_parts(ax: Axes, records: Sequence[Record], steps: np.ndarray) -> None:
     ax.set_ylabel("squared gradient")
-    ax.set_yscale("log")
-    parts = (("covariance_trace", VERMILLION, r"tr$\,\Sigma$"), ("gradient_square", GREEN, r"$|G|^2$"))
-    columns = [
-        [_column(r.values.get(f"{name}{end}") for r in records) for end in ("", "_low", "_high")] for name, *_ in parts
-    ]
+    parts = (
+        ("covariance_trace", VERMILLION, "-", "o", r"tr$\,\Sigma$"), ("gradient_square", GREEN, "--", "s", r"$|G|^2$"),
+    )  # fmt: skip
+    columns = [[series.column(records, f"{name}{end}") for end in ("", "_low", "_high")] for name, *_ in parts]
     positive = np.concatenate([value[value > 0] for value, *_ in columns] + [high[high > 0] for *_, high in columns])
-    floor = float(positive.min()) / BELOW if len(positive) else 1.0
-    for (name, colour, label), (value, low, high) in zip(parts, columns, strict=True):
-        shown = np.where(value > 0, value, np.nan)
-        ax.plot(steps, shown, color=colour, linewidth=1.2, label=label, gid=name, zorder=3, **_marks(len(steps)))
-        ends = (np.maximum(low, floor), np.maximum(high, floor))
-        ax.fill_between(steps, *ends, color=colour, alpha=0.2, linewidth=0, zorder=2, gid=f"{name}-band")
-        if len(steps) == 1:
-            ax.vlines(steps, *ends, color=colour, linewidth=1)
+    if not len(positive):
+        style.say(ax, "no squared gradient above zero recorded")
+        return
+    ax.set_yscale("log")
+    floor = float(positive.min()) / BELOW
+    for (name, colour, dash, marker, label), (value, low, high) in zip(parts, columns, strict=True):
+        draw_line(
+            ax, steps, np.where(value > 0, value, np.nan), color=colour, linewidth=1.2, linestyle=dash, marker=marker,
+            markersize=3, label=label, gid=name, zorder=3,
+        )  # fmt: skip
+        draw_band(
+            ax, steps, np.maximum(low, floor), np.maximum(high, floor), color=colour, zorder=2, gid=f"{name}-band"
+        )
     ax.set_ylim(bottom=floor)
 
 
 def _draw_norms(ax: Axes, records: Sequence[Record], steps: np.ndarray) -> None:
     several = any((r.values.get("draw_size") or 1) > 1 for r in records)
     ax.set_ylabel("length of a\nbatch's gradient" if several else "length of a\nsample's gradient")
+    median = series.column(records, "norm_50")
+    if not np.isfinite(median).any():
+        style.say(ax, "no finite lengths recorded")
+        return
+    ends = []
     for lower, upper, alpha in BANDS:
-        low, high = (_column(r.values.get(name) for r in records) for name in (lower, upper))
+        low, high = series.column(records, lower), series.column(records, upper)
+        ends += [low, high]
         label = f"{int(lower[-2:])} to {int(upper[-2:])} %"
-        ax.fill_between(steps, low, high, color=BLUE, alpha=alpha, linewidth=0, label=label, gid=lower)
-        if len(steps) == 1:
-            ax.vlines(steps, low, high, color=BLUE, linewidth=1)
-    median = _column(r.values.get("norm_50") for r in records)
-    ax.plot(steps, median, color=BLUE, linewidth=1.2, label="median", gid="norm_50", **_marks(len(steps)))
-    clip = _column(r.values.get("clip") for r in records)
+        draw_band(ax, steps, low, high, color=BLUE, alpha=alpha, label=label, gid=lower)
+    draw_line(ax, steps, median, color=BLUE, linewidth=1.2, markersize=3, label="median", gid="norm_50")
+    clip = series.column(records, "clip")
     if np.isfinite(clip).any():
-        ax.plot(steps, clip, color=MUTED, linewidth=1, linestyle=(0, (5, 2)), label="clip", gid="clip")
-    ends = [_column(r.values.get(name) for r in records) for name in ("norm_05", "norm_95")]
+        draw_line(ax, steps, clip, color=MUTED, linewidth=1, linestyle=(0, (5, 2)), marker="", label="clip", gid="clip")
     style.log_if_wide(ax, np.concatenate(ends))
-
-
-def _column(values: Iterable[float | None]) -> np.ndarray:
-    array = np.array([np.nan if v is None else v for v in values], dtype=float)
-    array[~np.isfinite(array)] = np.nan
-    return array
-
-
-def _marks(count: int) -> dict[str, Any]:
-    return {"marker": "o" if count <= MOST_MARKERS else None, "markersize": 3}
-
-
-def _beside(mask: np.ndarray) -> np.ndarray:
-    """Which have a neighbour in the mask, to which a band can be drawn."""
-    padded = np.concatenate(([False], mask, [False]))
-    return padded[:-2] | padded[2:]
 
 
 def _keep_in_view(ax: Axes) -> None:

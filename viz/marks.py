@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from losscope.probes.phases import CATAPULT, EDGE, SHARPENING, Phase
 
 from . import style
-from .series import Series, Unmeasured
+from .series import LARGEST, Series, Unmeasured
 from .style import INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION
 from .words import number
 
@@ -107,18 +108,19 @@ class Threshold:
 
 
 def mark_unmeasured(ax: Axes, missing: Unmeasured, what: str) -> None:
-    """Cross on the x-axis the steps at which nothing could be measured, explained in the legend."""
+    """Mark on the x-axis the steps at which nothing could be measured, explained in the legend."""
     kinds = (
-        (missing.nonfinite, "x", INK, f"{what} not finite"),
-        (missing.errors, "+", VERMILLION, f"{what}: error recorded"),
+        (missing.nonfinite, "x", INK, 0.025, f"{what} not finite"),
+        (missing.errors, "+", VERMILLION, 0.025, f"{what}: error recorded"),
+        (missing.beyond, "^", INK, 0.975, rf"{what} above $10^{{{round(math.log10(LARGEST))}}}$"),
     )
-    for steps, marker, colour, words in kinds:
+    for steps, marker, colour, height, words in kinds:
         if steps:
             shown = np.array(steps)
             if len(shown) > 60:
                 shown = shown[np.unique(np.linspace(0, len(shown) - 1, 60).astype(int))]
             ax.plot(
-                shown, np.full(len(shown), 0.025), transform=ax.get_xaxis_transform(), linestyle="none", marker=marker,
+                shown, np.full(len(shown), height), transform=ax.get_xaxis_transform(), linestyle="none", marker=marker,
                 markersize=5, markeredgewidth=1.1, color=colour, clip_on=False, zorder=6,
                 label=f"{words} ({len(steps)})", gid="unmeasured",
             )  # fmt: skip

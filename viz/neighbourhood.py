@@ -11,6 +11,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from losscope.landscape.surface import AverageSharpness, Neighbourhood, SamSharpness
 
 from . import style
+from .lines import draw_band, draw_line
+from .series import drawable, numbers
 from .style import BLUE, GRID, MUTED, VERMILLION
 
 __all__ = ["plot_neighbourhood"]
@@ -70,9 +72,10 @@ def plot_neighbourhood(
     relative = RELATIVE_TO[average.scale]
     ax.set_xlabel("length of the perturbation" + (f" ({relative})" if relative else ""))
     ax.set_ylabel("rise of the loss")
-    rises = np.array([rise.value for rise in average.rises] + [ball.value for ball in worst])
-    if not (rises[np.isfinite(rises)] > 0).any():
-        style.say(ax, "the loss rises nowhere")
+    rises = numbers([each.value for each in average.rises] + [each.value for each in worst])
+    if not (rises > 0).any():
+        known = np.isfinite(rises).any()
+        style.say(ax, "the loss rises nowhere" if known else "no finite rise of the loss")
         return ax
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -92,16 +95,16 @@ def plot_neighbourhood(
 
 def _draw_average(ax: Axes, average: AverageSharpness, trace: float | None, bottom: float) -> None:
     x = average.lengths.numpy()
-    value, low, high = (np.array([getattr(rise, name) for rise in average.rises]) for name in ("value", "low", "high"))
+    value, low, high = (numbers(getattr(rise, name) for rise in average.rises) for name in ("value", "low", "high"))
     above = average.radii.numpy() >= average.floor
     positive = np.where(value > 0, value, np.nan)
     finite = np.isfinite(value)
     high = np.where(above, high, np.maximum(high, average.rounding))  # noise has no shape
     below, upper = (np.where(finite, np.maximum(end, bottom / 10), np.nan) for end in (low, high))
     level = f"{100 * average.rises[0].confidence:g} %"
-    ax.fill_between(x, below, upper, color=BLUE, alpha=0.2, linewidth=0, zorder=1.5, gid="average-band")
-    ax.plot(
-        x, np.where(above, positive, np.nan), color=BLUE, linewidth=1.4, marker="o", markersize=3.5, zorder=3,
+    draw_band(ax, x, below, upper, color=BLUE, zorder=1.5, gid="average-band")
+    draw_line(
+        ax, x, np.where(above, positive, np.nan), color=BLUE, linewidth=1.4, markersize=3.5, zorder=3,
         label=rf"average, {average.pairs} pairs, {level} interval", gid="average",
     )  # fmt: skip
     if np.isfinite(hidden := np.where(above, np.nan, positive)).any():
@@ -109,35 +112,34 @@ def _draw_average(ax: Axes, average: AverageSharpness, trace: float | None, bott
             x, hidden, linestyle="none", marker="o", markersize=3.5, markerfacecolor="none", markeredgecolor=BLUE,
             markeredgewidth=0.8, zorder=2.5, label="average, below round-off", gid="average-hidden",
         )  # fmt: skip
-    if len(x) == 1:
-        ax.vlines(x, below, upper, color=BLUE, linewidth=1, alpha=0.6)
     if trace is not None and trace > 0:
         T = "H" if average.scale == "absolute" else "THT"
-        ax.plot(
-            x, average.radii.numpy() ** 2 / 2 * trace, color=BLUE, linewidth=1, linestyle=(0, (4, 2)), zorder=2.2,
-            label=rf"$\frac{{s^2}}{{2}}\,$tr({T})", gid="average-predicted",
+        draw_line(
+            ax, x, drawable(average.radii.numpy() ** 2 / 2 * trace), color=BLUE, linewidth=1, linestyle=(0, (4, 2)),
+            marker="", zorder=2.2, label=rf"$\frac{{s^2}}{{2}}\,$tr({T})", gid="average-predicted",
         )  # fmt: skip
 
 
 def _draw_worst(ax: Axes, worst: tuple[SamSharpness, ...]) -> None:
     x, value, predicted = (
-        np.array([getattr(ball, name) for ball in worst]) for name in ("radius", "value", "second_order")
+        drawable(np.array([getattr(ball, name) for ball in worst])) for name in ("radius", "value", "second_order")
     )
     steps = "one step" if worst[0].steps == 1 else f"{worst[0].steps} steps"
-    ax.plot(
-        x, np.where((value > 0) & np.isfinite(value), value, np.nan), color=VERMILLION, linewidth=1.4, marker="s",
+    draw_line(
+        ax, x, np.where(value > 0, value, np.nan), color=VERMILLION, linewidth=1.4, marker="s",
         markersize=3.5, zorder=3, label=f"worst found, {steps} of ascent", gid="worst",
     )  # fmt: skip
-    ax.plot(
-        x, np.where(predicted > 0, predicted, np.nan), color=VERMILLION, linewidth=1, linestyle=(0, (4, 2)), zorder=2.2,
-        label=r"$g^Te + \frac{1}{2}e^THe$ of the first step", gid="worst-predicted",
+    draw_line(
+        ax, x, np.where(predicted > 0, predicted, np.nan), color=VERMILLION, linewidth=1,
+        linestyle=(0, (2, 2)), marker="", zorder=2.2, gid="worst-predicted",
+        label=r"$g^Te + \frac{1}{2}e^THe$ of the first step",
     )  # fmt: skip
 
 
 def _limits(average: AverageSharpness, worst: tuple[SamSharpness, ...]) -> tuple[float, float]:
     """From a little below the least rise above round-off, or the rounding, to a little above the largest."""
-    values = np.array([rise.value for rise in average.rises] + [ball.value for ball in worst])
-    values = values[np.isfinite(values) & (values > 0)]
+    values = numbers([each.value for each in average.rises] + [each.value for each in worst])
+    values = values[values > 0]
     seen = values[values > average.rounding]
     lowest = min(float(seen.min()), average.rounding) if len(seen) else float(values.min())
     return lowest / MARGIN, float(values.max()) * MARGIN

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from losscope.probes import Record, Run
 
 from . import series, style
+from .lines import draw_band, draw_line
 from .marks import Threshold, mark_unmeasured
 from .sharpness import _title
 from .style import BLUE, INK, MUTED, PURPLE
@@ -79,19 +80,13 @@ def _steps(records: Sequence[Record]) -> np.ndarray:
     return np.array([r.step for r in records], dtype=int)
 
 
-def _column(records: Sequence[Record], name: str) -> np.ndarray:
-    """A number of ``values`` over the records, NaN where there is none."""
-    found = np.array([np.nan if (v := r.values.get(name)) is None else v for r in records], dtype=float)
-    return np.where(np.isfinite(found), found, np.nan)
-
-
 def _eigenvalues(records: Sequence[Record]) -> np.ndarray:
     """(k, t) the largest eigenvalues, descending, NaN where fewer were found."""
-    first = np.array([np.nan if r.value is None or not np.isfinite(r.value) else r.value for r in records], dtype=float)
+    first = series.numbers(r.value for r in records)
     known = {name for r in records for name in r.values}
     rows, rank = [first], 2
     while f"lambda_{rank}" in known:
-        rows.append(_column(records, f"lambda_{rank}"))
+        rows.append(series.column(records, f"lambda_{rank}"))
         rank += 1
     return np.array(rows)
 
@@ -103,21 +98,19 @@ def _draw_values(run: Run, ax: Axes, player: str | None, *, own: bool) -> None:
     if not np.isfinite(values).any():
         style.say(ax, "no eigenvalues recorded")
     else:
-        marker = "o" if len(steps) <= 40 else None
-        counts = _column(records, "outliers")
-        labels = [f"the {len(values)} largest eigenvalues", "outliers"]
+        counts = series.column(records, "outliers")
+        words = {"eigenvalue": f"the {len(values)} largest eigenvalues", "outlier": "outliers"}
         for rank, row in enumerate(values):
-            ax.plot(
-                steps, row, color=MUTED, linewidth=0.8, marker=marker, markersize=2.5, zorder=2.5, gid="eigenvalue",
-                label=labels[0] if rank == 0 else None,
+            draw_line(
+                ax, steps, row, color=MUTED, linewidth=0.8, marker=".", markersize=2.5, zorder=2.5, gid="eigenvalue",
+                label=words.pop("eigenvalue", "_"),
             )  # fmt: skip
             above = np.where(rank < counts, row, np.nan)
             if np.isfinite(above).any():
-                ax.plot(
-                    steps, above, color=BLUE, linewidth=1.3, marker=marker, markersize=3, zorder=3, gid="outlier",
-                    label=labels[1],
+                draw_line(
+                    ax, steps, above, color=BLUE, linewidth=1.3, markersize=3, zorder=3, gid="outlier",
+                    label=words.pop("outlier", "_"),
                 )  # fmt: skip
-                labels[1] = None  # type: ignore[call-overload]
         _draw_edge(ax, records, steps)
         threshold = _threshold(run, records, values[0])
         everything = np.concatenate([values[np.isfinite(values)], threshold.levels])
@@ -143,35 +136,39 @@ def _label_ends(ax: Axes, values: np.ndarray) -> None:
 
 
 def _draw_edge(ax: Axes, records: Sequence[Record], steps: np.ndarray) -> None:
-    edge, low, high = (_column(records, f"bulk_edge{end}") for end in ("", "_low", "_high"))
+    edge, low, high = (series.column(records, f"bulk_edge{end}") for end in ("", "_low", "_high"))
     if np.isfinite(edge).any():
-        ax.plot(
-            steps, edge, color=PURPLE, linewidth=1.2, linestyle="-.", zorder=2.8, label="edge of the bulk", gid="edge"
-        )
-        ax.fill_between(steps, low, high, color=PURPLE, alpha=0.25, linewidth=0, zorder=1.5)
+        draw_line(
+            ax, steps, edge, color=PURPLE, linewidth=1.2, linestyle="-.", marker="", zorder=2.8,
+            label="edge of the bulk", gid="edge",
+        )  # fmt: skip
+        draw_band(ax, steps, low, high, color=PURPLE, alpha=0.25, zorder=1.5)
 
 
 def _threshold(run: Run, records: Sequence[Record], top: np.ndarray) -> Threshold:
     nothing = np.full(len(records), np.nan)
     of = series.Series(
-        _steps(records), top, nothing, nothing, _column(records, "threshold"), _column(records, "threshold_largest")
-    )
-    return Threshold(of, str(series.facts(run, None).get("threshold_formula") or "2/lr"))
+        _steps(records), top, nothing, nothing, series.column(records, "threshold"),
+        series.column(records, "threshold_largest"),
+    )  # fmt: skip
+    return Threshold(of.thinned(), str(series.facts(run, None).get("threshold_formula") or "2/lr"))
 
 
 def _draw_number(ax: Axes, records: Sequence[Record], *, own: bool) -> None:
     ax.set_ylabel("outliers")
-    counts, steps = _column(records, "outliers"), _steps(records)
+    counts, steps = series.column(records, "outliers"), _steps(records)
     if not np.isfinite(counts).any():
         style.say(ax, "no outliers counted")
         return
-    low, high = (_column(records, f"outliers_{end}") for end in ("low", "high"))
+    low, high = (series.column(records, f"outliers_{end}") for end in ("low", "high"))
     apart = np.isfinite(low) & np.isfinite(high) & (high > low)
+    bars = series.keep(steps, np.where(apart, low, np.nan), np.where(apart, high, np.nan))
+    bars = bars[apart[bars]]
     ax.vlines(
-        steps[apart], low[apart], high[apart], color=MUTED, linewidth=1.0, label="range of the methods", gid="disputed"
+        steps[bars], low[bars], high[bars], color=MUTED, linewidth=1.0, label="range of the methods", gid="disputed"
     )
-    ax.plot(
-        steps, counts, color=BLUE, linewidth=0.8, marker="o" if len(steps) <= 40 else ".", markersize=3,
+    draw_line(
+        ax, steps, counts, color=BLUE, linewidth=0.8, marker="o" if len(steps) <= 40 else ".", markersize=3,
         drawstyle="steps-mid", gid="count",
     )  # fmt: skip
     if not counts[np.isfinite(counts)].any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,14 @@ from losscope.probes import Record, Run
 from losscope.probes.catalogue import CATALOGUE
 
 __all__ = [
-    "Series", "Unmeasured", "decimate", "facts", "loss", "ratios", "runs_of", "sharpness", "small_batch_edge",
-    "unmeasured",
+    "LARGEST", "LEAST", "Series", "Unmeasured", "column", "decimate", "drawable", "facts", "keep", "loss", "numbers",
+    "ratios", "runs_of", "sharpness", "small_batch_edge", "unmeasured",
 ]  # fmt: skip
+
+LARGEST, LEAST = 1e100, 1e-100
+"""Magnitudes between which numbers are drawn: far beyond any that is looked at, and no axis overflows on them."""
+MOST = 1000
+"""Measurements of a curve that are drawn, about: more than there are pixels across."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +52,19 @@ class Series:
         """Where an upper bound is known."""
         return np.isfinite(self.high)
 
+    def thinned(self, most: int = MOST) -> Series:
+        """The same with about so many measurements, the extremes of the value and of its bounds among them."""
+        kept = keep(self.steps, self.value, self.low, self.high, self.threshold, most=most)
+        return dataclasses.replace(self, **{name: each[kept] for name, each in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """Measurements that gave no number: their steps, by what went wrong."""
+    """Measurements that gave no number that can be drawn: their steps, by what went wrong."""
 
     nonfinite: tuple[int, ...]
     errors: tuple[int, ...]
+    beyond: tuple[int, ...] = ()
 
 
 def facts(run: Run, player: str | None) -> dict[str, object]:
@@ -66,10 +78,9 @@ def sharpness(run: Run, player: str | None = None) -> Series:
     """The sharpness: of probe ``sharpness``, or else of probe ``stability``."""
     records = run.select("sharpness", player)
     if records:
-        return _series(records, [(r.value, r.low, r.high) for r in records])
+        return _series(records, *(numbers(getattr(r, end) for r in records) for end in ("value", "low", "high")))
     records = run.select("stability", player)
-    numbers = [tuple(r.values.get(f"sharpness{end}") for end in ("", "_low", "_high")) for r in records]
-    return _series(records, numbers)
+    return _series(records, *(column(records, f"sharpness{end}") for end in ("", "_low", "_high")))
 
 
 def ratios(run: Run, criterion: str, player: str | None = None) -> Series:
@@ -77,32 +88,21 @@ def ratios(run: Run, criterion: str, player: str | None = None) -> Series:
 
     The bounds divide by the largest and the smallest threshold of the parameter groups.
     """
-    least = CATALOGUE[criterion].threshold
-    largest = "threshold_largest" if criterion == "sharpness" else least
     records = run.select("stability", player)
-    numbers = []
-    for record in records:
-        values = record.values
-        strict = _positive(values.get(least))
-        wide = _positive(values.get(largest)) or strict
-        numbers.append(
-            (
-                _divide(values.get(criterion), strict),
-                _divide(values.get(f"{criterion}_low"), wide),
-                _divide(values.get(f"{criterion}_high"), strict),
-            )
-        )
-    return _series(records, numbers)
+    least = CATALOGUE[criterion].threshold
+    strict = _positive(column(records, least))
+    wide = _positive(column(records, "threshold_largest" if criterion == "sharpness" else least))
+    wide = np.where(np.isnan(wide), strict, wide)
+    value, low, high = (column(records, f"{criterion}{end}") for end in ("", "_low", "_high"))
+    return _series(records, drawable(value / strict), drawable(low / wide), drawable(high / strict))
 
 
 def small_batch_edge(records: Sequence[Record]) -> Series:
     """The edge of small batches in units of that of large ones, where momentum makes them differ; else empty."""
-    found = []
-    for record in records:
-        ratio = _divide(record.values.get("threshold_small_batch"), _positive(record.values.get("threshold")))
-        if ratio is not None and ratio < 0.999:
-            found.append((record, (ratio, None, None)))
-    return _series([record for record, _ in found], [numbers for _, numbers in found])
+    ratio = column(records, "threshold_small_batch") / _positive(column(records, "threshold"))
+    found = np.flatnonzero(ratio < 0.999).tolist()
+    nothing = np.full(len(found), np.nan)
+    return _series([records[i] for i in found], ratio[found], nothing, nothing)
 
 
 def loss(run: Run, player: str | None = None) -> tuple[np.ndarray, np.ndarray, str]:
@@ -117,12 +117,12 @@ def loss(run: Run, player: str | None = None) -> tuple[np.ndarray, np.ndarray, s
     for probe in ("sharpness", "stability", "trace"):
         records = [r for r in run.select(probe, player) if r.values.get("loss") is not None]
         if records:
-            return np.array([r.step for r in records]), _numbers(r.values["loss"] for r in records), "measured loss"
+            return np.array([r.step for r in records]), column(records, "loss"), "measured loss"
     return np.array([], dtype=int), np.array([]), "loss"
 
 
 def unmeasured(run: Run, probe: str, player: str | None = None, *, value: str | None = None) -> Unmeasured:
-    """Steps at which a probe gave no number, and why.
+    """Steps at which a probe gave no number that can be drawn, and why.
 
     Args:
         run: the run.
@@ -130,14 +130,16 @@ def unmeasured(run: Run, probe: str, player: str | None = None, *, value: str | 
         player: whose.
         value: a key of ``values`` to look at in place of the record's own value.
     """
-    nonfinite, errors = [], []
+    nonfinite, errors, beyond = [], [], []
     for record in run.select(probe, player, ok=False):
         number = record.values.get(value) if value else record.value
         if record.status == "error":
             errors.append(record.step)
-        elif record.status == "nonfinite" or (number is not None and not math.isfinite(number)):
+        elif record.status == "nonfinite" or (number is not None and not abs(number) < math.inf):
             nonfinite.append(record.step)
-    return Unmeasured(tuple(nonfinite), tuple(errors))
+        elif number is not None and abs(number) > LARGEST:
+            beyond.append(record.step)
+    return Unmeasured(tuple(nonfinite), tuple(errors), tuple(beyond))
 
 
 def decimate(steps: np.ndarray, values: np.ndarray, most: int = 2000) -> tuple[np.ndarray, np.ndarray]:
@@ -158,15 +160,42 @@ def decimate(steps: np.ndarray, values: np.ndarray, most: int = 2000) -> tuple[n
         >>> len(steps) <= 102, bool(values.max() > 0.999)
         (True, True)
     """
-    if len(steps) <= most:
-        return steps, values
-    kept: set[int] = {0, len(steps) - 1}
-    for part in np.array_split(np.arange(len(steps)), max(most // 2, 1)):
-        finite = part[np.isfinite(values[part])]
-        chosen = (finite[values[finite].argmin()], finite[values[finite].argmax()]) if len(finite) else (part[0],)
-        kept.update(int(i) for i in chosen)
-    order = np.array(sorted(kept))
-    return steps[order], values[order]
+    kept = keep(steps, values, most=most)
+    return steps[kept], values[kept]
+
+
+def keep(steps: np.ndarray, *columns: np.ndarray, most: int = MOST) -> np.ndarray:
+    """Which of many points to draw: least and largest of every column within equal stretches.
+
+    Args:
+        steps: (n,) abscissae, ascending.
+        *columns: (n,) each, the first of which decides how many points are few enough to keep all.
+        most: about how many points to keep for each column.
+
+    Returns:
+        Ascending indices; the first and the last point among them. Of a stretch with nothing finite its first point.
+
+    Example:
+        >>> import numpy as np
+        >>> from losscope.viz.series import keep
+        >>> peak = np.where(np.arange(10_000) == 777, 5.0, 0.0)
+        >>> 777 in keep(np.arange(10_000), peak, most=100)
+        True
+    """
+    count = len(steps)
+    if count <= most:
+        return np.arange(count)
+    starts = np.unique(np.linspace(0, count, max(most // 2, 1), endpoint=False).astype(int))
+    wide = int(np.diff(starts, append=count).max())
+    at = np.minimum(starts[:, None] + np.arange(wide), np.append(starts[1:], count)[:, None] - 1)
+    kept, rows, gone = [np.array([0, count - 1])], np.arange(len(starts)), np.ones(len(starts), dtype=bool)
+    for values in columns:
+        known = np.isfinite(values)[at]
+        seen = known.any(axis=1)
+        for filler, best in ((np.inf, np.argmin), (-np.inf, np.argmax)):
+            kept.append(at[rows, best(np.where(known, values[at], filler), axis=1)][seen])
+        gone &= ~seen
+    return np.unique(np.concatenate([*kept, starts[gone]]))
 
 
 def runs_of(mask: np.ndarray) -> list[tuple[int, int]]:
@@ -182,27 +211,26 @@ def runs_of(mask: np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
-def _series(records: Sequence[Record], numbers: Sequence[tuple[float | None, ...]]) -> Series:
-    return Series(
-        np.array([r.step for r in records], dtype=int),
-        _numbers(n[0] for n in numbers),
-        _numbers(n[1] for n in numbers),
-        _numbers(n[2] for n in numbers),
-        _numbers(r.values.get("threshold") for r in records),
-        _numbers(r.values.get("threshold_largest") for r in records),
-    )
+def column(records: Sequence[Record], name: str) -> np.ndarray:
+    """One of ``values`` over records, as `numbers`."""
+    return numbers(r.values.get(name) for r in records)
 
 
-def _numbers(values: Iterable[float | None]) -> np.ndarray:
-    """Infinite and missing numbers become NaN: there is nothing to draw."""
-    array = np.array([np.nan if v is None else v for v in values], dtype=float)
-    array[~np.isfinite(array)] = np.nan
-    return array
+def numbers(values: Iterable[float | None]) -> np.ndarray:
+    """Recorded numbers as an array, NaN where there is nothing to draw."""
+    return drawable(np.array([np.nan if v is None else v for v in values], dtype=float))
 
 
-def _positive(value: float | None) -> float | None:
-    return value if value is not None and value > 0 else None
+def drawable(values: np.ndarray) -> np.ndarray:
+    """What is not finite, or too large for an axis, becomes NaN, and what is too small for one becomes zero."""
+    values = np.where(np.abs(values) <= LARGEST, values, np.nan)
+    return np.where(np.abs(values) < LEAST, 0.0, values)
 
 
-def _divide(value: float | None, unit: float | None) -> float | None:
-    return None if value is None or unit is None else value / unit
+def _series(records: Sequence[Record], value: np.ndarray, low: np.ndarray, high: np.ndarray) -> Series:
+    steps = np.array([r.step for r in records], dtype=int)
+    return Series(steps, value, low, high, column(records, "threshold"), column(records, "threshold_largest"))
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, np.nan)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from losscope.probes import Run
 
 from . import series, style
+from .lines import draw_bounds, draw_line
 from .marks import Threshold, mark_unmeasured
 from .style import BLUE, GREEN, INK, MUTED
 
@@ -89,13 +90,16 @@ def _draw_sharpness(run: Run, ax: Axes, player: str | None, *, own: bool) -> Non
         mark_unmeasured(ax, missing, "sharpness")
         style.legend(ax, outside=own)
         return
+    data = data.thinned()
     _draw_value(ax, data)
-    threshold = Threshold(data, str(series.facts(run, player).get("threshold_formula") or "2/lr"))
+    facts = series.facts(run, player)
+    threshold = Threshold(data, str(facts.get("threshold_formula") or "2/lr"))
     style.log_if_wide(ax, np.concatenate([data.value, threshold.levels]), wide=30)
     _limit(ax, data, threshold.levels)
     threshold.draw(ax, own=own)
     if not len(threshold.levels):
-        reason = series.facts(run, player).get("threshold_reason") or "no threshold known for this optimizer"
+        known = "finite threshold recorded" if facts.get("threshold_formula") else "threshold known for this optimizer"
+        reason = facts.get("threshold_reason") or f"no {known}"
         ax.text(
             0.99, 0.97, style.plain(str(reason)), transform=ax.transAxes, ha="right", va="top", color=MUTED,
             fontsize=style.FONT - 1,
@@ -106,31 +110,19 @@ def _draw_sharpness(run: Run, ax: Axes, player: str | None, *, own: bool) -> Non
 
 def _draw_value(ax: Axes, data: series.Series) -> None:
     """The values, the bounds above them, and a sign on those that have none."""
-    few = len(data) <= MOST_MARKERS
-    ax.plot(
-        data.steps, data.value, color=BLUE, linewidth=1.3, marker="o" if few else None, markersize=3, label=LABEL,
-        zorder=3, gid="sharpness",
+    bounded = data.bounded if len(data) <= MOST_MARKERS else np.zeros(len(data), dtype=bool)
+    draw_line(
+        ax, data.steps, data.value, color=BLUE, linewidth=1.3, marked=bounded, markersize=3, label=LABEL, zorder=3,
+        gid="sharpness",
     )  # fmt: skip
-    low = np.where(np.isfinite(data.low), data.low, data.value)
-    label: str | None = "bounded on both sides"
-    for first, end in series.runs_of(data.bounded & np.isfinite(low)):
-        part = slice(first, end)
-        if end - first > 1:
-            ax.fill_between(
-                data.steps[part], low[part], data.high[part], color=BLUE, alpha=0.2, linewidth=0, label=label
-            )
-        else:
-            ax.errorbar(
-                data.steps[part], data.value[part], color=BLUE, linewidth=1, capsize=2.5, fmt="none", label=label,
-                yerr=[np.maximum(data.value[part] - low[part], 0), np.maximum(data.high[part] - data.value[part], 0)],
-            )  # fmt: skip
-        label = None
+    draw_bounds(ax, data, color=BLUE, label="bounded on both sides")
     below = np.flatnonzero(~data.bounded & np.isfinite(data.value))
     if len(below):
         some = below[np.unique(np.linspace(0, len(below) - 1, min(len(below), MOST_MARKERS)).astype(int))]
         ax.plot(
-            data.steps[some], data.value[some], linestyle="none", marker="^", markersize=4, markerfacecolor="none",
-            markeredgecolor=BLUE, markeredgewidth=0.8, zorder=4, label="bounded from below only", gid="from-below",
+            data.steps[some], data.value[some], linestyle="none", marker="^", markersize=4,
+            markerfacecolor=ax.get_facecolor(), markeredgecolor=BLUE, markeredgewidth=0.8, zorder=4,
+            label="bounded from below only", gid="from-below",
         )  # fmt: skip
 
 
@@ -149,25 +141,28 @@ def _limit(ax: Axes, data: series.Series, levels: np.ndarray) -> None:
 
 
 def _draw_loss(run: Run, ax: Axes, player: str | None, *, own: bool) -> None:
-    steps, values, what = series.loss(run, player)
+    steps, recorded, what = series.loss(run, player)
     ax.set_ylabel(what)
+    values, lost = series.drawable(recorded), ~np.isfinite(recorded)
     finite = np.isfinite(values)
     if not finite.any():
-        said = "no loss recorded" if not len(values) else "no finite loss recorded"
-        style.say(ax, said)
+        style.say(ax, "no loss recorded" if not len(values) else "no finite loss recorded")
         return
-    shown_steps, shown = series.decimate(steps, np.where(finite, values, np.nan))
+    shown_steps, shown = series.decimate(steps, values)
     few = len(shown) <= MOST_MARKERS
     ax.plot(
         shown_steps, shown, color=GREEN, linewidth=0.9, marker="." if few else None, label=what, gid="loss"
     )  # fmt: skip
     style.log_if_wide(ax, shown, wide=10, dense=100)
-    missing = series.Unmeasured(tuple(int(s) for s in steps[~finite]), ())
-    mark_unmeasured(ax, missing, "loss")
-    if not finite.all():
-        first = int(steps[~finite][0])
-        ax.annotate(
-            f"not finite from step {first:,}" if not finite[steps >= first].any() else f"not finite at step {first:,}",
-            (first, 0.04), xycoords=("data", "axes fraction"), xytext=(-6, 5), textcoords="offset points", ha="right",
-            fontsize=style.FONT - 1, color=INK, path_effects=style.halo(ax),
+    beyond = ~finite & ~lost
+    mark_unmeasured(ax, series.Unmeasured(_whole(steps[lost]), (), _whole(steps[beyond])), "loss")
+    if lost.any():
+        first = int(steps[lost][0])
+        ax.text(
+            1.0, 1.0, f"not finite {'at' if finite[steps >= first].any() else 'from'} step {first:,}",
+            transform=ax.transAxes, ha="right", va="bottom", fontsize=style.FONT - 1, color=INK, gid="lost",
         )  # fmt: skip
+
+
+def _whole(steps: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(step) for step in steps)

@@ -8,6 +8,7 @@ import numpy as np
 
 from losscope.landscape import RunError, SpectralDensity
 from losscope.probes import Record, Run
+from losscope.probes.density_arrays import ARRAYS, from_arrays
 
 from . import series
 from .smoothing import Axis, reach, smooth
@@ -83,9 +84,9 @@ def spectra(run: Run, player: str | None = None, *, logarithmic: bool | None = N
     kept, densities = [], []
     for record in records:
         try:
-            densities.append(run.spectrum(record.step, player))
+            densities.append(from_arrays(record, {name: run.array(record, name) for name in ARRAYS}))
             kept.append(record)
-        except RunError:  # its arrays are gone; the others still stand
+        except (RunError, KeyError, ValueError, TypeError, IndexError):  # its arrays are gone; the others still stand
             continue
     if not densities:
         return None

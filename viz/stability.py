@@ -14,6 +14,7 @@ from losscope.probes.catalogue import CATALOGUE
 from losscope.probes.phases import phases
 
 from . import series, style
+from .lines import draw_bounds
 from .marks import mark_unmeasured, shade_phases, spread
 from .sharpness import _title
 from .style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION
@@ -122,7 +123,7 @@ class _Curve:
         if line.name not in LOOKS or not np.isfinite((data := series.ratios(run, line.name, player)).value).any():
             return None
         own = line.name == "sharpness" and series.facts(run, player).get("preconditioned")
-        return cls(line, data, r"$\lambda_{\max}(P^{-1}H)$" if own else CATALOGUE[line.name].tex)
+        return cls(line, data.thinned(), r"$\lambda_{\max}(P^{-1}H)$" if own else CATALOGUE[line.name].tex)
 
     @property
     def applies(self) -> bool:
@@ -152,8 +153,7 @@ class _Curve:
             zorder=3 if self.applies else 2.8, gid=f"ratio-{self.line.name}", **look,
         )  # fmt: skip
         if self.applies:
-            low = np.where(np.isfinite(data.low), data.low, data.value)
-            _band(ax, data, low, look["color"], 0.1 if many else 0.2)
+            draw_bounds(ax, data, color=look["color"], alpha=0.1 if many else 0.2)
 
     def _divisor(self, most: int) -> str:
         formula = style.plain(self.line.formula, most)
@@ -190,18 +190,6 @@ def _scale(ax: Axes, curves: Sequence[_Curve], small: series.Series) -> None:
         ax.set_ylim(min(least, 0.9) / 1.3, max(top * 1.6, min(highs, top * 2)))
     else:
         ax.set_ylim(min(0.0, least * 1.1), max(top * 1.14, min(highs, top * 1.4)))
-
-
-def _band(ax: Axes, data: series.Series, low: np.ndarray, colour: str, alpha: float) -> None:
-    for first, end in series.runs_of(data.bounded & np.isfinite(low)):
-        part = slice(first, end)
-        if end - first > 1:
-            ax.fill_between(data.steps[part], low[part], data.high[part], color=colour, alpha=alpha, linewidth=0)
-        else:
-            ax.errorbar(
-                data.steps[part], data.value[part], color=colour, linewidth=1, capsize=2.5, fmt="none",
-                yerr=[np.maximum(data.value[part] - low[part], 0), np.maximum(data.high[part] - data.value[part], 0)],
-            )  # fmt: skip
 
 
 def _window(ax: Axes, audit: Audit) -> None:

@@ -52,7 +52,7 @@ INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
 FONT = 9.0
 LETTER = 0.062
 """Mean width in inches of a letter in a legend."""
-HANDLE = 0.42
+HANDLE = 0.56
 """Width in inches of a legend's handle and the space after its words."""
 LEFT = 0.75
 """Width in inches of what is commonly left of the axes."""
@@ -149,11 +149,10 @@ def tick_text(value: float) -> str:
 
 def width_of(ax: Axes) -> float:
     """Width in inches of the figure that the axes are in, or of their columns where they share it with others."""
-    figure = ax.get_figure(root=True)
-    place = ax.get_subplotspec()
+    figure, place = ax.get_figure(root=False), ax.get_subplotspec()
     grid = None if place is None else place.get_topmost_subplotspec()
     share = 1.0 if grid is None else len(grid.colspan) / grid.get_gridspec().ncols
-    return share * float(figure.get_figwidth()) if isinstance(figure, Figure) else 6.4
+    return share * float(figure.bbox.width / figure.dpi) if figure is not None else 6.4
 
 
 def in_two(ax: Axes, first: str, second: str) -> str:
@@ -250,7 +249,7 @@ def legend_above(ax: Axes, *, own: bool) -> None:
         legend(ax, outside=False)
         return
     made = figure.legend(
-        handles, labels, loc="outside upper left", ncols=_columns(labels, FONT - 1, float(figure.get_figwidth()), 2),
+        handles, labels, loc="outside upper left", ncols=_columns(labels, FONT - 1, figure.get_figwidth() - 0.1, 2),
         frameon=False, fontsize=FONT - 1, handlelength=2.4, columnspacing=1.6, borderpad=0.2, borderaxespad=0.2,
     )  # fmt: skip
     for text in made.get_texts():

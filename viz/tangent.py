@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from losscope.probes import Record, Run
 
 from . import series, style
+from .lines import draw_line
 from .marks import mark_unmeasured
 from .sharpness import _title
 from .style import BLUE, GREEN, ORANGE
@@ -17,7 +18,6 @@ from .style import BLUE, GREEN, ORANGE
 __all__ = ["plot_tangent_kernel"]
 
 PROBE = "tangent_kernel"
-MOST_MARKERS = 40
 
 
 def plot_tangent_kernel(
@@ -72,23 +72,22 @@ def plot_tangent_kernel(
 
 
 def _draw_distances(run: Run, records: Sequence[Record], ax: Axes, player: str | None, *, own: bool) -> None:
-    ax.set_ylabel("cosine")
+    ax.set_ylabel("distance, alignment")
     steps = np.array([r.step for r in records], dtype=int)
-    plain = np.array([np.nan if r.value is None else r.value for r in records], dtype=float)
+    plain = series.numbers(r.value for r in records)
     if not np.isfinite(plain).any():
-        style.say(ax, "no tangent kernel recorded")
+        style.say(ax, "no tangent kernel recorded" if not len(plain) else "no finite tangent kernel recorded")
     else:
         lines = (
-            (plain, BLUE, "-", r"distance from the first, $S(K_0, K_t)$", "distance"),
-            (_column(records, "centred"), ORANGE, "--", "the same, centred", "centred"),
-            (_column(records, "alignment"), GREEN, ":", "alignment with the labels", "alignment"),
+            (plain, BLUE, "-", "o", r"distance from the first, $1 - \cos(K_0, K_t)$", "distance"),
+            (series.column(records, "centred"), ORANGE, "--", "s", "the same, centred", "centred"),
+            (series.column(records, "alignment"), GREEN, ":", "^", "alignment with the labels, cosine", "alignment"),
         )
-        for values, colour, dash, label, gid in lines:
+        for values, colour, dash, marker, label, gid in lines:
             if np.isfinite(values).any():
-                marker = "o" if len(steps) <= MOST_MARKERS else None
-                ax.plot(
-                    steps, values, color=colour, linestyle=dash, linewidth=1.4, marker=marker, markersize=3, zorder=3,
-                    label=label, gid=gid,
+                draw_line(
+                    ax, steps, values, color=colour, linestyle=dash, linewidth=1.4, marker=marker, markersize=3,
+                    zorder=3, label=label, gid=gid,
                 )  # fmt: skip
         ax.set_ylim(min(0.0, ax.get_ylim()[0]), None)
     mark_unmeasured(ax, series.unmeasured(run, PROBE, player), "kernel")
@@ -99,26 +98,22 @@ def _draw_velocity(records: Sequence[Record], ax: Axes, *, own: bool) -> None:
     ax.set_ylabel("velocity\n[distance / step]")
     steps = np.array([r.step for r in records], dtype=float)
     drawn = False
-    for name, colour, dash, label in (
-        ("velocity", BLUE, "-", "plain"), ("velocity_centred", ORANGE, "--", "centred"),
+    for name, colour, dash, marker, label in (
+        ("velocity", BLUE, "-", "o", "plain"), ("velocity_centred", ORANGE, "--", "s", "centred"),
     ):  # fmt: skip
-        values = _column(records, name)
-        known = np.isfinite(values) & (values > 0)
-        known[:1] = False  # nothing was measured before it
-        if known.any():
-            middle = (steps[1:] + steps[:-1])[known[1:]] / 2
-            ax.plot(
-                middle, values[known], color=colour, linestyle=dash, linewidth=1.2, zorder=3, label=label, gid=name,
-                marker="o" if len(steps) <= MOST_MARKERS else None, markersize=3,
+        values = _positive(series.column(records, name)[1:])  # nothing was measured before the first
+        if np.isfinite(values).any():
+            draw_line(
+                ax, (steps[1:] + steps[:-1]) / 2, values, color=colour, linestyle=dash, linewidth=1.2, zorder=3,
+                label=label, gid=name, marker=marker, markersize=3,
             )  # fmt: skip
             drawn = True
     if drawn:
         ax.set_yscale("log")
     else:
-        style.say(ax, "no velocity: fewer than two kernels")
+        style.say(ax, "no velocity: fewer than two kernels" if len(records) < 2 else "no velocity above zero recorded")
     style.legend(ax, outside=own)
 
 
-def _column(records: Sequence[Record], name: str) -> np.ndarray:
-    """A number of ``values`` over the records, NaN where there is none."""
-    return np.array([np.nan if (v := r.values.get(name)) is None else v for r in records], dtype=float)
+def _positive(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, np.nan)

@@ -20,6 +20,7 @@ from losscope.probes import Record, Run, trajectory_of
 from losscope.probes.trajectory_arrays import chained
 
 from . import series, style
+from .lines import draw_band, draw_line
 from .marks import mark_unmeasured
 from .sharpness import _title
 from .style import BLUE, INK, MUTED, ORANGE, PAPER
@@ -215,7 +216,7 @@ def _of_run(run: Run, player: str | None) -> _Curves:
 
 def _rows(records: Sequence[Record], entry: Callable[[Record, str], float | None]) -> np.ndarray:
     found = [[entry(record, end) for record in records] for end in ("", "_low", "_high")]
-    return np.array([[np.nan if v is None else v for v in row] for row in found], dtype=float).reshape(3, -1)
+    return np.array([series.numbers(row) for row in found]).reshape(3, -1)
 
 
 def _of_path(path: WeightTrajectory) -> _Curves:
@@ -238,14 +239,14 @@ def _draw_lengths(ax: Axes, curves: _Curves, *, own: bool) -> None:
         style.say(ax, NOTHING)
         return
     _draw_curve(ax, curves.steps, curves.distances, BLUE, "-", "distance from the start", "distance")
-    _draw_curve(ax, curves.steps, curves.lengths, ORANGE, "--", "path through the recorded points", "length")
+    _draw_curve(ax, curves.steps, curves.lengths, ORANGE, "--", "length of the path", "length")
     ax.set_ylim(0, None)
 
 
 def _draw_turns(ax: Axes, curves: _Curves) -> None:
     ax.set_ylabel("cosine of\nsuccessive\ndisplacements")
     if not np.isfinite(curves.turns).any():
-        style.say(ax, "no turns: fewer than three points that differ")
+        style.say(ax, "no turns: fewer than\nthree points that differ")
         return
     ax.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
     _draw_curve(ax, curves.turns_at, curves.turns, BLUE, "-", "", "turns")
@@ -255,9 +256,7 @@ def _draw_turns(ax: Axes, curves: _Curves) -> None:
 
 def _draw_curve(ax: Axes, steps: np.ndarray, rows: np.ndarray, colour: str, dash: str, label: str, gid: str) -> None:
     value, low, high = rows
-    ax.plot(
-        steps, value, color=colour, linestyle=dash, linewidth=1.3, label=label, gid=gid, zorder=3,
-        marker="o" if len(steps) <= MOST_MARKERS else None, markersize=2.8,
-    )  # fmt: skip
+    draw_line(ax, steps, value, color=colour, linestyle=dash, linewidth=1.3, label=label, gid=gid, zorder=3,
+              marker="o" if dash == "-" else "s", markersize=2.8)  # fmt: skip
     if (high > low).any():
-        ax.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2, gid=f"{gid}-band")
+        draw_band(ax, steps, low, high, color=colour, zorder=2, gid=f"{gid}-band")

@@ -88,6 +88,6 @@ def test_by_name_and_on_the_page(tmp_path: Any) -> None:
     run = run_of(record(0), record(1))
     assert len(figure(run, "gradient_noise", size=(3.9, 6.0)).axes) == 3
     page = report(run, tmp_path / "report.html").read_text()
-    assert "fig-0-gradient_noise-wide" in page
+    assert "gradient_noise-wide" in page
     bare = report(run_of(Record(0, "model", "sharpness", value=1.0)), tmp_path / "bare.html").read_text()
     assert "gradient_noise-wide" not in bare

@@ -28,7 +28,7 @@ def test_lines_are_the_records() -> None:
     assert line(top, "distance").get_ydata().tolist() == [r.value for r in records]
     for name in ("centred", "alignment"):
         assert line(top, name).get_ydata().tolist() == [r.values[name] for r in records]
-    assert entries(top)[1:] == ["the same, centred", "alignment with the labels"]
+    assert entries(top)[1:] == ["the same, centred", "alignment with the labels, cosine"]
     assert line(bottom, "velocity").get_xdata().tolist() == [25 + 50 * i for i in range(7)]
     assert line(bottom, "velocity").get_ydata().tolist() == [r.values["velocity"] for r in records[1:]]
     assert bottom.get_yscale() == "log" and bottom.get_xlabel() == "optimizer step"

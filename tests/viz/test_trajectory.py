@@ -101,7 +101,7 @@ def test_nothing_little_and_broken(tmp_path: Path):
     where, lengths, _ = plot_trajectory(Run.from_records(meta(model={}), []))
     assert texts(where) == texts(lengths) == ["no trajectory recorded"]
     *_, turns = plot_trajectory(path(1))
-    assert texts(turns) == ["no turns: fewer than three points that differ"]
+    assert texts(turns) == ["no turns: fewer than\nthree points that differ"]
     where, *_ = plot_trajectory(weight_trajectory(torch.ones(5, 3)))
     assert where.get_xlabel() == "component 1" and len(drawn(where).get_segments()) == 4
     where, *_ = plot_trajectory(weight_trajectory(walk(), components=1))
