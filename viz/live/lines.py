@@ -12,12 +12,14 @@ from losscope.probes import Audit, Record, Run
 
 from .. import series
 from ..audit_table import STYLES
-from ..words import headline, interval, number, seconds, short_symbol, split, verdict
+from ..words import headline, interval, number, seconds, short_symbol, split, times, verdict
 
-__all__ = ["clean", "cost", "failures", "heading", "numbers", "verdicts"]
+__all__ = ["clean", "cost", "failures", "heading", "numbers", "standing", "verdicts"]
 
 MOST_FAILURES = 3
 LONGEST = 60
+SILENCE = 60.0
+"""Seconds without a record after which a run may have been killed."""
 NOT_MEASURED = ("log", "oscillation", "stability")
 
 
@@ -33,16 +35,40 @@ def clean(text: str, longest: int | None = None) -> str:
     return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
+def standing(run: Run, age: float | None) -> str:
+    """How a run stands, in a word or two.
+
+    Args:
+        run: the run.
+        age: of its last record, in seconds; None where there is none.
+
+    Example:
+        >>> from losscope.probes import Run
+        >>> from losscope.viz.live.lines import standing
+        >>> run = Run.from_records({"players": {"model": {}}, "status": "running"}, [])
+        >>> standing(run, 2.0), standing(run, 3600.0)
+        ('running', 'running, or killed')
+    """
+    if not run.players:
+        return "waiting for the run to begin"
+    silent = run.status == "running" and age is not None and age > SILENCE
+    return "running, or killed" if silent else clean(run.status, LONGEST)
+
+
 def heading(run: Run, problem: str = "", now: float | None = None) -> list[Text]:
     """Name, status, last step, and how old the last record is; then what is wrong, if anything."""
     youngest = max(run.records, key=lambda record: (record.time, record.step), default=None)
-    said = [clean(run.status, LONGEST)] if run.players else ["waiting for the run to begin"]
-    if youngest is None:
-        said += ["no records yet"] if run.players else []
-    else:
-        said += [f"step {youngest.step:,}", f"{len(run.records):,} records"]
-        if youngest.time > 0:
-            said.append(f"last one {seconds(max((time.time() if now is None else now) - youngest.time, 0.0))} ago")
+    age = None
+    if youngest is not None and youngest.time > 0:
+        age = max((time.time() if now is None else now) - youngest.time, 0.0)
+    said = [standing(run, age)]
+    if youngest is not None:
+        many = f"{len(run.records):,} record" + ("s" if len(run.records) > 1 else "")
+        said += [f"step {youngest.step:,}", many]
+    elif run.players:
+        said.append("no records yet")
+    if age is not None:
+        said.append(f"last one {seconds(age)} ago")
     lines = [Text.assemble((clean(run.name, LONGEST), "bold"), "  ", " · ".join(said))]
     if reason := run.meta.get("reason"):
         lines.append(Text(clean(str(reason)), style="bold red"))
@@ -81,7 +107,7 @@ def _sharpness(run: Run, player: str) -> str:
     said = [interval(low, high)]
     if threshold:
         formula = clean(str(series.facts(run, player).get("threshold_formula") or "its threshold"), 30)
-        said.append(f"{number(float(found.value[-1]) / threshold, 3)} of {formula} = {number(threshold)}")
+        said.append(f"{times(float(found.value[-1]) / threshold)} times {formula} = {number(threshold)}")
     return ", ".join([each for each in said if each] + [f"step {found.steps[-1]:,}"])
 
 

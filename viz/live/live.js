@@ -1,7 +1,7 @@
 "use strict";
 /* Asks the page's own server about once a second what is new, and says how things stand. */
 (() => {
-  const PERIOD = 1000, LONGEST = 15000, PATIENCE = 60000, STATIC = 20000;
+  const PERIOD = 1000, LONGEST = 15000, PATIENCE = 60000, PICTURES = 5000;
   const pageOf = JSON.parse(document.getElementById("data").textContent);
   const players = (content) => JSON.stringify(content.runs.map((run) => Object.keys(run.meta.players)));
 
@@ -12,6 +12,8 @@
   bar.className = "quiet";
   link.setAttribute("role", "status");
   bar.append(link, " ", words);
+  const note = document.createElement("p");
+  note.textContent = "Nothing is recorded yet. This page fills by itself as soon as the training writes its first records.";
   document.querySelector("header").append(bar);
   document.querySelector('section[id^="run-"] > p.quiet')?.remove(); // what it says of the run's status ages
 
@@ -21,15 +23,17 @@
     return minutes < 120 ? `${minutes} min` : `${Math.floor(minutes / 60)} h`;
   };
 
+  const count = (number) => number.toLocaleString("en");
+
   let state = null, asked = 0, lost = 0, again = false;
   const say = () => {
     const since = (performance.now() - asked) / 1000;
     const said = [];
     if (lost) said.push(`since ${ago((performance.now() - lost) / 1000)}; what is below is the last that came`);
     if (state) {
-      said.push(state.status === "waiting" ? "waiting for the run to begin" : state.status);
-      if (state.records) said.push(`step ${state.step.toLocaleString("en")}`, `${state.records.toLocaleString("en")} records`);
-      else if (state.status !== "waiting") said.push("no records yet");
+      said.push(state.standing);
+      if (state.records) said.push(`step ${count(state.step)}`, `${count(state.records)} records`);
+      else if (state.begun) said.push("no records yet");
       if (state.age !== null) said.push(`last record ${ago(state.age + since)} ago`);
       if (state.problem) said.push(state.problem);
     }
@@ -37,22 +41,46 @@
     if (link.textContent !== now) link.textContent = now;
     link.style.color = `var(--${lost || (state && state.problem) ? "bad" : "good"})`;
     words.textContent = said.join(" · ");
+    if (state && !state.records) bar.after(note);
+    else note.remove();
     document.documentElement.dataset.live = lost ? "lost" : "on";
   };
 
   /* Figures without an interactive version are drawn by the server, at its own pace. */
-  let drawn = performance.now();
-  const redraw = async () => {
-    const still = [...document.querySelectorAll("figure:not(.drawn)")].filter((each) => each.id);
-    if (!still.length || performance.now() - drawn < STATIC) return;
-    drawn = performance.now();
-    const answer = await fetch("/", { signal: AbortSignal.timeout(PATIENCE) });
-    if (!answer.ok) return;
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    for (const figure of still) {
-      const found = fresh.getElementById(figure.id);
-      if (found && found.innerHTML !== figure.innerHTML) figure.replaceChildren(...[...found.childNodes].map((each) => document.adoptNode(each)));
+  const place = (figure) => {
+    const id = `figure-${figure.id}`;
+    let home = document.getElementById(id);
+    if (!home) {
+      home = document.createElement("figure");
+      home.id = id;
+      document.querySelector(`[data-figures="${CSS.escape(figure.place)}"]`)?.append(home);
     }
+    const still = document.createElement("div");
+    still.className = "static";
+    for (const width of ["wide", "narrow"]) {
+      const drawing = document.createElement("div");
+      drawing.className = width;
+      drawing.append(...new DOMParser().parseFromString(figure[width], "text/html").body.childNodes);
+      still.append(drawing);
+    }
+    const caption = document.createElement("figcaption");
+    caption.textContent = figure.caption;
+    const plot = document.createElement("div"); // for the page's script, should it come to draw this figure
+    plot.className = "plot";
+    plot.hidden = true;
+    home.replaceChildren(still, plot, caption);
+  };
+  let known = null, pictured = "", fetched = performance.now();
+  const redraw = async () => {
+    if (!known || pictured === known.version || performance.now() - fetched < PICTURES) return;
+    fetched = performance.now();
+    const drawn = new Set(window.Plotly ? known.data.runs[0].figures.map((figure) => figure.id) : []);
+    if (known.figures.every((id) => drawn.has(id))) return;
+    const answer = await fetch("figures.json", { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
+    if (!answer.ok) return;
+    const found = await answer.json();
+    found.figures.forEach(place);
+    pictured = found.version;
   };
 
   let version = "", pause = PERIOD, timer = 0, busy = false;
@@ -71,8 +99,9 @@
         await window.losscope.update(news.data, news.fragment);
         if (version) again = false;
         version = news.version;
-        redraw().catch(() => {});
+        known = news;
       }
+      redraw().catch(() => {});
     } catch {
       lost = lost || performance.now();
       pause = Math.min(pause * 1.5, LONGEST);

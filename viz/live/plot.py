@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..words import number
 
-__all__ = ["curve"]
+__all__ = ["curve", "spans_much"]
 
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Bits of a Braille cell by row and column (Unicode 2800)."""
@@ -93,9 +93,22 @@ def curve(
     return [*lines, Text(" " * (GUTTER + 1) + axis, style="dim")]
 
 
+def spans_much(values: np.ndarray) -> bool:
+    """Whether values are all positive and so far apart that a logarithmic scale shows them.
+
+    Example:
+        >>> import numpy as np
+        >>> from losscope.viz.live.plot import spans_much
+        >>> spans_much(np.array([0.01, 1.0, np.nan])), spans_much(np.array([0.0, 1.0]))
+        (True, False)
+    """
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and bool(0 < WIDE_RANGE * finite.min() < finite.max())
+
+
 def _scale(values: np.ndarray, threshold: np.ndarray | None, rows: int) -> _Scale:
     low, high = float(values.min()), float(values.max())
-    if threshold is None and low > 0 and high > WIDE_RANGE * low:
+    if threshold is None and spans_much(values):
         return _Scale(low, high, rows, log=True)
     if threshold is not None:
         seen = threshold[np.isfinite(threshold) & (threshold <= OUT_OF_SIGHT * max(high, 0.0))]
@@ -145,7 +158,8 @@ def _line(label: str, cells: np.ndarray, edges: dict[int, int], y: int, signs: b
     line = Text(f"{label[:GUTTER]:>{GUTTER}} ", style="dim")
     for x, bits in enumerate(cells.tolist()):
         if bits:
-            line.append(chr(0x2800 + bits) if signs else "*", style="not dim cyan")
+            style = "not dim bold yellow" if edges.get(x) == y else "not dim cyan"
+            line.append(chr(0x2800 + bits) if signs else "*", style=style)
         elif edges.get(x) == y:
             line.append("╌" if signs else "-", style="not dim yellow")
         else:

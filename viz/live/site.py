@@ -19,15 +19,17 @@ from losscope.probes import Run
 
 from ..page import data, fragment, page
 from .feed import Feed
+from .lines import standing
 from .request import Refused, Request
 from .server import Answer
+from .still import every, still
 
 __all__ = ["Paced", "Site"]
 
 T = TypeVar("T")
 
 LEAST_PAUSE = 0.5
-UPDATES, PAGES = 1 / 3, 1 / 10  # of one core at most: for what is new, and for drawing the whole page
+UPDATES, FIGURES = 1 / 3, 1 / 10  # of one core at most: for what is new, and for drawing pictures
 TOKEN = re.compile(r"after=[0-9a-f]{0,40}")
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
 SMALL = 1024
@@ -74,13 +76,15 @@ class Site:
         self._feed = feed
         self._lock = threading.Lock()
         self._server = secrets.token_hex(8)  # a page that outlives this server takes the next one's word anew
-        self._pages: Paced[Answer] = Paced(PAGES)
+        self._pages: Paced[Answer] = Paced(FIGURES)
+        self._figures: Paced[Answer] = Paced(FIGURES)
         self._updates: Paced[tuple[str, str]] = Paced(UPDATES)
         self._players: tuple[str, ...] = ()
         self._paths: dict[str, Callable[[str], Answer]] = {
             "/": self._page,
             "/live.js": self._script,
             "/data.json": self._data,
+            "/figures.json": self._still,
             "/favicon.ico": lambda query: Answer(
                 b"", "image/x-icon"
             ),  # asked for by browsers, and a complaint if refused
@@ -108,10 +112,10 @@ class Site:
 
     def _state(self) -> dict[str, Any]:
         run, latest = self._feed.run, self._feed.latest
+        age = max(time.time() - latest, 0.0) if latest else None
         return {
-            "status": run.status if run.players else "waiting", "problem": self._feed.problem,
-            "records": len(run.records), "step": self._feed.step,
-            "age": max(time.time() - latest, 0.0) if latest else None,
+            "standing": standing(run, age), "begun": bool(run.players), "problem": self._feed.problem,
+            "records": len(run.records), "step": self._feed.step, "age": age,
         }  # fmt: skip
 
     def _page(self, query: str) -> Answer:
@@ -127,7 +131,7 @@ class Site:
     def _data(self, after: str) -> Answer:
         run, changes, state = self._look()
         try:
-            version, update = self._updates.get(changes, lambda: (f"{self._server}{changes:x}", _update(run)))
+            version, update = self._updates.get(changes, lambda: (self._version(changes), _update(run)))
         except Exception as error:  # what cannot be drawn now may be with the next record
             state["problem"] = f"the page cannot be brought up to date: {type(error).__name__}: {first_line(error)}"
             print(f"losscope: {state['problem']}", file=sys.stderr)
@@ -136,9 +140,22 @@ class Site:
         content = json.dumps({"version": version, "state": state}, allow_nan=False)
         return Answer(f"{content[:-1]}{known}}}".encode(), "application/json")
 
+    def _still(self, query: str) -> Answer:
+        run, changes, _ = self._look()
+        return self._figures.get(changes, lambda: _json(version=self._version(changes), figures=still(run)))
+
+    def _version(self, changes: int) -> str:
+        return f"{self._server}{changes:x}"
+
 
 def _update(run: Run) -> str:
-    return f', "data": {data([run])}, "fragment": {json.dumps(fragment(run))}'
+    """What is new, as members of a JSON object; ``figures`` names all that the run has by now."""
+    said = {"fragment": fragment(run), "figures": every(run)}
+    return f', "data": {data([run])}, {json.dumps(said)[1:-1]}'
+
+
+def _json(**content: Any) -> Answer:
+    return Answer(json.dumps(content, allow_nan=False).encode(), "application/json")
 
 
 def _html(text: str) -> Answer:

@@ -7,23 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.columns import Columns
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.segment import Segment
 from rich.text import Text
 
+from losscope.landscape.errors import first_line
 from losscope.probes import Run
 
 from .. import series
 from . import lines
 from .feed import Feed
-from .plot import curve
+from .plot import curve, spans_much
 
 __all__ = ["follow", "screen"]
 
 SECONDS = 0.5
 LEAST_PLOT, MOST_PLOT = 5, 12
 SIDE_BY_SIDE = 100
-SHARE = 0.1  # of one core at most, for reading and drawing
+SHARE = 0.2  # of one core at most, for reading and drawing
 DRAWN = 20_000
 
 
@@ -56,7 +58,10 @@ def follow(path: Path, console: Console | None = None, sleep: Callable[[float], 
 
 def _fitting(feed: Feed, console: Console) -> RenderableType:
     width, height = console.size
-    return screen(feed.run, feed.problem, width=width, height=height, signs=_signs(console))
+    try:
+        return screen(feed.run, feed.problem, width=width, height=height, signs=_signs(console))
+    except Exception as error:  # what cannot be shown now may be with the next record
+        return Text(lines.clean(f"this run cannot be shown: {type(error).__name__}: {first_line(error)}"))
 
 
 def screen(
@@ -77,9 +82,10 @@ def screen(
         >>> from rich.console import Console
         >>> run = Run.from_records({"players": {"model": {}}}, [Record(3, "model", "trace", value=2.5)])
         >>> Console(width=60, no_color=True).print(screen(run, width=60))
-        run  running · step 3 · 1 records
+        run  running · step 3 · 1 record
         <BLANKLINE>
         trace  2.5  step 3
+        <BLANKLINE>
         No verdict: No criterion applies: ...
         <BLANKLINE>
         Measuring took 0 s
@@ -90,12 +96,24 @@ def screen(
         said.append(
             Text(lines.clean(player, lines.LONGEST), style="bold underline") if len(run.players) > 1 else Text()
         )
-        said.append(lines.numbers(run, player))
-        said += lines.verdicts(run.audit(player), signs)
+        said += [lines.numbers(run, player), Text(), *lines.verdicts(run.audit(player), signs)]
     if not run.players:
         said += [Text(), Text("Nothing is recorded yet. This view goes on as soon as the training begins.")]
     rest = _room(Group(*head, *said, *tail), width, height)
-    return Group(*head, *said, *_curves(run, width, rest, signs), *tail)
+    whole = Group(*head, *said, *_curves(run, width, rest, signs), *tail)
+    return whole if signs else _Ascii(whole)
+
+
+class _Ascii:
+    """The same for a terminal that shows no more than ASCII."""
+
+    def __init__(self, said: RenderableType) -> None:
+        self._said = said
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self._said, options):
+            plain = text.translate({ord("·"): "-", ord("–"): "-", ord("…"): "."}).encode("ascii", "replace")
+            yield Segment(plain.decode("ascii"), style, control)
 
 
 def _tail(run: Run) -> list[RenderableType]:
@@ -134,7 +152,7 @@ def _pair(run: Run, player: str, width: int, height: int, signs: bool) -> list[R
     steps, losses, name = series.loss(run, player)
     drawn = [
         ("sharpness, and its threshold (dashed)", sharpness.steps, sharpness.value, sharpness.threshold),
-        (name, steps, losses, None),
+        (f"{name}, logarithmic" if spans_much(losses) else name, steps, losses, None),
     ]
     found: list[RenderableType] = []
     for title, at, values, threshold in drawn:
@@ -142,7 +160,8 @@ def _pair(run: Run, player: str, width: int, height: int, signs: bool) -> list[R
             at, values = series.decimate(at, values, DRAWN)
         plotted = curve(at, values, width=width, height=height - 2, threshold=threshold, signs=signs) if len(at) else []
         if plotted:
-            found.append(Group(Text(), Text(f"{' ' * 10}{title}", style="dim"), *plotted))
+            heading = Text(f"{' ' * 10}{title}", style="dim", no_wrap=True, overflow="ellipsis")
+            found.append(Group(Text(), heading, *plotted))
     return found
 
 

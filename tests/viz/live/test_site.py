@@ -87,7 +87,7 @@ def test_the_page_and_its_policy(server: LiveServer) -> None:
 def test_what_is_new_is_sent_once(server: LiveServer, folder: Path) -> None:
     first = news(server)
     assert first["data"]["runs"][0]["name"] == "run" and "data-fragment" in first["fragment"]
-    assert (first["state"]["status"], first["state"]["step"], first["state"]["problem"]) == ("running", 299, "")
+    assert (first["state"]["standing"], first["state"]["step"], first["state"]["problem"]) == ("running", 299, "")
     again = news(server, first["version"])
     assert again["version"] == first["version"] and "data" not in again and again["state"] == first["state"]
     now = time.time()
@@ -167,7 +167,7 @@ def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
     with serving(tmp_path / "run") as server:
         assert fetch(server, "/")[0] == 200
         first = news(server)
-        assert (first["state"]["status"], first["state"]["records"], first["state"]["age"]) == ("waiting", 0, None)
+        assert (first["state"]["begun"], first["state"]["records"], first["state"]["age"]) == (False, 0, None)
         (tmp_path / "run" / "meta.json").write_text(json.dumps(meta(model={})))
         assert b"What was trained" in fetch(server, "/")[2]  # at once: the page's parts are other ones
 
