@@ -2,6 +2,7 @@
 
 from .class_structure import plot_class_structure
 from .collapse import plot_collapse
+from .dashboard import plot_dashboard
 from .figure import figure
 from .gradient_noise import plot_gradient_noise
 from .interactive import interactive_spectrum
@@ -27,6 +28,7 @@ __all__ = [
     "interactive_surface",
     "plot_class_structure",
     "plot_collapse",
+    "plot_dashboard",
     "plot_gradient_noise",
     "plot_layers",
     "plot_line",

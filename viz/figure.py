@@ -12,6 +12,7 @@ from losscope.landscape import SettingError
 from losscope.probes import Run
 
 from .collapse import plot_collapse
+from .dashboard import plot_dashboard
 from .gradient_noise import plot_gradient_noise
 from .layers import plot_layers
 from .outliers import plot_outliers
@@ -35,6 +36,7 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "gradient_noise": plot_gradient_noise,
     "trajectory": plot_trajectory,
     "layers": plot_layers,
+    "dashboard": plot_dashboard,
 }
 
 
@@ -46,7 +48,8 @@ def figure(run: Run, name: str, *, player: str | None = None, size: tuple[float,
     Args:
         run: the run.
         name: ``"sharpness"``, ``"stability"``, ``"spectrum"``, ``"spectrum_over_time"``, ``"outliers"``,
-            ``"collapse"``, ``"tangent_kernel"``, ``"gradient_noise"``, ``"trajectory"`` or ``"layers"``.
+            ``"collapse"``, ``"tangent_kernel"``, ``"gradient_noise"``, ``"trajectory"``, ``"layers"``, or
+            ``"dashboard"`` for all that was recorded.
         player: which player; default: the first.
         size: width and height in inches.
 
@@ -63,6 +66,6 @@ def figure(run: Run, name: str, *, player: str | None = None, size: tuple[float,
     if name not in FIGURES:
         raise SettingError(f"there is no figure {name!r}; there are {', '.join(map(repr, FIGURES))}")
     axes = FIGURES[name](run, player=player, **({} if size is None else {"size": size}))
-    made = np.ravel(np.asarray(axes, dtype=object))[0].get_figure()
+    made = np.ravel(np.asarray(axes, dtype=object))[0].get_figure(root=True)
     assert isinstance(made, Figure)
     return made

@@ -108,6 +108,6 @@ def test_on_axes_of_the_user_and_by_name() -> None:
 def test_a_hundred_thousand_records_in_two_seconds() -> None:
     values = {f"{i}/trace": 1.0 + i for i in range(4)}
     run = run_of([Record(t, "model", "layer_traces", value=1.0, values=values) for t in range(100_000)])
-    start = time.perf_counter()
+    start = time.process_time()
     plot_layers(run).get_figure().draw_without_rendering()
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

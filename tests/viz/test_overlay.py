@@ -195,9 +195,9 @@ def test_a_hundred_thousand_records_in_two_seconds() -> None:
         for t in range(100_000)
     ]
     run = run_of(records)
-    start = time.perf_counter()
+    start = time.process_time()
     ax = plot_overlay(run)
     ax.get_figure().draw_without_rendering()
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     (drawn,) = curves(ax)
     assert len(drawn.get_xdata()) < 2100 and set(drawn.get_ydata()) >= {5, 11}
