@@ -18,6 +18,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from losscope.probes import Criterion, Run
 from losscope.probes.audit_json import run_audit_as_dict, strict
@@ -26,8 +27,10 @@ from losscope.probes.phases import phases
 
 from . import words
 from .captions import CAPTIONS, NARROW, WIDE, kinds
+from .compare import QUANTITIES, compare, distinct_runs, overlaid, overlay, overlays
 from .facts import player_facts, run_facts
 from .figure import figure
+from .names import run_names
 from .page_figures import drawn
 from .story import Sentence, story
 from .svg import COLOURS, Glyphs, inline_svg
@@ -35,6 +38,8 @@ from .svg import COLOURS, Glyphs, inline_svg
 __all__ = ["data", "fragment", "page"]
 
 MOST_ERRORS = 20
+OVERLAY = {"wide": (8.6, 4.2), "narrow": (3.9, 4.4)}
+"""Inches of figures of several runs together."""
 CHAPTERS = {
     "training": "Training", "edge": "Edge of stability", "spikes": "Spikes", "changes": "What changed",
     "verdict": "Verdicts", "gaps": "What is missing", "cost": "Cost",
@@ -70,11 +75,17 @@ def page(runs: Sequence[Run], *, interactive: bool = True, live: bool = False) -
         no request; with ``live`` also scripts of its own server and requests to it.
     """
     scripts = [script for script in (_plotly(), _resource("report.js")) if script] if interactive else []
-    level, glyphs = 2 if len(runs) == 1 else 3, Glyphs()
-    described = [_described(run, index, level=level, glyphs=glyphs) for index, run in enumerate(runs)]
+    runs, given = distinct_runs(runs), len(runs)
+    several, glyphs = len(runs) > 1, Glyphs()
+    names = run_names(runs)
+    described = [
+        _described(run, index, name=name, level=3 if several else 2, glyphs=glyphs)
+        for index, (run, name) in enumerate(zip(runs, names, strict=True))
+    ]
+    compared = _compared(runs, glyphs) if several else None
     return _render(
-        "report.html.j2", runs=described, glyphs=Markup(glyphs.element()),
-        title=" – ".join(run.name for run in runs), interactive=interactive, live=live, plotly=len(scripts) == 2,
+        "report.html.j2", runs=described, compared=compared, repeated=given - len(runs), title=" – ".join(names),
+        interactive=interactive, live=live, plotly=len(scripts) == 2, glyphs=Markup(glyphs.element()),
         scripts=[Markup(script) for script in scripts], policy=_policy(scripts, live=live), colours=COLOURS,
         style=Markup(_resource("report.css")), data=Markup(data(runs)) if interactive else "",
     )  # fmt: skip
@@ -85,9 +96,11 @@ def data(runs: Sequence[Run]) -> str:
 
     Of each run its name, ``meta`` and ``audit``, and its ``figures``: each with ``id``, ``place`` (the part of the page
     it belongs to), ``title``, ``caption``, and plotly's ``traces`` and ``layout``, whose words are inert and whose
-    colours are names of the page's own.
+    colours are names of the page's own. ``figures`` beside ``runs`` are those of several runs together.
     """
+    runs = distinct_runs(runs)
     content = {
+        "figures": [_together(runs, name) for name in overlays(runs)] if len(runs) > 1 else [],
         "runs": [
             {
                 "name": run.name, "meta": run.meta, "audit": run_audit_as_dict(run),
@@ -121,12 +134,14 @@ def _render(name: str, **context: Any) -> str:
 # --------------------------------------------------------------------------- what is on the page
 
 
-def _described(run: Run, index: int, *, level: int = 2, glyphs: Glyphs | None = None) -> dict[str, Any]:
+def _described(
+    run: Run, index: int, *, name: str | None = None, level: int = 2, glyphs: Glyphs | None = None
+) -> dict[str, Any]:
     """A run for the templates; ``level`` is that of its headings; with its figures where there are glyphs for them."""
     inner = level + (len(run.players) > 1)
     players = [_player(run, name, f"{index}-{i}", glyphs) for i, name in enumerate(run.players)]
     return {
-        "name": run.name, "key": str(index), "level": level, "facts": run_facts(run), "cost": run.cost(),
+        "name": name or run.name, "key": str(index), "level": level, "facts": run_facts(run), "cost": run.cost(),
         "players": [player | {"level": inner} for player in players],
     }  # fmt: skip
 
@@ -153,15 +168,42 @@ def _told(sentences: Sequence[Sentence]) -> list[tuple[str, list[Sentence]]]:
 
 def _static(run: Run, name: str, key: str, kind: str, verdict: str, glyphs: Glyphs) -> dict[str, Any]:
     """A figure as SVG, for wide and for narrow screens."""
-    drawn = {}
-    for width, size in (("wide", WIDE[kind]), ("narrow", NARROW[kind])):
-        made = figure(run, kind, player=name, size=size)
-        made.suptitle("")  # the page says whose figure it is
-        title = f"{_title(kind)} of {name}"
-        description = f"{CAPTIONS[kind]} {verdict}"
-        prefix = f"fig-{key}-{kind}-{width}"
-        drawn[width] = Markup(inline_svg(made, prefix=prefix, title=title, description=description, glyphs=glyphs))
-    return {"id": f"{key}-{kind}", "caption": _caption(run, name, kind)} | drawn
+    sizes = {"wide": WIDE[kind], "narrow": NARROW[kind]}
+    made = {width: figure(run, kind, player=name, size=size) for width, size in sizes.items()}
+    for each in made.values():
+        each.suptitle("")  # the page says whose figure it is
+    said = (f"{_title(kind)} of {name}", f"{CAPTIONS[kind]} {verdict}")
+    return {"id": f"{key}-{kind}", "caption": _caption(run, name, kind)} | _drawings(
+        made, f"{key}-{kind}", said, glyphs
+    )
+
+
+def _drawings(made: dict[str, Figure], key: str, said: tuple[str, str], glyphs: Glyphs) -> dict[str, Markup]:
+    """Figures as SVG, by whether they are for wide or for narrow screens."""
+    title, words = said
+    return {
+        width: Markup(inline_svg(each, prefix=f"fig-{key}-{width}", title=title, description=words, glyphs=glyphs))
+        for width, each in made.items()
+    }
+
+
+def _compared(runs: Sequence[Run], glyphs: Glyphs) -> dict[str, Any]:
+    """The runs side by side, for the templates."""
+    found = []
+    for name in overlays(runs):
+        made = {width: overlay(runs, name, size) for width, size in OVERLAY.items()}
+        key, caption = f"compare-{name.replace('/', '-')}", QUANTITIES[name]
+        said = (f"{_title(name)} of all runs", caption)
+        found.append({"id": key, "caption": caption} | _drawings(made, key, said, glyphs))
+    return {"table": compare(runs), "figures": found}
+
+
+def _together(runs: Sequence[Run], name: str) -> dict[str, Any]:
+    traces, layout = overlaid(runs, name)
+    return {
+        "id": f"compare-{name.replace('/', '-')}", "place": "compare", "title": f"{_title(name)} of all runs",
+        "caption": QUANTITIES[name], "traces": traces, "layout": layout,
+    }  # fmt: skip
 
 
 def _interactive(run: Run, name: str, index: int, place: int) -> list[dict[str, Any]]:

@@ -27,7 +27,8 @@
     const layout = coloured(figure.layout);
     for (const name of Object.keys(layout).filter((each) => /^[xy]axis/.test(each))) {
       layout[name] = { color: shade("--ink"), gridcolor: shade("--grid"), linecolor: shade("--ink"), showline: true,
-        ticks: "outside", ticklen: 4, automargin: true, exponentformat: "power", ...layout[name] };
+        ticks: "outside", ticklen: 4, automargin: true, exponentformat: "power", ...layout[name],
+        ...(layout[name].type === "log" ? { tickformat: "~g", nticks: 6 } : {}) };
     }
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x unified", uirevision: figure.id,
@@ -103,11 +104,9 @@
   const update = async (data, html) => {
     const content = typeof data === "string" ? JSON.parse(data) : data;
     if (html) place(html);
-    for (const run of content.runs) {
-      for (const figure of run.figures) {
-        figures.set(figure.id, figure);
-        await draw(figure);
-      }
+    for (const figure of [...(content.figures || []), ...content.runs.flatMap((run) => run.figures)]) {
+      figures.set(figure.id, figure);
+      await draw(figure);
     }
   };
 
