@@ -1,0 +1,127 @@
+"""Figures of `neural_collapse.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import geometric_mean, median
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["draw_free", "draw_networks", "draw_properties"]
+
+BLUE, RED, GREEN, ORANGE, GREY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#6e7781"
+
+
+def _panels(count: int, width: float = 3.1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width * count, 2.9), layout="constrained")
+    axes = list(figure.subplots(1, count))
+    for ax in axes:
+        ax.tick_params(labelsize=8)
+        ax.grid(color="#d8dee4", linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def _say(ax: Axes, title: str, x: str, y: str, **legend: Any) -> None:
+    ax.set_title(title, fontsize=9, loc="left")
+    ax.set_xlabel(x, fontsize=8)
+    ax.set_ylabel(y, fontsize=8)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=7, frameon=False, **legend)
+
+
+def _band(ax: Axes, x: Sequence[float], columns: Iterable[Sequence[float]], color: str, **look: Any) -> None:
+    """Median of the seeds, and from the smallest to the largest."""
+    at = list(zip(*columns, strict=True))
+    ax.fill_between(x, [min(v) for v in at], [max(v) for v in at], color=color, alpha=0.2, linewidth=0)
+    ax.plot(x, [median(v) for v in at], color=color, linewidth=1.3, **look)
+
+
+def _of(found: Mapping[Any, Any], normalised: bool, decay: float, rare: int = 1) -> list[Any]:
+    return [t for c, t in found.items() if (c.normalised, c.decay, c.rare) == (normalised, decay, rare)]
+
+
+def draw_properties(found: Mapping[Any, Any], properties: Sequence[str]) -> Figure:
+    """NC1 to NC3 over training, with batch normalisation and without."""
+    figure, axes = _panels(len(properties), 2.6)
+    titles = {
+        "nc1": "NC1: within classes", "equinorm": "NC2: spread of lengths", "equiangularity": "NC2: angles from -1/9",
+        "nc3": "NC3: classifier from means",
+    }  # fmt: skip
+    looks = (
+        (True, 5e-3, BLUE, "-", "normalised, decay 5e-3"), (False, 5e-3, ORANGE, "-.", "plain, decay 5e-3"),
+        (False, 5e-4, RED, "--", "plain, decay 5e-4"),
+    )  # fmt: skip
+    for ax, name in zip(axes, properties, strict=True):
+        for normalised, decay, color, style, label in looks:
+            runs = _of(found, normalised, decay)
+            _band(ax, runs[0].epochs, [t.column(name) for t in runs], color, linestyle=style, label=label)
+        fitted = [t.fitted for t in _of(found, True, 5e-3) if t.fitted is not None]
+        if fitted:
+            ax.axvline(median(fitted), color=GREY, linewidth=1, linestyle=":", label="normalised: all samples fitted")
+        ax.set_yscale("log")
+        _say(ax, titles[name], "epoch", "")
+        if ax.get_legend():
+            ax.get_legend().remove()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def draw_networks(found: Mapping[Any, Any]) -> Figure:
+    """The quotient along the path by weight decay, at the end against it, and by layer."""
+    figure, (along, against, layers) = _panels(3)
+    decays = sorted({c.decay for c in found if c.normalised and c.rare == 1})
+    looks = dict(zip(decays, zip((GREY, ORANGE, BLUE, GREEN), (":", "--", "-", "-."), strict=False), strict=False))
+    for decay, (color, style) in looks.items():
+        runs = _of(found, True, decay)
+        _band(along, runs[0].epochs, [t.column("nc1_quotient") for t in runs], color, linestyle=style,
+              label=f"decay {decay:g}")  # fmt: skip
+    along.set_yscale("log")
+    _say(along, "The quotient along the path", "epoch", "tr $\\Sigma_W$ / tr $\\Sigma_B$")
+    for normalised, color, marker, label in ((True, BLUE, "o", "normalised"), (False, RED, "s", "plain")):
+        for position, decay in enumerate(decays):
+            ends = [t.values[-1]["nc1_quotient"] for t in _of(found, normalised, decay)]
+            against.plot([position] * len(ends), ends, marker, color=color, markersize=4, alpha=0.8,
+                         label=label if ends and decay == 5e-3 else None)  # fmt: skip
+    against.set_xticks(range(len(decays)), [f"{d:g}" for d in decays])
+    against.set_yscale("log")
+    _say(against, "At the end, each seed", "weight decay", "")
+    for when, color, style in ((0, GREY, ":"), (-1, BLUE, "-")):
+        chains = [_chain(t, when) for t in _of(found, True, 5e-3)]
+        _band(layers, range(1, len(chains[0]) + 1), chains, color, linestyle=style, marker="o", markersize=3,
+              label="before training" if when == 0 else "at the end")  # fmt: skip
+    layers.set_xticks([1, 2, 3])
+    layers.set_yscale("log")
+    _say(layers, "By layer, decay 5e-3", "hidden layer", "")
+    return figure
+
+
+def _chain(training: Any, when: int) -> list[float]:
+    values = training.values[when]
+    return [*(values[n] for n in sorted(n for n in values if n.endswith("/nc1_quotient"))), values["nc1_quotient"]]
+
+
+def draw_free(found: Mapping[int, Mapping[str, float]], betas: Sequence[float], ratios: Sequence[int]) -> Figure:
+    """The models of free features: along the path, against the tether, and with rare classes."""
+    figure, (descent, tether, rare) = _panels(3)
+    runs = list(found.values())
+    steps = sorted(int(name[5:]) for name in runs[0] if name.startswith("path "))
+    _band(descent, [10 * s for s in steps], [[r[f"path {s}"] for s in steps] for r in runs], BLUE)
+    _say(descent, "Tethered features: along the path", "step of gradient descent", "quotient / that at the start")
+    columns = [[r[f"beta {b:g}"] for b in betas] for r in runs]
+    _band(tether, betas, columns, BLUE, marker="o", markersize=4, label="at the minimum")
+    first = geometric_mean([c[0] for c in columns])
+    low = [b for b in betas if first * (b / betas[0]) ** 2 < 1]
+    tether.plot(low, [first * (b / betas[0]) ** 2 for b in low], color=GREY, linestyle="--", label="slope 2")
+    tether.set_xscale("log")
+    tether.set_yscale("log")
+    _say(tether, "Tethered features: at the minimum", "tether $\\beta$", "")
+    _band(rare, ratios, [[r[f"ratio {q}"] for q in ratios] for r in runs], RED, marker="s", markersize=4)
+    rare.axhline(-1 / 9, color=GREY, linestyle=":", linewidth=1)
+    rare.annotate("simplex, -1/9", (ratios[0], -1 / 9), xytext=(0, -10), textcoords="offset points", fontsize=7)
+    rare.set_xscale("log")
+    rare.set_ylim(-0.3, 1.08)
+    _say(rare, "Rare classes: cosine of their rows", "ratio of class sizes", "")
+    return figure
