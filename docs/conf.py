@@ -25,8 +25,8 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     "executed",
+    "formulas",
     "help_texts",
-    "mathml",
     "names",
 ]
 exclude_patterns = ["_build", "_digits.md", "gallery"]
@@ -65,6 +65,7 @@ sphinx_gallery_conf = {
     "reset_modules": (settle,),
     "matplotlib_animations": False,
     "show_memory": False,
+    "capture_repr": (),
     "show_signature": False,
     "min_reported_time": 1e9,
     "download_all_examples": False,

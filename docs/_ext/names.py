@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -30,17 +32,27 @@ HIDDEN = "\x00"
 
 
 class Names(SphinxDirective):
-    """A table of the names, and then each of them in full."""
+    """A table of the names, and then each of them in full; ``...`` is what no page names yet."""
 
     required_arguments = 1
     has_content = True
 
     def run(self) -> list[nodes.Node]:
         module, names = self.arguments[0], " ".join(self.content).split()
+        if "..." in names:
+            names[names.index("...") : names.index("...") + 1] = unnamed(Path(self.env.srcdir) / "api", module)
         listed = "".join(f"   {name}\n" for name in names if described(module, name))
         rst = f".. currentmodule:: {module}\n\n.. autosummary::\n\n{listed}\n"
         rst += "".join(directive(module, name) for name in names)
         return self.parse_text_to_nodes(f"````{{eval-rst}}\n{rst}````")
+
+
+def unnamed(folder: Path, module: str) -> list[str]:
+    """The public names of a module that no page of the reference has."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in folder.glob("*.md"))
+    blocks = re.findall(r"^```\{names\} losscope\.[\w.]+\n(.*?)^```", pages, re.DOTALL | re.MULTILINE)
+    named = set(" ".join(blocks).split())
+    return [name for name in importlib.import_module(module).__all__ if name not in named]
 
 
 def described(module: str, name: str) -> bool:

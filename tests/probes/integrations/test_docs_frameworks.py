@@ -1,4 +1,4 @@
-"""The README's snippets on frameworks and sinks run as pasted, given the names that they speak of."""
+"""The snippets of docs/frameworks.md run as pasted, given the names that they speak of."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from losscope.probes import Run
 
-README = Path(__file__).resolve().parents[3] / "README.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "frameworks.md"
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 
 def snippets(heading: str) -> list[str]:
-    section = README.read_text(encoding="utf-8").split(f"\n### {heading}\n")[1].split("\n## ")[0].split("\n### ")[0]
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 
@@ -81,6 +81,6 @@ def test_snippet_runs(
     heading: str, which: int, names: Any, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippets(heading)[which], str(README), "exec"), names())
+    exec(compile(snippets(heading)[which], str(PAGE), "exec"), names())
     read = Run(run)
     assert read.status == "finished" and [r.step for r in read.select("sharpness")][:3] == [0, 5, 10]
