@@ -12,11 +12,13 @@ WIDE = {
     "sharpness": (8.6, 5.2), "stability": (8.6, 5.0), "spectrum": (8.6, 4.4), "spectrum_over_time": (8.6, 4.8),
     "outliers": (8.6, 5.2), "collapse": (8.6, 6.0), "tangent_kernel": (8.6, 5.0),
     "gradient_noise": (8.6, 6.0), "trajectory": (8.6, 7.4),
+    "layers": (8.6, 4.4),
 }  # fmt: skip
 NARROW = {
     "sharpness": (3.9, 4.8), "stability": (3.9, 5.4), "spectrum": (3.9, 3.9), "spectrum_over_time": (3.9, 3.9),
     "outliers": (3.9, 4.8), "collapse": (3.9, 6.0), "tangent_kernel": (3.9, 5.0),
     "gradient_noise": (3.9, 6.4), "trajectory": (3.9, 6.8),
+    "layers": (3.9, 4.4),
 }  # fmt: skip
 CAPTIONS = {
     "sharpness": (
@@ -60,10 +62,15 @@ CAPTIONS = {
         "Below: distance from the start and length of the polyline through the points, and the cosine between "
         "successive displacements."
     ),
+    "layers": (
+        "The trace of each layer's own block of the Hessian, from the input down, dark where it is large. A dot marks "
+        "an interval that holds zero; what is empty was not measured."
+    ),
 }
 OF_PROBE = {
     "spectrum": "spectrum", "spectrum_over_time": "spectrum", "outliers": "spectrum", "collapse": "neural_collapse",
     "tangent_kernel": "tangent_kernel", "gradient_noise": "gradient_noise", "trajectory": "trajectory",
+    "layers": "layer_traces",
 }  # fmt: skip
 """Figures that are on the page only where a probe has left records."""
 

@@ -119,14 +119,21 @@ def _crossing(found: Sequence[Reading], run: Run, player: str | None) -> Sentenc
     if above == 0:
         text = f"{start} was above {name} at the first measurement already, {step(first.step)}: "
         text += f"{times(first.ratio)} times it."
-        if len(found) > 1 and all(reading.ratio > 1 for reading in found):
-            text += f" It was above at all {len(found):,} measurements."
-        return Sentence("edge", text, (first.step,))
+        return Sentence("edge", text + _often(found), (first.step,))
     before = found[above - 1]
     text = f"{start} was first measured above {name} at {step(first.step)}; at {step(before.step)} it was still below."
     if all(reading.bounded_below for reading in found[:above]):
         text = f"{start} first crossed {name} between {step(before.step)} and {step(first.step)}."
-    return Sentence("edge", text, (before.step, first.step))
+    return Sentence("edge", text + _often(found), (before.step, first.step))
+
+
+def _often(found: Sequence[Reading]) -> str:
+    """How many measurements are above the threshold."""
+    above = sum(reading.ratio > 1 for reading in found)
+    if len(found) == 1:
+        return ""
+    often = "once" if above == 1 else f"{above:,} times"
+    return f" It was measured above it {often} in {len(found):,} measurements."
 
 
 def _threshold(reading: Reading, formula: object) -> str:

@@ -11,13 +11,16 @@ from losscope.probes import Run
 from losscope.probes.catalogue import CATALOGUE
 from losscope.probes.phases import CATAPULT, EDGE, SHARPENING, phases
 
-from . import series
-from .traces import curve, layout, level, span
+from . import page_spectra, series
+from .collapse import HEIGHTS, PANELS
+from .svg import COLOURS
+from .traces import Drawn, curve, layout, level, scale, span
 from .words import short_symbol, verdict
 
 __all__ = ["DRAWN", "drawn"]
 
-Drawn = tuple[list[dict[str, Any]], dict[str, Any]]
+NAMES = {colour: name for name, colour in COLOURS.items()}
+LINES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 SHADES = {SHARPENING: "sky", EDGE: "orange", CATAPULT: "purple"}
 LOOKS = {
     "sharpness": ("blue", "solid"), "trace": ("orange", "dashdot"), "aligned_trace": ("orange", "solid"),
@@ -42,8 +45,8 @@ def _sharpness(run: Run, player: str) -> Drawn:
     values = np.where(np.isfinite(values), values, np.nan)
     traces += curve(steps, values, what, "green", row=2, width=1.2)
     rows = [
-        {"title": "sharpness [loss / parameter²]", "type": _scale(np.append(data.value, data.threshold), 30)},
-        {"title": what, "type": _scale(values, 10)},
+        {"title": "sharpness\n[loss / parameter²]", "type": scale(np.append(data.value, data.threshold), 30)},
+        {"title": what, "type": scale(values, 10)},
     ]
     return traces, layout(rows, (2.2, 1), shapes=_phases(run, player))
 
@@ -60,7 +63,7 @@ def _stability(run: Run, player: str) -> Drawn:
         traces += curve(data.steps, data.value, name, colour, low=data.low, high=data.high, dash=dash)
         shown.append(data.value)
     shapes = [span(0.9, 1.1, "vermillion", across="y", strength=0.12), level(1, "vermillion"), *_phases(run, player)]
-    rows = [{"title": "measured / threshold", "type": _scale(np.concatenate(shown), 8)}]
+    rows = [{"title": "measured / threshold", "type": scale(np.concatenate(shown), 8)}]
     return traces, layout(rows, shapes=shapes)
 
 
@@ -68,12 +71,74 @@ def _phases(run: Run, player: str) -> list[dict[str, Any]]:
     return [span(phase.first, phase.last, SHADES[phase.name]) for phase in phases(run, player)]
 
 
-def _scale(values: np.ndarray, wide: float) -> str:
-    """Whether an axis is logarithmic: where all is positive and spreads by more than a factor."""
-    finite = values[np.isfinite(values)]
-    positive = len(finite) > 0 and finite.min() > 0
-    return "log" if positive and finite.max() / finite.min() > wide else "linear"
+def _collapse(run: Run, player: str) -> Drawn:
+    records = run.select("neural_collapse", player)
+    steps = np.array([r.step for r in records], dtype=int)
+    traces: list[dict[str, Any]] = []
+    rows = []
+    for row, (label, curves) in enumerate(PANELS, 1):
+        shown = [np.zeros(0)]
+        for name, words, colour, line, _ in curves:
+            values = series.column(records, name)
+            traces += curve(steps, values, words, NAMES[colour], row=row, dash=LINES[line])
+            shown.append(values)
+        shares = label == "share of samples"
+        rows.append(
+            {"title": label.replace("of ", "of\n"), "type": "linear" if shares else scale(np.concatenate(shown), 20)}
+        )
+    others = dict.fromkeys(name for r in records for name in r.values if name.endswith("/nc1"))
+    for name in others:
+        words = f"NC1 of {name.removesuffix('/nc1')}"
+        traces += curve(steps, series.column(records, name), words, "muted", width=0.9, legend=False)
+    return traces, layout(rows, HEIGHTS, height=620)
 
 
-DRAWN: dict[str, Callable[[Run, str], Drawn | None]] = {"sharpness": _sharpness, "stability": _stability}
+def _tangent(run: Run, player: str) -> Drawn:
+    records = run.select("tangent_kernel", player)
+    steps = np.array([r.step for r in records], dtype=int)
+    traces = curve(steps, series.numbers(r.value for r in records), "distance from the first, 1 − cos", "blue")
+    traces += curve(steps, series.column(records, "centred"), "the same, centred", "orange", dash="dash")
+    traces += curve(steps, series.column(records, "alignment"), "alignment with the labels", "green", dash="dot")
+    between = (steps[1:] + steps[:-1]) / 2
+    for name, colour, dash in (("velocity", "blue", "solid"), ("velocity_centred", "orange", "dash")):
+        values = series.column(records, name)[1:]
+        values = np.where(values > 0, values, np.nan)
+        traces += curve(between, values, name.replace("_", ", "), colour, dash=dash, row=2, legend=False)
+    rows = [{"title": "distance, alignment"}, {"title": "velocity\n[distance / step]", "type": "log"}]
+    return traces, layout(rows, (1.8, 1), height=460)
+
+
+def _noise(run: Run, player: str) -> Drawn:
+    records = run.select("gradient_noise", player)
+    steps = np.array([r.step for r in records], dtype=int)
+
+    def column(name: str) -> np.ndarray:
+        values = series.column(records, name)
+        return np.where(values > 0, values, np.nan)
+
+    own = [series.numbers(getattr(r, end) for r in records) for end in ("value", "low", "high")]
+    traces = curve(steps, own[0], "noise scale, tr Σ / |G|²", "blue", low=own[1], high=own[2])
+    ends: dict[str, Any] = {end.strip("_"): column(f"curvature_weighted{end}") for end in ("_low", "_high")}
+    traces += curve(steps, column("curvature_weighted"), "curvature-weighted", "orange", dash="dash", **ends)
+    traces += curve(steps, column("batch_size"), "batch size", "muted", dash="dash", width=1, stepwise=True)
+    for name, words, colour in (("covariance_trace", "tr Σ", "vermillion"), ("gradient_square", "|G|²", "green")):
+        ends = {end.strip("_"): column(f"{name}{end}") for end in ("_low", "_high")}
+        traces += curve(steps, column(name), words, colour, row=2, **ends)
+    norms: dict[str, Any] = {"low": column("norm_25"), "high": column("norm_75")}
+    traces += curve(
+        steps, column("norm_50"), "length of single gradients, median and quartiles", "blue", row=3, **norms
+    )
+    rows = [
+        {"title": "noise scale\n[samples]", "type": "log"}, {"title": "squared\ngradient", "type": "log"},
+        {"title": "length", "type": scale(column("norm_50"), 20)},
+    ]  # fmt: skip
+    return traces, layout(rows, (1.4, 1.2, 1), height=620)
+
+
+DRAWN: dict[str, Callable[[Run, str], Drawn | None]] = {
+    "sharpness": _sharpness, "stability": _stability, "spectrum": page_spectra.spectrum,
+    "spectrum_over_time": page_spectra.spectrum_over_time, "outliers": page_spectra.outliers, "collapse": _collapse,
+    "tangent_kernel": _tangent, "gradient_noise": _noise, "trajectory": page_spectra.trajectory,
+    "layers": page_spectra.layers,
+}  # fmt: skip
 """By the names that `losscope.viz.figure` knows them by."""

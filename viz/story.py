@@ -53,6 +53,7 @@ def story(run: Run, player: str | None = None) -> tuple[Sentence, ...]:
         ...     if sentence.about == "edge":
         ...         print(sentence.text)
         The sharpness was first measured above its threshold, 20, at step 100; at step 50 it was still below.
+        It was measured above it once in 3 measurements.
         At the last measurement, step 100, it was 1.05 times the threshold.
     """
     run.select("log", player)  # refuses a player that the run does not have

@@ -12,7 +12,10 @@ import numpy as np
 from . import series
 from .words import interval
 
-__all__ = ["band", "curve", "inert", "layout", "level", "numbers", "span"]
+__all__ = ["Drawn", "band", "curve", "inert", "layout", "level", "numbers", "scale", "span"]
+
+Drawn = tuple[list[dict[str, Any]], dict[str, Any]]
+"""Traces and layout of a figure."""
 
 MOST = 2000
 """Points of a curve that are kept: more than a screen has columns."""
@@ -49,6 +52,7 @@ def curve(
     legend: bool = True,
     stepwise: bool = False,
     mode: str = "",
+    every: bool = False,
 ) -> list[dict[str, Any]]:
     """A curve and the band of its interval, which the pointer reads out.
 
@@ -64,6 +68,7 @@ def curve(
         width: of the line.
         legend: whether the legend names it.
         stepwise: whether each value holds until the next.
+        every: keep every point, also of a long curve.
         mode: plotly's; default: markers as well where there are few points.
 
     Returns:
@@ -71,12 +76,13 @@ def curve(
     """
     if not np.isfinite(y).any():
         return []
-    kept = _kept(y)
+    kept = np.arange(len(y)) if every else _kept(y)
     x, y = x[kept], y[kept]
+    few = len(x) == 1 or (len(x) <= MOST_MARKERS and not stepwise)
     low, high = (None if each is None else each[kept] for each in (low, high))
     trace: dict[str, Any] = {
         "type": "scatter", "x": _plain(x), "y": numbers(y), "name": inert(name), "yaxis": _axis(row),
-        "mode": mode or ("lines+markers" if len(x) <= MOST_MARKERS else "lines"), "showlegend": legend,
+        "mode": mode or ("lines+markers" if few else "lines"), "showlegend": legend,
         "line": {"color": f"--{colour}", "width": width, "dash": dash} | ({"shape": "hv"} if stepwise else {}),
         "marker": {"color": f"--{colour}", "size": 5}, "hovertemplate": "%{y:.5g}",
     }  # fmt: skip
@@ -132,7 +138,7 @@ def layout(
     """Panels above each other on one x-axis.
 
     Args:
-        rows: what plotly is to know of each panel's y-axis, from the top; ``title`` as a string.
+        rows: what plotly is to know of each panel's y-axis, from the top; ``title`` as a string, in lines.
         heights: of the panels, relative.
         x: title of the x-axis; steps are linked over all figures of a player.
         more: shapes, annotations and other entries.
@@ -145,7 +151,7 @@ def layout(
     top = 1.0
     for row, (entries, height) in enumerate(zip(rows, heights, strict=True), 1):
         share = height / total * (1 - gap * (len(rows) - 1))
-        said = {"text": inert(str(entries.get("title", "")))}
+        said = {"text": inert(str(entries.get("title", ""))).replace("\n", "<br>")}
         name = "yaxis" if row == 1 else f"yaxis{row}"
         made[name] = {
             "zeroline": False,
@@ -156,6 +162,13 @@ def layout(
         }
         top -= share + gap
     return made | more
+
+
+def scale(values: np.ndarray, wide: float) -> str:
+    """Whether an axis is logarithmic: where all is positive and spreads by more than a factor."""
+    finite = values[np.isfinite(values)]
+    positive = len(finite) > 0 and finite.min() > 0
+    return "log" if positive and finite.max() / finite.min() > wide else "linear"
 
 
 def _axis(row: int) -> str:

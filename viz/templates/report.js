@@ -25,10 +25,14 @@
 
   const dressed = (figure) => {
     const layout = coloured(figure.layout);
+    const height = figure.layout.height || 380;
     for (const name of Object.keys(layout).filter((each) => /^[xy]axis/.test(each))) {
+      const axis = layout[name];
+      const [bottom, top] = axis.domain || [0, 1];
+      const logarithmic = { tickformat: "~g", nticks: Math.min(4, Math.max(2, Math.round(((top - bottom) * height) / 55))) };
       layout[name] = { color: shade("--ink"), gridcolor: shade("--grid"), linecolor: shade("--ink"), showline: true,
-        ticks: "outside", ticklen: 4, automargin: true, exponentformat: "power", ...layout[name],
-        ...(layout[name].type === "log" ? { tickformat: "~g", nticks: 6 } : {}) };
+        ticks: "outside", ticklen: 4, automargin: true, exponentformat: "power",
+        ...(axis.type === "log" ? logarithmic : {}), ...axis };
     }
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x unified", uirevision: figure.id,
@@ -36,8 +40,7 @@
       hoverlabel: { bgcolor: shade("--card"), bordercolor: shade("--grid"), font: { color: shade("--ink") }, align: "left",
         namelength: narrow.matches ? 24 : 60 },
       legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom" }, margin: { l: 60, r: 12, t: 24, b: 44 },
-      height: (figure.layout.height || 380) * (narrow.matches ? 1.05 : 1), ...layout,
-      ...(figure.layout.height ? { height: figure.layout.height } : {}),
+      ...layout, height,
     };
   };
 
