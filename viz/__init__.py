@@ -6,6 +6,9 @@ from .dashboard import plot_dashboard
 from .figure import figure
 from .gradient_noise import plot_gradient_noise
 from .interactive import interactive_spectrum
+from .interactive_density import interactive_density
+from .interactive_layers import interactive_layers
+from .interactive_stability import interactive_sharpness, interactive_stability
 from .interactive_surface import interactive_surface
 from .layers import plot_layers
 from .line import plot_line
@@ -24,7 +27,11 @@ from .trajectory import plot_trajectory
 
 __all__ = [
     "figure",
+    "interactive_density",
+    "interactive_layers",
+    "interactive_sharpness",
     "interactive_spectrum",
+    "interactive_stability",
     "interactive_surface",
     "plot_class_structure",
     "plot_collapse",

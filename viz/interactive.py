@@ -11,13 +11,15 @@ from losscope.probes import Run
 
 from . import style
 from .eigenvalue_axis import density_label, least_density, readable_ticks
+from .inert import inert
+from .sharpness import _title
 from .spectra import Spectra, spectra
 from .words import number
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["interactive_spectrum"]
+__all__ = ["interactive_spectrum", "say"]
 
 BINS = 240
 
@@ -40,9 +42,9 @@ def interactive_spectrum(run: Run, *, player: str | None = None, logarithmic: bo
     """
     graph = _plotly()
     found = spectra(run, player, logarithmic=logarithmic)
-    figure = graph.Figure(layout=_layout(run.name))
+    figure = graph.Figure(layout=_layout(inert(_title(run, player))))
     if found is None:
-        figure.add_annotation(text="no spectrum recorded", showarrow=False, xref="paper", yref="paper", x=0.5, y=0.5)
+        say(figure, "no spectrum recorded")
         return figure
     figure.add_trace(graph.Heatmap(**_heat(found)))
     figure.add_trace(graph.Scattergl(**_ranked(found)))
@@ -65,9 +67,14 @@ def _plotly() -> Any:
     return plotly.graph_objects
 
 
+def say(figure: Figure, text: str) -> None:
+    """Write in the middle of a figure that has nothing to draw."""
+    figure.add_annotation(text=text, showarrow=False, xref="paper", yref="paper", x=0.5, y=0.5)
+
+
 def _layout(title: str) -> dict[str, Any]:
     return {
-        "title": {"text": title.replace("<", "&lt;"), "x": 0.01}, "template": "none", "font": {"color": style.INK},
+        "title": {"text": title, "x": 0.01}, "template": "none", "font": {"color": style.INK},
         "paper_bgcolor": style.PAPER, "plot_bgcolor": style.PAPER, "hovermode": "closest",
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"}, "margin": {"l": 80, "r": 20, "t": 70, "b": 60},
     }  # fmt: skip

@@ -12,6 +12,7 @@ from losscope.landscape import SettingError
 from losscope.landscape.surface import Plane
 
 from . import style
+from .inert import inert
 from .interactive import _layout, _plotly
 from .loss_scale import Levels, LossScale, levels_of, loss_scale
 from .plane_marks import model_sheet
@@ -57,7 +58,7 @@ def interactive_surface(
     graph = _plotly()
     sheet = Sheet.of(plane, value)
     height = _Height(loss_scale(sheet.heights, scale), sheet)
-    figure = graph.Figure(layout=_layout(title))
+    figure = graph.Figure(layout=_layout(inert(title)))
     figure.add_trace(_surface(graph, sheet, height, value))
     if plane.trajectory is not None and len(plane.trajectory):
         figure.add_trace(graph.Scatter3d(**_trajectory(plane, height)))
@@ -158,7 +159,7 @@ def _marks(plane: Plane, height: _Height) -> dict[str, Any]:
     x, y = np.array(list(named.values())).T
     return {
         "x": x.tolist(), "y": y.tolist(), "z": _with_none(height.over(x, y)), "mode": "markers+text",
-        "text": [name.replace("<", "&lt;") for name in named], "textposition": "top center", "name": "points",
+        "text": [inert(name) for name in named], "textposition": "top center", "name": "points",
         "marker": {"size": 4, "color": style.INK, "symbol": ["cross"] + ["circle"] * (len(named) - 1)},
         "customdata": [number(plane.center, 5)] + [""] * (len(named) - 1), "showlegend": False,
         "hovertemplate": "%{text} (%{x:.4g}, %{y:.4g}) %{customdata}<extra></extra>",
