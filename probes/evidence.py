@@ -96,7 +96,7 @@ def _critical_sharpness(window: Sequence[Record]) -> str | None:
 def _trend(window: Sequence[Record]) -> str | None:
     """Where the loss goes above the edge: a transient's falls again, a divergence's does not."""
     low = ratio_of(window, "sharpness", "threshold", "threshold_largest").ratio_low
-    last = [(r.step, r.values["loss"]) for r in window if column([r], "loss")][-3:]
+    last = [(r.step, v) for r in window if (v := r.values.get("loss")) is not None and math.isfinite(v)][-3:]
     if low is None or low <= ABOVE or len(last) < 3:
         return None
     losses = [loss for _, loss in last if loss is not None]

@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .window import SAME_GRADIENT, column, median
 
@@ -50,8 +50,7 @@ class Phase:
     last: int
 
 
-@dataclass(frozen=True)
-class _Point:
+class _Point(NamedTuple):
     step: int
     ratio: float
     sharpness: float

@@ -180,9 +180,14 @@ def _gradient_squares(records: Sequence[Record]) -> tuple[float, float, float, i
     return mean, mean / (1 + share), mean / (1 - share) if share < 1 else math.inf, n
 
 
+_SQUARES = (
+    "training_gradient_norm", "batch_gradient_square", "minibatch_draws", "s_mu", "s_mu_low", "s_mu_high", "loss",
+)  # fmt: skip
+
+
 def _square_ratio(record: Record) -> tuple[float, float] | None:
     """The ratio at one measurement, and the standard deviation of a mini-batch's square relative to its mean."""
-    values = {name: v for name, v in record.values.items() if v is not None and math.isfinite(v)}
+    values = {name: v for name in _SQUARES if (v := record.values.get(name)) is not None and math.isfinite(v)}
     norm, own, draws = (values.get(n) for n in ("training_gradient_norm", "batch_gradient_square", "minibatch_draws"))
     index = values.get("s_mu")  # E|g_B|^2 / 2L
     if own is None and index is not None and "loss" in values:
@@ -220,7 +225,10 @@ def _one_rate(window: Sequence[Record], facts: Facts) -> Assumption | None:
 
 def _negative_curvature(window: Sequence[Record], everything: Sequence[Record]) -> Assumption | None:
     """From the last look at the lower end of the spectrum, which is taken more seldom than at the upper."""
-    held = [r for r in everything if column([r], "lowest") and (r.values.get("sharpness") or 0) > 0]
+    held = [
+        r for r in everything
+        if (v := r.values.get("lowest")) is not None and math.isfinite(v) and (r.values.get("sharpness") or 0) > 0
+    ]  # fmt: skip
     if not held or not window:
         return None
     last = held[-1]

@@ -69,27 +69,31 @@ class Ratio:
 def ratio_of(window: Sequence[Record], name: str, threshold: str, largest: str | None = None) -> Ratio:
     """Medians; the bounds of a ratio divide by the largest and the smallest threshold of the groups."""
     low, high = f"{name}_low", f"{name}_high"
+    values, ratios = column(window, name), column(window, name, threshold)
     return Ratio(
-        median(column(window, name)),
-        _bound(window, (name, None), (low, None)),
-        _bound(window, (name, None), (high, None)),
+        median(values),
+        _bound(window, values, (name, None), (low, None)),
+        _bound(window, values, (name, None), (high, None)),
         median(column(window, threshold)),
-        median(column(window, name, threshold)),
-        _bound(window, (name, threshold), (low, largest or threshold)),
-        _bound(window, (name, threshold), (high, threshold)),
+        median(ratios),
+        _bound(window, ratios, (name, threshold), (low, largest or threshold)),
+        _bound(window, ratios, (name, threshold), (high, threshold)),
     )
 
 
-def _bound(window: Sequence[Record], value: tuple[str, str | None], bound: tuple[str, str | None]) -> float | None:
+def _bound(
+    window: Sequence[Record], values: Sequence[float], value: tuple[str, str | None], bound: tuple[str, str | None]
+) -> float | None:
     """The median of the bounds; where some values have none, the median value with the median way to a bound.
 
     The median of a few bounds alone would be one of their values, not of all the others.
     """
-    values, bounds = column(window, *value), column(window, *bound)
+    bounds = column(window, *bound)
     if len(bounds) >= len(values) or not bounds:
         return median(bounds)
     middle = statistics.median(values)
-    pairs = [(v[0], b[0]) for r in window if (v := column([r], *value)) and (b := column([r], *bound))]
+    some = [r for r in window if r.values.get(bound[0]) is not None]
+    pairs = [(v[0], b[0]) for r in some if (v := column([r], *value)) and (b := column([r], *bound))]
     if middle > 0 and all(v > 0 for v, _ in pairs):
         ways = [b / v for v, b in pairs]
         return middle * statistics.median(max(w, LEAST_GAP) if bound[0].endswith("_high") else w for w in ways)
@@ -98,13 +102,10 @@ def _bound(window: Sequence[Record], value: tuple[str, str | None], bound: tuple
 
 def column(window: Sequence[Record], name: str, divisor: str | None = None) -> list[float]:
     """The finite values of that name over the window, divided by those of ``divisor`` if one is given."""
-    found = []
-    for record in window:
-        value = record.values.get(name)
-        unit = record.values.get(divisor) if divisor else 1.0
-        if value is not None and unit is not None and unit > 0 and math.isfinite(value):
-            found.append(value / unit)
-    return found
+    if divisor is None:
+        return [v for r in window if (v := r.values.get(name)) is not None and math.isfinite(v)]
+    known = [(v, r.values.get(divisor)) for r in window if (v := r.values.get(name)) is not None and math.isfinite(v)]
+    return [value / unit for value, unit in known if unit is not None and unit > 0]
 
 
 def median(values: list[float]) -> float | None:

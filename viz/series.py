@@ -13,8 +13,8 @@ from losscope.probes import Record, Run
 from losscope.probes.catalogue import CATALOGUE
 
 __all__ = [
-    "LARGEST", "LEAST", "Series", "Unmeasured", "column", "decimate", "drawable", "facts", "keep", "loss", "numbers",
-    "ratios", "runs_of", "sharpness", "small_batch_edge", "unmeasured",
+    "LARGEST", "LEAST", "Series", "Table", "Unmeasured", "column", "decimate", "drawable", "facts", "keep", "loss",
+    "numbers", "ratios", "ratios_of", "runs_of", "sharpness", "small_batch_edge", "unmeasured",
 ]  # fmt: skip
 
 LARGEST, LEAST = 1e100, 1e-100
@@ -58,6 +58,25 @@ class Series:
         return dataclasses.replace(self, **{name: each[kept] for name, each in vars(self).items()})
 
 
+class Table:
+    """The columns of records by the names of their ``values``, each made once.
+
+    Args:
+        records: of one probe, by step.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = records
+        self._columns: dict[str, np.ndarray] = {}
+        self.steps = np.array([r.step for r in records], dtype=int)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The column of that name."""
+        if name not in self._columns:
+            self._columns[name] = column(self._records, name)
+        return self._columns[name]
+
+
 @dataclass(frozen=True)
 class Unmeasured:
     """Measurements that gave no number that can be drawn: their steps, by what went wrong."""
@@ -88,13 +107,20 @@ def ratios(run: Run, criterion: str, player: str | None = None) -> Series:
 
     The bounds divide by the largest and the smallest threshold of the parameter groups.
     """
-    records = run.select("stability", player)
+    return ratios_of(Table(run.select("stability", player)), criterion)
+
+
+def ratios_of(table: Table, criterion: str) -> Series:
+    """The same of records of probe ``stability``."""
     least = CATALOGUE[criterion].threshold
-    strict = _positive(column(records, least))
-    wide = _positive(column(records, "threshold_largest" if criterion == "sharpness" else least))
+    strict = _positive(table[least])
+    wide = _positive(table["threshold_largest" if criterion == "sharpness" else least])
     wide = np.where(np.isnan(wide), strict, wide)
-    value, low, high = (column(records, f"{criterion}{end}") for end in ("", "_low", "_high"))
-    return _series(records, drawable(value / strict), drawable(low / wide), drawable(high / strict))
+    value, low, high = (table[f"{criterion}{end}"] for end in ("", "_low", "_high"))
+    return Series(
+        table.steps, drawable(value / strict), drawable(low / wide), drawable(high / strict), table["threshold"],
+        table["threshold_largest"],
+    )  # fmt: skip
 
 
 def small_batch_edge(records: Sequence[Record]) -> Series:
@@ -213,12 +239,12 @@ def runs_of(mask: np.ndarray) -> list[tuple[int, int]]:
 
 def column(records: Sequence[Record], name: str) -> np.ndarray:
     """One of ``values`` over records, as `numbers`."""
-    return numbers(r.values.get(name) for r in records)
+    return numbers([r.values.get(name) for r in records])
 
 
 def numbers(values: Iterable[float | None]) -> np.ndarray:
     """Recorded numbers as an array, NaN where there is nothing to draw."""
-    return drawable(np.array([np.nan if v is None else v for v in values], dtype=float))
+    return drawable(np.array(list(values), dtype=float))  # which makes None NaN
 
 
 def drawable(values: np.ndarray) -> np.ndarray:

@@ -78,12 +78,15 @@ def plot_stability(
         style.title(figure, _title(run, player))
         ax = axes[0]
     audit = run.audit(player)
-    curves = [curve for line in audit.criteria if (curve := _Curve.of(run, player, line)) is not None]
+    records = run.select("stability", player)
+    table = series.Table(records)
+    preconditioned = bool(series.facts(run, player).get("preconditioned"))
+    curves = [curve for line in audit.criteria if (curve := _Curve.of(table, line, preconditioned)) is not None]
     ax.set_ylabel("measured / threshold")
     if curves:
         applying = [curve for curve in curves if curve.applies]
         two = any(curve.line.name in TWO_EDGES for curve in applying)
-        small = series.small_batch_edge(run.select("stability", player) if two else [])
+        small = series.small_batch_edge(records if two else []).thinned()
         _scale(ax, applying or curves, small)
         _edge(ax, small)
         for curve in curves:
@@ -118,11 +121,11 @@ class _Curve:
     symbol: str
 
     @classmethod
-    def of(cls, run: Run, player: str | None, line: Criterion) -> _Curve | None:
+    def of(cls, table: series.Table, line: Criterion, preconditioned: bool) -> _Curve | None:
         """None where there is nothing to draw."""
-        if line.name not in LOOKS or not np.isfinite((data := series.ratios(run, line.name, player)).value).any():
+        if line.name not in LOOKS or not np.isfinite((data := series.ratios_of(table, line.name)).value).any():
             return None
-        own = line.name == "sharpness" and series.facts(run, player).get("preconditioned")
+        own = line.name == "sharpness" and preconditioned
         return cls(line, data.thinned(), r"$\lambda_{\max}(P^{-1}H)$" if own else CATALOGUE[line.name].tex)
 
     @property
