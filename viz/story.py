@@ -44,7 +44,7 @@ def story(run: Run, player: str | None = None) -> tuple[Sentence, ...]:
     Example:
         >>> from losscope.probes import Record, Run
         >>> from losscope.viz.story import story
-        >>> ratios = [0.5, 0.8, 1.05]
+        >>> ratios = [0.85, 0.95, 1.05]
         >>> records = [
         ...     Record(50 * i, "model", "sharpness", value=20 * r, values={"threshold": 20.0})
         ...     for i, r in enumerate(ratios)
