@@ -1,0 +1,77 @@
+"""Figures of `hessian_outliers.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from panels import GREY, RED, band, labels, log, panels, shade
+
+__all__ = ["draw_clusters", "draw_paths", "draw_widths"]
+
+
+def draw_widths(found: Mapping[Any, Any], beyond: float) -> Figure:
+    """Ordered eigenvalues of one seed; how many stand out and the share about zero, by parameters."""
+    figure, (top, count, bulk) = panels(
+        "Largest eigenvalues, by width", f"Eigenvalues beyond {beyond:.0%} of the largest", "Share within it of zero"
+    )
+    one = {case.width: spectrum for case, spectrum in found.items() if case.seed == 0}
+    for i, (width, spectrum) in enumerate(one.items()):
+        values = (spectrum.top / spectrum.top[0]).tolist()
+        top.plot(range(1, len(values) + 1), values, ".-", color=shade(i, len(one)), linewidth=0.8, markersize=4,
+                 label=f"{width}: P = {spectrum.parameters:,}")  # fmt: skip
+    top.axhline(beyond, color=GREY, linestyle="--", linewidth=1)
+    band(count, [(s.parameters, s.beyond) for s in found.values()])
+    band(bulk, [(s.parameters, s.bulk) for s in found.values()], RED, "s")
+    count.set_ylim(0, None)
+    log(top, "y")
+    log(count, "x")
+    log(bulk, "x")
+    labels(top, "rank", "eigenvalue over the largest", "upper right")
+    labels(count, "parameters P", "count")
+    labels(bulk, "parameters P", "share of all eigenvalues")
+    return figure
+
+
+def draw_clusters(found: Mapping[Any, Any], apart: Mapping[Any, Any], clusters: int, beyond: float) -> Figure:
+    """Ordered eigenvalues for several k; how many stand out; the gap by the clusters' distance."""
+    figure, (top, count, gap) = panels(
+        "Largest eigenvalues, k clusters of k classes", f"Eigenvalues beyond {beyond:.0%} of the largest",
+        f"{clusters} clusters that come closer",
+    )  # fmt: skip
+    one = {case.clusters: spectrum for case, spectrum in found.items() if case.seed == 0}
+    for i, (k, spectrum) in enumerate(one.items()):
+        values, color = (spectrum.top / spectrum.top[0]).clamp_min(1e-5).tolist(), shade(i, len(one))
+        top.plot(range(1, len(values) + 1), values, ".-", color=color, linewidth=0.8, markersize=4, label=f"k = {k}")
+        top.axvline(k * k + 0.5, color=color, linewidth=0.6, linestyle=":")
+    band(count, [(case.clusters, s.beyond) for case, s in found.items()], label="measured")
+    count.plot(list(one), [k * k for k in one], color=GREY, linestyle="--", linewidth=1, label="k²")
+    count.plot(list(one), list(one), color=GREY, linestyle=":", linewidth=1, label="k")
+    band(gap, [(case.apart, float(s.factors[clusters**2 - 1])) for case, s in apart.items()], RED, "s")
+    log(top, "xy")
+    log(count, "y")
+    log(gap, "y")
+    labels(top, "rank (dotted: after k²)", "eigenvalue over the largest", "lower left")
+    labels(count, "clusters k", "count", "upper left")
+    labels(gap, "distance from the origin over the noise's length", f"{clusters**2}th eigenvalue over the next")
+    return figure
+
+
+def draw_paths(found: Sequence[Any]) -> Figure:
+    """The losses of all seeds along the four paths."""
+    names = {"onward": "Small batches from there", "faster": "at three times the rate",
+             "apart": "From other initial weights", "bent": "to those by a Bezier curve"}  # fmt: skip
+    figure, axes = panels(*names.values(), width=2.7)
+    paths = [(ax, i, getattr(batches, name)) for ax, name in zip(axes, names, strict=True)
+             for i, batches in enumerate(found)]  # fmt: skip
+    losses = [float(end) for _, _, path in paths for end in (path.loss.min(), path.loss.max())]
+    for ax, i, path in paths:
+        ax.plot(path.t.tolist(), path.loss.tolist(), color=shade(i, len(found)), linewidth=1.2, label=f"seed {i}")
+        ax.set_ylim(min(losses) / 1.5, max(losses) * 1.5)
+    for ax in axes:
+        log(ax, "y")
+        labels(ax, "from large (0) to small batches (1)", "training loss" if ax is axes[0] else "",
+               "lower left" if ax is axes[0] else None)  # fmt: skip
+    return figure
