@@ -1,7 +1,7 @@
 "use strict";
 /* Asks the page's own server about once a second what is new, and says how things stand. */
 (() => {
-  const PERIOD = 1000, LONGEST = 15000, PATIENCE = 60000, PICTURES = 5000;
+  const PERIOD = 1000, LONGEST = 15000, PATIENCE = 60000, PICTURES = 5000, UNSEEN = 5000;
   const pageOf = JSON.parse(document.getElementById("data").textContent);
   const players = (content) => JSON.stringify(content.runs.map((run) => Object.keys(run.meta.players)));
 
@@ -14,7 +14,9 @@
   bar.append(link, " ", words);
   const note = document.createElement("p");
   note.textContent = "Nothing is recorded yet. This page fills by itself as soon as the training writes its first records.";
-  document.querySelector("header").append(bar);
+  Object.assign(bar.style, { position: "sticky", top: 0, zIndex: 2, margin: 0, padding: ".4rem 0", maxWidth: "none",
+    background: "var(--paper)" });
+  document.querySelector("header").after(bar);
   document.querySelector('section[id^="run-"] > p.quiet')?.remove(); // what it says of the run's status ages
 
   const ago = (seconds) => {
@@ -72,7 +74,7 @@
   };
   let known = null, pictured = "", fetched = performance.now();
   const redraw = async () => {
-    if (!known || pictured === known.version || performance.now() - fetched < PICTURES) return;
+    if (!known || pictured === known.version.split("-")[1] || performance.now() - fetched < PICTURES) return;
     fetched = performance.now();
     const drawn = new Set(window.Plotly ? known.data.runs[0].figures.map((figure) => figure.id) : []);
     if (known.figures.every((id) => drawn.has(id))) return;
@@ -81,6 +83,16 @@
     const found = await answer.json();
     found.figures.forEach(place);
     pictured = found.version;
+    order();
+  };
+
+  /* As in the report, in whichever order they came. */
+  const order = () => {
+    const present = known.figures.map((id) => document.getElementById(`figure-${id}`)).filter((figure) => figure);
+    for (let i = 1; i < present.length; i++) {
+      const [before, after] = [present[i - 1], present[i]];
+      if (before.parentNode === after.parentNode && before.nextElementSibling !== after) before.after(after);
+    }
   };
 
   let version = "", pause = PERIOD, timer = 0, busy = false;
@@ -100,6 +112,7 @@
         if (version) again = false;
         version = news.version;
         known = news;
+        order();
       }
       redraw().catch(() => {});
     } catch {
@@ -108,7 +121,7 @@
     } finally {
       busy = false;
       say();
-      timer = setTimeout(poll, pause);
+      timer = setTimeout(poll, document.hidden ? Math.max(pause, UNSEEN) : pause);
     }
   };
 

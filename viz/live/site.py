@@ -18,7 +18,7 @@ from losscope.landscape.errors import first_line
 from losscope.probes import Run
 
 from ..page import data, fragment, page
-from .feed import Feed
+from .feed import Feed, FollowedRun
 from .lines import standing
 from .request import Refused, Request
 from .server import Answer
@@ -29,8 +29,9 @@ __all__ = ["Paced", "Site"]
 T = TypeVar("T")
 
 LEAST_PAUSE = 0.5
-UPDATES, FIGURES = 1 / 3, 1 / 10  # of one core at most: for what is new, and for drawing pictures
-TOKEN = re.compile(r"after=[0-9a-f]{0,40}")
+CURVES, TEXT, PICTURES = 1 / 2, 1 / 5, 1 / 10
+"""Of one core at most: what the script draws, what the run comes to in words, what is drawn here."""
+TOKEN = re.compile(r"after=[0-9a-f-]{0,60}")
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
 SMALL = 1024
 
@@ -48,17 +49,16 @@ class Paced(Generic[T]):
         self._not_before = 0.0
         self._lock = threading.Lock()
 
-    def get(self, key: int, make: Callable[[], T], *, now: bool = False) -> T:
+    def get(self, key: int, make: Callable[[], T]) -> T:
         """What was made, or what is made now.
 
         Args:
             key: counts up with what it depends on.
             make: makes it.
-            now: whether one that was made of another key will not do.
         """
         with self._lock:
             begun = time.monotonic()
-            if self._made is None or (key > self._made[0] and (now or begun >= self._not_before)):
+            if self._made is None or (key > self._made[0] and begun >= self._not_before):
                 self._made = key, make()
                 spent = time.monotonic() - begun
                 self._not_before = time.monotonic() + max(LEAST_PAUSE, spent * (1 / self._share - 1))
@@ -76,18 +76,18 @@ class Site:
         self._feed = feed
         self._lock = threading.Lock()
         self._server = secrets.token_hex(8)  # a page that outlives this server takes the next one's word anew
-        self._pages: Paced[Answer] = Paced(FIGURES)
-        self._figures: Paced[Answer] = Paced(FIGURES)
-        self._updates: Paced[tuple[str, str]] = Paced(UPDATES)
-        self._players: tuple[str, ...] = ()
+        self._drawing = threading.Lock()  # matplotlib is for one thread at a time
+        self._bare: tuple[list[str], Answer] | None = None
+        self._complaint = ""
+        self._curves: Paced[tuple[int, str]] = Paced(CURVES)
+        self._text: Paced[tuple[int, str]] = Paced(TEXT)
+        self._pictures: Paced[Answer] = Paced(PICTURES)
         self._paths: dict[str, Callable[[str], Answer]] = {
             "/": self._page,
             "/live.js": self._script,
             "/data.json": self._data,
             "/figures.json": self._still,
-            "/favicon.ico": lambda query: Answer(
-                b"", "image/x-icon"
-            ),  # asked for by browsers, and a complaint if refused
+            "/favicon.ico": lambda query: Answer(b"", "image/x-icon"),  # browsers ask, and complain where it is refused
         }
 
     def __call__(self, request: Request) -> Answer:
@@ -119,10 +119,16 @@ class Site:
         }  # fmt: skip
 
     def _page(self, query: str) -> Answer:
-        run, changes, _ = self._look()
-        players = tuple(run.players)
-        other, self._players = players != self._players, players
-        return self._pages.get(changes, lambda: _html(page([run], live=True)), now=other)
+        """The page of the run before its first record: its script asks at once for what there is since.
+
+        To draw all that a long run has takes seconds, for pictures that the script's own figures replace.
+        """
+        run, _, _ = self._look()
+        with self._drawing:
+            if self._bare is None or self._bare[0] != run.players:
+                bare = FollowedRun(self._feed.path, run.meta, [], 0)
+                self._bare = run.players, _html(page([bare], live=True))
+            return self._bare[1]
 
     def _script(self, query: str) -> Answer:
         content = (resources.files("losscope.viz.live") / "live.js").read_bytes()
@@ -130,28 +136,33 @@ class Site:
 
     def _data(self, after: str) -> Answer:
         run, changes, state = self._look()
+        version, update = after, ""
         try:
-            version, update = self._updates.get(changes, lambda: (self._version(changes), _update(run)))
+            drawn, curves = self._curves.get(changes, lambda: (changes, data([run])))
+            written, text = self._text.get(changes, lambda: (changes, _words(run)))
+            version = f"{self._server}-{drawn:x}-{written:x}"
+            update = f', "data": {curves}, {text}'
         except Exception as error:  # what cannot be drawn now may be with the next record
             state["problem"] = f"the page cannot be brought up to date: {type(error).__name__}: {first_line(error)}"
-            print(f"losscope: {state['problem']}", file=sys.stderr)
-            version, update = after, ""
-        known = "" if after == version else update
-        content = json.dumps({"version": version, "state": state}, allow_nan=False)
-        return Answer(f"{content[:-1]}{known}}}".encode(), "application/json")
+            self._complain(state["problem"])
+        said = json.dumps({"version": version, "state": state}, allow_nan=False)
+        return Answer(f"{said[:-1]}{'' if after == version else update}}}".encode(), "application/json")
 
     def _still(self, query: str) -> Answer:
         run, changes, _ = self._look()
-        return self._figures.get(changes, lambda: _json(version=self._version(changes), figures=still(run)))
+        with self._drawing:
+            return self._pictures.get(changes, lambda: _json(version=f"{changes:x}", figures=still(run)))
 
-    def _version(self, changes: int) -> str:
-        return f"{self._server}{changes:x}"
+    def _complain(self, problem: str) -> None:
+        """Say it where the server was started, too, once."""
+        if problem != self._complaint:
+            self._complaint = problem
+            print(f"losscope: {problem}", file=sys.stderr)
 
 
-def _update(run: Run) -> str:
-    """What is new, as members of a JSON object; ``figures`` names all that the run has by now."""
-    said = {"fragment": fragment(run), "figures": every(run)}
-    return f', "data": {data([run])}, {json.dumps(said)[1:-1]}'
+def _words(run: Run) -> str:
+    """What the run comes to, as members of a JSON object; ``figures`` names all that there are by now."""
+    return json.dumps({"fragment": fragment(run), "figures": every(run)})[1:-1]
 
 
 def _json(**content: Any) -> Answer:

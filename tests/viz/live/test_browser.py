@@ -131,8 +131,8 @@ def test_a_training_from_its_first_step_through_a_kill(page: Any, tmp_path: Path
     script.write_text(TRAINING)
     with serving(folder) as server:
         page.goto(server.url)
-        within(20, lambda: "waiting for the run to begin" in page.inner_text("header"))
-        assert "Nothing is recorded yet" in page.inner_text("header")
+        within(20, lambda: "waiting for the run to begin" in page.inner_text("#live"))
+        assert "Nothing is recorded yet" in page.inner_text("body")
         with training(script, folder) as process:
             within(60, lambda: on_page(page) > 0)  # it has loaded itself anew: there are players now
             keeps_up(page, folder)
