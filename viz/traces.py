@@ -23,14 +23,15 @@ MOST_MARKERS = 40
 
 
 def inert(text: str, most: int = 120) -> str:
-    """A user's words for plotly, which reads some HTML tags and entities in every text; cut where too long.
+    """A user's words for plotly, which reads some HTML tags, entities and mathematics in every text; cut if too long.
 
     Example:
         >>> from losscope.viz.traces import inert
         >>> inert("<b>bold</b> & co")
         '&lt;b&gt;bold&lt;/b&gt; &amp; co'
     """
-    return html.escape(text if len(text) <= most else text[: most - 1] + "…", quote=False)
+    short = text if len(text) <= most else text[: most - 1] + "…"
+    return html.escape(short, quote=False).replace("$", "&#36;")
 
 
 def numbers(values: Any) -> list[float | None]:

@@ -1,88 +1,277 @@
-"""The page in a browser: no complaint, no request, readable in both schemes and on a narrow screen."""
+"""The page in a browser: no complaint, no request, nothing of a run's words acts, readable everywhere."""
 
-import os
+import io
 import re
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from drawn_runs import AMBIGUOUS_NOTE, LONG_NOTE, hovering, meta, noting, write
+from drawn_runs import AMBIGUOUS_NOTE, LONG_NOTE, hovering, meta, minibatch, noting, run_of, write
+from drawn_spectra import evolving
+from losscope.probes import Record, Run
 from losscope.viz import report
+from opened_pages import chromium, opened
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="NO CHROMIUM: the page was not opened in a browser"),
-]
+pytestmark = pytest.mark.browser
 
-
-def chromium(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-sync", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}", "--hide-scrollbars",
-        "--enable-logging=stderr", "--v=0", *arguments,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    complaints = [line for line in done.stderr.splitlines() if re.search(r"CONSOLE|Content Security|Refused", line)]
-    assert complaints == []
-    return done
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>",
+    '<a href="javascript:alert(3)">click</a> <b>bold</b><br>&lt;i&gt;',
+    "\"'`${alert(4)} %{x} %{customdata} $x^2$",
+    "\u202eright to left\u202c \u05d0\u05d1\u05d2 \U0001f600\U0001f1e8\U0001f1ed",
+    "a_very_long_name_without_a_place_to_break_it_" * 12,
+    "--blue", "__proto__", "]]> <!-- -->",
+)  # fmt: skip
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Path:
-    records = hovering()
-    write(tmp_path / "run", records, meta(model={}))
-    return report(tmp_path / "run")
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
 
 
-def test_the_browser_sees_the_whole_page(page: Path, tmp_path: Path) -> None:
-    dom = chromium(tmp_path, "--dump-dom", page.as_uri()).stdout
-    assert dom.count('<svg id="fig-') == 4
-    assert dom.count("<path") > 100
-    assert re.search(r'<script type="application/json" id="data">\{"runs"', dom)
-    assert dom.rstrip().endswith("</html>")
-    assert "At the edge" in dom
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    spectral = evolving()
+    run = Run.from_records(spectral.meta, [*spectral.records, *hovering(800)], spectral._arrays)
+    two = [run, run_of(minibatch(400), G={"batch_size": 32})]
+    made = {"page": report(run, folder / "page.html")}
+    with pytest.MonkeyPatch.context() as patch:
+        blank(patch)
+        made["static"] = report(run, folder / "static.html", static=True)
+        made["two"] = report(two, folder / "two.html")
+    return made
 
 
-def picture(page: Path, tmp_path: Path, size: str, *options: str) -> np.ndarray:
-    target = tmp_path / f"{size}{len(options)}.png"
-    chromium(tmp_path, f"--screenshot={target}", f"--window-size={size}", *options, page.as_uri())
-    return imread(target)[..., :3]
+def blank(patch: pytest.MonkeyPatch) -> None:
+    """Static figures that are empty: to draw them takes nearly all of the time."""
+    patch.setattr("losscope.viz.page.figure", lambda run, kind, *, player, size: Figure(figsize=size))
+    patch.setattr("losscope.viz.page.overlay", lambda runs, name, size: Figure(figsize=size))
 
 
-def test_light_and_dark(page: Path, tmp_path: Path) -> None:
-    light = picture(page, tmp_path, "900,1200")
-    dark = picture(page, tmp_path, "900,1200", "--blink-settings=preferredColorScheme=0")
-    assert light.mean() > 0.85
-    assert dark.mean() < 0.2
-    for shot in (light, dark):  # ink on paper, also inside the figure
-        assert np.ptp(shot[250:700, :860].mean(axis=2)) > 0.6
+def until(page: Any, expression: str) -> None:
+    """Wait until something holds; playwright's own way to wait is one that the page's policy forbids."""
+    for _ in range(100):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(expression)
 
 
-@pytest.mark.parametrize("note", ["", AMBIGUOUS_NOTE, LONG_NOTE], ids=["plain", "ambiguous", "long note"])
-def test_narrow_screen_needs_no_sideways_scrolling(note: str, tmp_path: Path) -> None:
-    """In a frame of 400 px (chromium's own window is no narrower than 500), nothing reaches past its edge."""
-    write(tmp_path / "run", noting(hovering(), note or None), meta(model={}))
-    page = report(tmp_path / "run")
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        '<body style="margin:0;background:#f0f"><iframe width="1200" height="3000" style="border:0;width:400px" '
-        f'src="{page.as_uri()}"></iframe></body>'
+def quiet(page: Any, path: Path) -> bool:
+    assert page.complaints == []
+    assert page.requests == [path.as_uri()]
+    return True
+
+
+def test_opens_without_complaint_or_request(browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages["page"]) as page:
+        assert quiet(page, pages["page"])
+        assert page.count("figure") == page.count("figure.drawn") == 5
+        assert page.count("figure svg[role=img]") == 10
+        assert not page.locator("figure svg[role=img]").first.is_visible()
+        assert page.locator(".plot").first.is_visible()
+        assert "At the edge" in page.locator("main").inner_text()
+        assert page.count("main h2") >= 4 and page.count("h1") == 1
+
+
+def test_the_pointer_reads_out_numbers(browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages["page"]) as page:
+        plot = page.locator("#figure-0-0-sharpness .plot")
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 3)
+        page.wait_for_selector("#figure-0-0-sharpness .hoverlayer text")
+        said = page.locator("#figure-0-0-sharpness .hoverlayer").text_content()
+        assert "sharpness" in said and re.search(r"\d\d", said)
+        assert quiet(page, pages["page"])
+
+
+def test_zooms_are_linked_by_step(browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages["page"]) as page:
+        ranges = """() => ['sharpness', 'stability', 'outliers'].map((name) =>
+            document.querySelector(`#figure-0-0-${name} .plot`).layout.xaxis.range.map(Math.round))"""
+        page.evaluate(
+            "Plotly.relayout(document.querySelector('#figure-0-0-sharpness .plot'), {'xaxis.range': [100, 300]})"
+        )
+        until(page, f"({ranges})().every(([a, b]) => a === 100 && b === 300)")
+        spectrum = page.evaluate("document.querySelector('#figure-0-0-spectrum .plot').layout.xaxis.range")
+        assert [round(each) for each in spectrum] != [100, 300]
+        page.evaluate(
+            "Plotly.relayout(document.querySelector('#figure-0-0-stability .plot'), {'xaxis.autorange': true})"
+        )
+        until(page, f"({ranges})().every(([a, b]) => a <= 0 && b >= 500)")
+        assert quiet(page, pages["page"])
+
+
+def test_new_data_are_drawn_and_fragments_put_in_place(browser: Any, pages: dict[str, Path]) -> None:
+    """What the live page does with what its server sends."""
+    with opened(browser, pages["page"]) as page:
+        page.evaluate("""async () => {
+            const data = JSON.parse(document.getElementById('data').textContent);
+            const figure = data.runs[0].figures.find((each) => each.id === '0-0-sharpness');
+            const curve = figure.traces.find((each) => each.name === 'sharpness');
+            curve.x.push(5000); curve.y.push(77);
+            data.runs[0].figures.push({...figure, id: '0-0-late', caption: 'came <b>late</b>'});
+            await losscope.update(data, '<p data-fragment="0-0-problems">new <script>alert(1)</script></p>');
+        }""")
+        drawn = page.evaluate(
+            "document.querySelector('#figure-0-0-sharpness .plot').data.find((t) => t.name === 'sharpness').x"
+        )
+        assert drawn[-1] == 5000
+        assert page.locator("[data-fragment='0-0-problems']").inner_text().strip() == "new"
+        assert page.locator("#figure-0-0-late figcaption").inner_text() == "came <b>late</b>"
+        assert page.count("#figure-0-0-late .main-svg") > 0
+        assert quiet(page, pages["page"])
+
+
+def test_without_javascript(browser: Any, pages: dict[str, Path]) -> None:
+    for name in ("page", "static", "two"):
+        with opened(browser, pages[name], script=False) as page:
+            shown = page.locator("figure .wide svg")
+            assert shown.count() >= 5 and all(shown.nth(i).is_visible() for i in range(shown.count()))
+            assert not page.locator(".plot").first.is_visible() if name != "static" else page.count(".plot") == 0
+            assert "The sharpness was first measured above its threshold" in page.locator("main").inner_text()
+            assert quiet(page, pages[name])
+
+
+def test_static_has_no_script(browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages["static"]) as page:
+        assert page.count("script") == 0 and page.count("figure") == 5
+        assert quiet(page, pages["static"])
+
+
+@pytest.mark.parametrize("note", [AMBIGUOUS_NOTE, LONG_NOTE], ids=["ambiguous", "long note"])
+def test_narrow_screens_need_no_sideways_scrolling(note: str, browser: Any, tmp_path: Path) -> None:
+    page = report(run_of(noting(hovering(300), note)), tmp_path / "page.html", static=True)
+    with opened(browser, page, width=375) as shown:
+        assert shown.sideways == 0
+
+
+@pytest.mark.parametrize("name", ["page", "two"])
+def test_narrow_with_figures_to_hover(name: str, browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages[name], width=375) as page:
+        assert page.sideways == 0
+        widest = page.evaluate(
+            "Math.max(...[...document.querySelectorAll('.plot')].map((p) => p.getBoundingClientRect().right))"
+        )
+        assert widest <= 375
+        if name == "two":
+            inner = page.evaluate(
+                "(({scrollWidth, clientWidth}) => [scrollWidth, clientWidth])(document.querySelector('.scroll'))"
+            )
+            assert inner[0] > inner[1]  # the table scrolls inside itself
+        assert quiet(page, pages[name])
+
+
+def picture(page: Any) -> np.ndarray:
+    return imread(io.BytesIO(page.screenshot()))[..., :3]
+
+
+def test_light_and_dark(browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages["page"]) as page:
+        page.locator("#figure-0-0-sharpness").scroll_into_view_if_needed()
+        light = picture(page)
+        page.emulate_media(color_scheme="dark")
+        ink = "getComputedStyle(document.querySelector('#figure-0-0-sharpness .xtitle')).fill"
+        until(page, f"{ink} === 'rgb(230, 237, 243)'")  # figures follow without a reload
+        dark = picture(page)
+        assert quiet(page, pages["page"])
+    assert light.mean() > 0.85 and dark.mean() < 0.25
+    for shot in (light, dark):  # ink on paper
+        assert np.ptp(shot.mean(axis=2)) > 0.7
+
+
+def test_it_prints_its_static_figures(browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages["page"], dark=True) as page:
+        page.emulate_media(media="print")
+        assert page.locator("figure .wide svg").first.is_visible()
+        assert not page.locator(".plot").first.is_visible()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        pdf = page.pdf(format="A4")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 12
+
+
+# --------------------------------------------------------------------------- hostile words
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs whose folders, players, probes, reasons, facts and logged names are all meant to do harm."""
+    made = []
+    for index in range(2):
+        records: list[Record] = []
+        players = {}
+        for number, word in enumerate(HOSTILE[:4] if index else HOSTILE[4:]):
+            players[word] = dict.fromkeys(("model", "optimizer", "threshold_formula", "loss_family", "device"), word)
+            records += hovering(60, player=word)
+            records.append(Record(5, word, word, status="error", reason=word))
+            records.append(Record(6 + number, word, "log", values={word: 1.0, "loss": 0.1}))
+            spectral = {f"{word}/nc1": 0.5, "nc1": 0.4}
+            records += [
+                Record(t, word, "neural_collapse", value=0.4, values=spectral, reason=word) for t in (0, 10, 20)
+            ]
+            layers = {f"{word}/trace{end}": 2.0 for end in ("", "_low", "_high")}
+            records += [Record(t, word, "layer_traces", value=2.0, values=layers) for t in (0, 10)]
+        description = meta(**players) | {"reason": HOSTILE[index], "status": "failed", "git": {"commit": HOSTILE[1]}}
+        description["versions"] = {HOSTILE[0]: HOSTILE[1]}
+        folder = tmp_path_factory.mktemp("hostile") / f"<b onclick=alert(5)>{index}"
+        made.append(write(folder, records, description))
+    with pytest.MonkeyPatch.context() as patch:
+        blank(patch)
+        return report(made, tmp_path_factory.mktemp("page") / "page.html")
+
+
+def test_hostile_words_are_inert(hostile: Path, browser: Any) -> None:
+    with opened(browser, hostile) as page:
+        assert quiet(page, hostile)  # which would tell of a dialog as well
+        assert page.count("img") == page.count("iframe") == 0 and page.count("script") == 3
+        assert page.count("[onclick], [onerror], [href^='javascript']") == 0
+        assert page.count(".plot a[*|href^='javascript'], .plot [style*='bold'] >> text=bold") == 0
+        assert page.count("figure.drawn") == page.count("figure") > 10
+        body = page.locator("body").text_content()
+        for word in HOSTILE[:5]:
+            assert word in body
+        drawn = page.locator(".plot").all_text_contents()  # plotly's own words: tags are shown, not obeyed
+        assert any("<b>bold</b>" in each for each in drawn)
+        assert any("</script>" in each for each in drawn)
+        assert page.evaluate("Object.prototype.x === undefined && !('model' in {})")
+
+
+def test_hostile_words_do_not_widen_the_page(hostile: Path, browser: Any) -> None:
+    with opened(browser, hostile, width=375, script=False) as page:
+        assert page.sideways == 0
+
+
+def test_an_injected_script_is_blocked(browser: Any, pages: dict[str, Path], tmp_path: Path) -> None:
+    """Should a word ever get through, the page's policy stops it, and tells."""
+    source = pages["page"].read_text(encoding="utf-8")
+    broken = tmp_path / "broken.html"
+    injected = (
+        "<script>window.broken = 1</script><img src='https://losscope.invalid/x.png' onerror='window.broken = 2'>"
     )
-    shot = picture(frame, tmp_path, "600,3000")
-    assert shot.shape[1] == 600
-    inside, margin = shot[:, :400], shot[:, 392:400]
-    assert (inside.min(axis=2) < 0.5).any(axis=1).mean() > 0.3
-    assert margin[800:].min() > 0.8  # the page's own padding is blank: nothing is cut off at the edge
-
-
-def test_it_prints(page: Path, tmp_path: Path) -> None:
-    target = tmp_path / "page.pdf"
-    chromium(tmp_path, f"--print-to-pdf={target}", "--no-pdf-header-footer", page.as_uri())
-    pages = len(re.findall(rb"/Type\s*/Page\b", target.read_bytes()))
-    assert 1 <= pages <= 4
+    broken.write_text(source.replace("<main>", f"<main>{injected}", 1), encoding="utf-8")
+    with opened(browser, broken) as page:
+        assert page.evaluate("window.broken") is None
+        page.evaluate("""() => {
+            const script = document.createElement('script');
+            script.textContent = 'window.broken = 3';
+            document.body.append(script);
+        }""")
+        assert page.evaluate("window.broken") is None
+        page.evaluate("""() => new Promise((done) => setTimeout(() => {
+            try { new Function('window.broken = 4')(); } catch { window.refused = true; }
+            done();
+        }))""")
+        assert page.evaluate("window.refused") and page.evaluate("window.broken") is None
+        failed = page.evaluate("fetch('https://losscope.invalid/').then(() => 'sent', () => 'refused')")
+        assert failed == "refused"
+        assert len([said for said in page.complaints if "Content Security Policy" in said]) >= 4
+        assert page.count("figure.drawn") == 5  # and the page's own scripts run

@@ -81,7 +81,7 @@
   let following = false;
   const follow = async (id, change) => {
     const source = figures.get(id);
-    const range = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+    const range = change["xaxis.range"] || [change["xaxis.range[0]"], change["xaxis.range[1]"]];
     const reset = change["xaxis.autorange"] === true;
     if (following || !source.layout.meta.steps || (range[0] === undefined && !reset)) return;
     following = true;
