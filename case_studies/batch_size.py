@@ -26,12 +26,12 @@ from scipy.stats import linregress, spearmanr
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from batch_size_figures import draw_rates, draw_shift, draw_spectrum
-from blobs import digits_of, draws, relu_network, squared_error, train
 from claims import Claim, check_claims, judge, print_claims, write_claims
 from losscope.landscape import BatchEffect, Objective, batch_effect
 from losscope.landscape.stability import linearised_rows, mean_square_threshold
 from losscope.probes import Sharpness, watch
+from over_parametrised.batch_size_figures import draw_rates, draw_shift, draw_spectrum
+from over_parametrised.data import digits_of, draws, relu_network, squared_error, train
 from study import Options, command_line, in_parallel, save_figure
 
 GRANZIOL, MULAYOFF = "Granziol et al. 2022, JMLR 23:173", "Mulayoff & Michaeli 2024, arXiv 2306.07850"

@@ -26,7 +26,6 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from blobs import blobs, digits_of, relu_network, squared_error, train
 from claims import Claim, check_claims, judge, print_claims, write_claims
 from losscope.landscape import (
     Hessian,
@@ -38,7 +37,8 @@ from losscope.landscape import (
     top_eigenpairs,
 )  # fmt: skip
 from losscope.landscape.surface import LossPath
-from outlier_figures import draw_clusters, draw_paths, draw_widths
+from over_parametrised.data import blobs, digits_of, relu_network, squared_error, train
+from over_parametrised.outlier_figures import draw_clusters, draw_paths, draw_widths
 from study import Options, command_line, in_parallel, save_figure
 
 SAGUN16, SAGUN17 = "Sagun et al. 2016, arXiv 1611.07476", "Sagun et al. 2017, arXiv 1706.04454"

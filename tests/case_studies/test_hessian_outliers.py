@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from blobs import blobs, digits_of
 from claims import check_claims
 from hessian_outliers import Case, spectrum, study
+from over_parametrised.data import blobs, digits_of
 from study import command_line
 
 

@@ -8,8 +8,8 @@ import torch
 from claims import check_claims, read_claims, write_claims
 from losscope.landscape import Hessian, Objective
 from losscope.probes import Run
-from sgd_linear import ROWS, rows_of
-from sgd_models import DiagonalNetwork, path_norm, squared_error, two_layer_relu, two_layer_trace, white
+from sgd.linear import ROWS, rows_of
+from sgd.networks import DiagonalNetwork, path_norm, squared_error, two_layer_relu, two_layer_trace, white
 from sgd_stability import study
 from study import command_line
 

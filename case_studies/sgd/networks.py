@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from losscope.viz.demo import digits
 
 __all__ = [
+    "WU_SU", "WU_WANG_SU",
     "DiagonalNetwork", "parity", "path_norm", "sparse_regression", "squared_error", "symmetric_teacher", "tanh_network",
     "two_layer_relu", "two_layer_trace", "white",
 ]  # fmt: skip
 
 Data = tuple[Tensor, Tensor]
+WU_SU, WU_WANG_SU = "Wu & Su 2023, arXiv 2305.17490", "Wu, Wang & Su 2022, arXiv 2207.02628"
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

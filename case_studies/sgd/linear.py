@@ -16,10 +16,10 @@ from torch import Tensor
 
 from claims import Claim, judge
 from losscope.landscape.stability import mean_square_threshold
+from sgd.networks import WU_SU, WU_WANG_SU
 
 __all__ = ["BATCHES", "ROWS", "Rows", "linear_claims", "rows_of"]
 
-WU_SU, WU_WANG_SU = "Wu & Su 2023, arXiv 2305.17490", "Wu, Wang & Su 2022, arXiv 2207.02628"
 MULAYOFF, DERIVED = "Mulayoff & Michaeli 2024, arXiv 2306.07850", "derived in landscape/mean_square.py"
 ROWS = ("equal norms", "gaussian", "lognormal")
 SAMPLES, INPUTS, BATCHES = 12, 3, (1, 2, 4, 8, 12)

@@ -1,0 +1,161 @@
+"""The bounds along real runs: a tanh network on digits (even or odd), under watch by the stability probe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from scipy.stats import spearmanr
+from torch.optim import SGD
+
+from claims import Claim, judge
+from losscope.probes import Stability, watch
+from sgd.descent import minibatches
+from sgd.networks import WU_SU, WU_WANG_SU, parity, squared_error, tanh_network
+
+__all__ = ["DIGITS", "RATES", "Digits", "digits_claims", "digits_run"]
+
+DIGITS = 100
+"""To train on; the other 1697 test."""
+RATES = {1: (0.005, 0.01, 0.02, 0.04, 0.08), 8: (0.01, 0.02, 0.04, 0.08, 0.16), DIGITS: (0.02, 0.04, 0.08, 0.16)}
+UPDATES = {1: 20_000, 8: 10_000, DIGITS: 5000}
+"""By batch size."""
+
+
+@dataclass(frozen=True)
+class Digits:
+    """A tanh network after training: medians over the last third of its measurements, ratios to their bounds.
+
+    Attributes:
+        loss: of training.
+        trace: tr(H).
+        sharpness: lambda_max(H) lr/2.
+        frobenius: sqrt(mu/B) ||H||_F lr with its measured mu; NaN without mini-batches.
+        aligned: mu tr(H)/B lr/2 with its measured mu; NaN without mini-batches.
+        mu: tr(Sigma) / (2 L tr H).
+        error: mean squared error on digits not seen.
+        wrong: share of them on the wrong side.
+    """
+
+    loss: float
+    trace: float
+    sharpness: float
+    frobenius: float
+    aligned: float
+    mu: float
+    error: float
+    wrong: float
+
+
+def digits_run(case: tuple[int, int, float], out: Path | None = None, shorter: int = 1) -> Digits | None:
+    """SGD under watch by the stability probe; None where it diverged."""
+    seed, size, rate = case
+    (x, y), (unseen, answers) = parity(seed, DIGITS)
+    model, steps = tanh_network(seed), UPDATES[size] // shorter
+    optimizer = SGD(model.parameters(), lr=rate)
+    folder = out / "runs" / f"batch-{size}-rate-{rate:g}-seed-{seed}" if out else None
+    with watch(
+        model, optimizer, data=(x, y), criterion=squared_error, probes=[Stability(level="full")], every=steps // 9,
+        batch_size=size, seed=seed, out=folder,
+    ) as live:  # fmt: skip
+        for _, (inputs, targets) in zip(range(steps), minibatches(x, y, size, seed), strict=False):
+            optimizer.zero_grad()
+            loss = squared_error(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+    if not math.isfinite(float(loss.detach())):
+        return None
+    last = [r.values for r in live.run.select("stability")][-3:]
+
+    def value(name: str) -> float:
+        return median(math.nan if (v := values.get(name)) is None else v for values in last)
+
+    with torch.no_grad():
+        outputs = model(unseen)
+        error, wrong = float((outputs - answers).square().mean()), float((outputs * answers <= 0).float().mean())
+    return Digits(
+        value("loss"), value("trace"), value("sharpness") * rate / 2, value("frobenius") * rate,
+        value("aligned_trace") * rate / 2, value("mu"), error, wrong,
+    )  # fmt: skip
+
+
+DigitsRuns = Mapping[tuple[int, int, float], Digits | None]
+
+
+def digits_claims(seeds: Sequence[int], found: DigitsRuns) -> list[Claim]:
+    """The bounds hold along real runs; the rate flattens; whether that generalises here."""
+
+    def runs(seed: int, *sizes: int) -> list[tuple[float, Digits]]:
+        return [(c[2], run) for c, run in found.items() if c[0] == seed and c[1] in sizes and run is not None]
+
+    def rank(seed: int, size: int, of: str) -> float:
+        return float(spearmanr([rate for rate, _ in runs(seed, size)], [getattr(r, of) for _, r in runs(seed, size)])
+                     .statistic)  # fmt: skip
+
+    sizes = {c[1] for c in found}
+    noisy = sizes - {DIGITS}
+    lost = sum(run is None for run in found.values())
+    worst = max(run.loss for c, run in found.items() if c[1] == 1 and run is not None)
+    common = {s: _same_rate(found, s) for s in seeds}
+    flat = {s: spearmanr(*zip(*[(r.trace, r.error) for _, r in runs(s, *sizes)], strict=True)).statistic for s in seeds}
+    claims = [
+        judge(
+            "sgd_trace", "Tanh network on digits, single samples: tr(H) lr/2, largest over the rates", WU_SU,
+            {s: max(rate * r.trace / 2 for rate, r in runs(s, 1)) for s in seeds}, between=(0, 1),
+            note=f"training losses up to {worst:.2g}" + (f"; {lost} of {len(found)} runs diverged" if lost else ""),
+        ),
+        judge(
+            "aligned_trace", "mu tr(H)/B lr/2 with measured mu, largest over rates and batch sizes", WU_SU,
+            {s: max(r.aligned for _, r in runs(s, *noisy)) for s in seeds}, between=(0, 1),
+        ),
+        judge(
+            "frobenius", "sqrt(mu/B) ||H||_F lr with measured mu, largest over rates and batch sizes", WU_WANG_SU,
+            {s: max(r.frobenius for _, r in runs(s, *noisy)) for s in seeds}, between=(0, 1),
+        ),
+        judge(
+            "alignment", "The alignment mu = tr(Sigma)/(2L tr H), median over rates and batch sizes", WU_SU,
+            {s: median(r.mu for _, r in runs(s, *noisy)) for s in seeds}, between=(0.1, 10), predicted="of order 1",
+            note="smallest and largest of all runs "
+            + " and ".join(f"{f(r.mu for s in seeds for _, r in runs(s, *noisy)):.2g}" for f in (min, max)),
+        ),
+        judge(
+            "gd_sharpness", "Gradient descent on digits: lambda_max(H) lr/2, largest over the rates", WU_SU,
+            {s: max(r.sharpness for _, r in runs(s, DIGITS)) for s in seeds}, between=(0, 1.05),
+        ),
+        judge(
+            "gd_weaker", "At the same rate gradient descent ends with more trace than single samples (ratio)", WU_SU,
+            common, between=(1.2, math.inf), predicted="above 1",
+        ),
+    ]  # fmt: skip
+    if len({c[2] for c in found}) < 4:
+        return claims
+    best = sum(min(r, key=lambda x: x.trace) is min(r, key=lambda x: x.error) for r in
+               ([run for _, run in runs(s, *sizes)] for s in seeds))  # fmt: skip
+    return [
+        *claims,
+        judge(
+            "gd_trace", "Gradient descent on digits: tr(H) lr/2, largest over the rates", WU_SU,
+            {s: max(rate * r.trace / 2 for rate, r in runs(s, DIGITS)) for s in seeds}, between=(1, math.inf),
+            predicted="may be above 1",
+        ),
+        judge(
+            "larger_rate_flatter", "Single samples on digits: rank correlation of rate and trace", WU_SU,
+            {s: rank(s, 1, "trace") for s in seeds}, between=(-1, -0.7), predicted="-1",
+        ),
+        judge(
+            "flatter_is_better_on_digits", "Digits: rank correlation of trace and test error, all rates and batches",
+            WU_SU, flat, between=(0.5, 1), predicted="clearly positive",
+            note=f"in {best} of {len(seeds)} seeds the flattest of all is the best of all",
+        ),
+    ]  # fmt: skip
+
+
+def _same_rate(found: DigitsRuns, seed: int) -> float:
+    """The trace of gradient descent over SGD's, at the largest rate at which neither diverged."""
+    rates = sorted(c[2] for c, run in found.items() if c[:2] == (seed, 1) and run and found.get((seed, DIGITS, c[2])))
+    at = rates[-1]
+    return found[seed, DIGITS, at].trace / found[seed, 1, at].trace  # type: ignore[union-attr]
