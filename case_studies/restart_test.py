@@ -17,14 +17,17 @@ import argparse
 import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from claims import Claim, judge, write_claims
 from digits_training import train
 from losscope.probes import Watch
 from losscope.viz.demo import digits
 from stability_audit import CASES, Case, gradient_descent
 
 FASTER, STEPS, SOON = 1.2, 200, 50
+SOURCE = "Andreyev & Beneventano 2024, arXiv 2412.20553"
 SPIKE, CALM, LOW = 1.4, 1.05, 0.7
 RUNS = (gradient_descent(20), gradient_descent(40), *(case for case in CASES if case.name == "Nesterov"))
 
@@ -94,13 +97,25 @@ def checkpoints(case: Case, seed: int, steps: int = 2000, every: int = 250) -> l
     return found
 
 
+def judged(kind: str, outcomes: dict[int, list[bool]]) -> Claim:
+    """The claim that restarts of one kind come out as predicted, with the share of each seed's checkpoints."""
+    does = f"rises {SPIKE} times or more" if kind == "at the edge" else f"rises less than {CALM} times at first"
+    shares = {seed: sum(found) / len(found) for seed, found in outcomes.items()}
+    return judge(
+        kind.replace(" ", "_"), f"Restarted {kind} at {FASTER} times the rate, the loss {does}", SOURCE, shares,
+        between=(0.9, 1.0), predicted="nine in ten checkpoints of each seed",
+        note=f"{sum(map(len, outcomes.values()))} checkpoints",
+    )  # fmt: skip
+
+
 def main() -> None:
     """Train, restart, print a line for each checkpoint, check the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--out", type=Path, help="folder for claims.json; default: none is written")
     options = parser.parse_args()
-    outcomes: dict[str, list[bool]] = {"at the edge": [], "far below": []}
+    outcomes: dict[str, dict[int, list[bool]]] = {"at the edge": {}, "far below": {}}
     print("case                    seed   step  ratio  verdict                        rise")
     for case in (case for case in RUNS if options.only in case.name):
         for seed in range(options.seeds):
@@ -111,11 +126,14 @@ def main() -> None:
                     continue
                 rise = checkpoint.rise()
                 right = checkpoint.predicted(rise)
-                outcomes[checkpoint.kind].append(right)
+                outcomes[checkpoint.kind].setdefault(seed, []).append(right)
                 print(f"{said} {rise:10.3f}{'' if right else '  not as predicted'}", flush=True)
-    for kind, found in outcomes.items():
+    if options.out:
+        write_claims(options.out, "restart_test", [judged(kind, found) for kind, found in outcomes.items() if found])
+    every = {kind: [right for some in found.values() for right in some] for kind, found in outcomes.items()}
+    for kind, found in every.items():
         print(f"{kind}: {sum(found)} of {len(found)} as predicted")
-    for kind, found in outcomes.items():
+    for kind, found in every.items():
         assert len(found) >= 10, f"only {len(found)} checkpoints {kind}"
         assert sum(found) >= 0.9 * len(found), f"{kind}: {sum(found)} of {len(found)} as predicted"
 

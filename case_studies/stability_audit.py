@@ -14,6 +14,7 @@ cross-entropy, which flattens, and Adam at a small rate, which is on its way.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
+from claims import Claim, judge, write_claims
 from digits_training import Criterion, later_half, ratios, train
 from losscope.probes import Run
 from losscope.viz.demo import half_squared_error, network
+
+SOURCE = "Cohen et al. 2021 and 2022, arXiv 2103.00065, 2207.14484"
 
 
 @dataclass(frozen=True)
@@ -132,25 +136,46 @@ def row(case: Case, seed: int, run: Run) -> str:
     )
 
 
+def judged(case: Case, runs: dict[int, Run]) -> Claim:
+    """The case as a claim: where its later half hovers, where it ends, or that the audit does not call it AT_EDGE."""
+    name = "".join(letter if letter.isalnum() or letter == "." else "_" for letter in case.name)
+    late = {seed: later_half(ratios(run)) for seed, run in runs.items()}
+    lines = {seed: run.audit()["sharpness"] for seed, run in runs.items()}
+    verdicts = ", ".join(line.verdict for line in lines.values())
+    if case.hovers:
+        text, measured, band = f"{case.name} hovers at its threshold", late, case.hovers
+    elif case.ends:
+        text, band = f"{case.name} crosses its threshold and falls back", case.ends
+        measured = {seed: line.ratio or math.nan for seed, line in lines.items()}
+    else:
+        text, band = f"{case.name} is not called AT_EDGE", (0.0, 0.0)
+        measured = {seed: float(line.verdict == "AT_EDGE") for seed, line in lines.items()}
+    return judge(name, text, SOURCE, measured, between=band, note=f"Verdicts of the audit: {verdicts}")
+
+
 def main() -> None:
     """Train, print the table, check it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
-    parser.add_argument("--out", type=Path, help="folder for the runs; default: they are kept in memory")
+    parser.add_argument("--out", type=Path, help="folder for runs and claims.json; default: they are not kept")
     options = parser.parse_args()
     print("                                                                      ratio: later")
     print("case                     seed threshold formula                     largest    half audited  verdict")
-    failed = []
+    failed, claims = [], []
     for case in (case for case in CASES if options.only in case.name):
+        runs = {}
         for seed in range(options.seeds):
             out = options.out / f"{case.name} {seed}".replace("/", "_") if options.out else None
-            run = case.run(seed, out=out)
+            runs[seed] = run = case.run(seed, out=out)
             print(row(case, seed, run), flush=True)
             try:
                 case.check(run)
             except AssertionError as error:
                 failed.append(f"{error} (seed {seed})")
+        claims.append(judged(case, runs))
+    if options.out:
+        write_claims(options.out, "stability_audit", claims)
     assert not failed, "; ".join(failed)
 
 

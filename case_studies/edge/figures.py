@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from edge.beside import EVERY, Beside
 from edge.sweep import ABSENT, FAMILIES, Trained
@@ -55,14 +56,16 @@ def draw_crossings(families: Mapping[str, Runs], out: Path) -> Path:
         steps = np.array([[run.crossing for run in seeds] for seeds in some.values()])
         finite = np.where(np.isfinite(steps), steps, np.nan)
         places = np.arange(slowest)[:, None] + 0 * finite
-        left.plot(places.ravel(), finite.ravel(), marker, color=colour, ms=3, mfc="none", alpha=0.6)
+        left.plot(places.ravel(), finite.ravel(), marker, color=colour, ms=3, mfc="none", alpha=0.6, label=family)
         known = [np.nanmedian(row) if np.isfinite(row).any() else math.nan for row in finite]
-        left.plot(range(slowest), known, color=colour, lw=1.2, label=family)
+        left.plot(range(slowest), known, color=colour, lw=1.2)
         for label, seeds in some.items():
             right.plot([run.late for run in seeds], [len(rows)] * len(seeds), marker, color=colour, ms=4, mfc="none")
             rows.append(label)
-    left.set(yscale="log", ylabel="step", xlabel="rate", xticks=[])
-    left.set_xlabel("from the largest to the smallest rate of each")
+    left.set(yscale="log", ylabel="step", xticks=[], xlabel="from the largest to the smallest rate of each")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    left.yaxis.set_minor_formatter(NullFormatter())
     left.legend(fontsize=7, frameon=False)
     right.axvline(1, color="#1f2328", lw=0.9, ls="--")
     right.set_yticks(range(len(rows)), labels=rows, fontsize=7)

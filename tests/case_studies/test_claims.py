@@ -8,6 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
+import restart_test
+import stability_audit
 from claims import check_claims, judge, markdown_table, print_claims, read_claims, write_claims
 from losscope.landscape import SettingError
 from table import BEGIN, END, main
@@ -106,3 +108,11 @@ def test_all_claims_go_into_the_readme(tmp_path, capsys) -> None:
     readme.write_text("nothing")
     with pytest.raises(SystemExit, match="to put the table between"):
         main([str(tmp_path), "--readme", str(readme)])
+
+
+def test_older_studies_judge_their_runs_too(tmp_path) -> None:
+    quick = stability_audit.Case("GD, 2/20", 30, stability_audit.gradient_descent(20).build, every=10)
+    claim = stability_audit.judged(quick, {seed: quick.run(seed) for seed in range(5)})
+    assert (claim.name, claim.verdict, claim.measured) == ("GD__2_20", "REPRODUCED", (0.0,) * 5)
+    shares = restart_test.judged("far below", {0: [True] * 9 + [False], 1: [False], 2: [True], 3: [True], 4: [True]})
+    assert (shares.name, shares.verdict, shares.held, shares.note) == ("far_below", "PARTLY", 4, "14 checkpoints")
