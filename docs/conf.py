@@ -29,7 +29,7 @@ extensions = [
     "help_texts",
     "names",
 ]
-exclude_patterns = ["_build", "_digits.md", "gallery"]
+exclude_patterns = ["_build", "_digits.md", "gallery", "**sg_execution_times.rst"]
 myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 4
 suppress_warnings = [

@@ -16,7 +16,8 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
-SIZE = 100.0  # units of the drawing to the em
+SIZE = 100.0  # of the letters, in units of the drawing
+LARGER = 1.15  # than the text around: its letters are smaller than a sans-serif's of the same size
 FONT = FontProperties(family="serif", math_fontfamily="stix", size=SIZE)
 PARSER: MathTextParser[Any] = MathTextParser("path")
 END = r"(?![A-Za-z])"  # of a command
@@ -25,9 +26,10 @@ ALIASES = (
     (rf"\\[lr]Vert{END}|\\\|", r"\\Vert "),
     (rf"\\[lr]vert{END}", r"\\vert "),
     (r"\\(text|operatorname)(?=\{)", r"\\mathrm"),
-    (rf"\\[td]frac{END}", r"\\frac"),
-    (rf"\\frac\s*{ONE}", r"\\frac{\1}"),
-    (rf"(\\frac\{{[^{{}}]*\}})\s*{ONE}", r"\1{\2}"),
+    (rf"\\mathrm\s+{ONE}", r"\\mathrm{\1}"),
+    (rf"\\tfrac{END}", r"\\frac"),
+    (rf"\\(d?frac)\s*{ONE}", r"\\\1{\2}"),
+    (rf"(\\d?frac\{{[^{{}}]*\}})\s*{ONE}", r"\1{\2}"),
     (rf"\\sqrt\s*{ONE}", r"\\sqrt{\1}"),
     (rf"\\top{END}", r"\\mathsf{T}"),
     (rf"\\dots{END}", r"\\ldots"),
@@ -52,7 +54,8 @@ def svg(tex: str, where: Any) -> str:
         return f"<code>{html.escape(tex)}</code>"
     pad = 4
     box = f"{-pad} {-height - pad:.0f} {width + 2 * pad:.0f} {height + depth + 2 * pad:.0f}"
-    style = f"height:{(height + depth + 2 * pad) / SIZE:.3f}em;vertical-align:{-(depth + pad) / SIZE:.3f}em"
+    em = SIZE / LARGER
+    style = f"height:{(height + depth + 2 * pad) / em:.3f}em;vertical-align:{-(depth + pad) / em:.3f}em"
     said = html.escape(tex, quote=True)
     return (
         f'<svg class="formula" role="img" aria-label="{said}" viewBox="{box}" style="{style}">'
@@ -78,7 +81,8 @@ def visit_inline(self: Any, node: nodes.math) -> None:
 
 
 def visit_block(self: Any, node: nodes.math_block) -> None:
-    lines = re.split(r"\\\\", re.sub(r"\\(begin|end)\{\w+\}|&", "", node.astext()))
+    tex = re.sub(rf"\\frac{END}", r"\\dfrac", node.astext())
+    lines = re.split(r"\\\\", re.sub(r"\\(begin|end)\{\w+\}|&", "", tex))
     drawn = "".join(f"<div>{svg(line, node)}</div>" for line in lines if line.strip())
     self.body.append(f'<div class="formulas">{drawn}</div>')
     raise nodes.SkipNode

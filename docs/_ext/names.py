@@ -122,10 +122,16 @@ def show_colons(app: Sphinx, what: str, name: str, value: Any, options: Any, lin
     lines[:] = [line.replace(HIDDEN, ": ") for line in lines]
 
 
+def signature(app: Sphinx, what: str, name: str, value: Any, options: Any, given: str | None, to: str | None) -> Any:
+    """Say "..." for a default that is made anew, which Sphinx could not read."""
+    return None if given is None else (given.replace("<factory>", "..."), to)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("names", Names)
     app.add_role("name", NameRole())
     app.connect("autodoc-process-docstring", hide_colons, priority=400)
     app.connect("autodoc-process-docstring", show_colons, priority=600)
+    app.connect("autodoc-process-signature", signature)
     app.connect("missing-reference", resolve, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
