@@ -10,6 +10,7 @@ import numpy as np
 
 from losscope.landscape import RunError
 from losscope.probes import Record, Run
+from losscope.probes.records import SCHEMA_VERSION
 
 from . import series
 from .words import number, seconds
@@ -27,9 +28,20 @@ def read_run(path: str | Path) -> Run:
     """Read a run folder, and refuse one whose contents cannot be what a watch wrote.
 
     Raises:
-        RunError: if there is no run, or it cannot be read.
+        RunError: if there is no run, it cannot be read, or a newer losscope wrote it; the message names the folder.
     """
-    run = Run(path)
+    if Path(path).is_file():
+        raise RunError(f"{str(path)!r} is a file; a run is a folder, as written by watch(..., out=...)")
+    try:
+        run = Run(path)
+    except RunError as error:
+        raise (error if str(path) in str(error) else RunError(f"{str(path)!r} cannot be read: {error}")) from None
+    version = run.meta.get("v")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise RunError(
+            f"{str(path)!r} was written in format {version}, this losscope reads up to {SCHEMA_VERSION}; "
+            "update losscope"
+        )
     players = run.meta["players"]
     if not players or not all(isinstance(said, dict) for said in players.values()):
         raise RunError(f"{str(path)!r} is not a readable run: its meta.json does not describe its players")

@@ -131,7 +131,7 @@ def spike_story(run: Run, player: str | None = None) -> list[Sentence]:
     which = "" if len(found) <= MOST else f" The highest {MOST}:"
     known = readings(run, player)
     parts = [_said(spike, known) for spike in shown]
-    text = f"The {what} spiked {often}.{which} {' '.join(parts)}"
+    text = f"The {what} spiked {often}.{which} {' '.join(parts)}{_scattered(run, player)}"
     return [Sentence("spikes", text, tuple(spike.peak for spike in shown))]
 
 
@@ -140,15 +140,27 @@ def _said(spike: Spike, known: Sequence[Reading]) -> str:
     if spike.back is not None:
         end = f", and back by {step(spike.back)}"
     text = f"At {step(spike.peak)} it was {times(spike.height)} times the median before{end}"
+    if spike.first < spike.peak:
+        text = f"From {step(spike.first)} on it stood out, at most {times(spike.height)} times the median before, at "
+        text += f"{step(spike.peak)}{end}"
     earlier = [reading for reading in known if reading.step <= spike.before]
     if not earlier:
         return f"{text}; the sharpness had not been measured by then."
     last = earlier[-1]
-    text += f"; the sharpness just before, at {step(last.step)}, was {times(last.ratio)} times its threshold"
+    text += f"; the last sharpness before, at {step(last.step)}, was {times(last.ratio)} times its threshold"
     if len(earlier) > 1:
         way = _way(earlier[-2].ratio, last.ratio)
         text += f", {way} {times(earlier[-2].ratio)} at {step(earlier[-2].step)}"
     return text + "."
+
+
+def _scattered(run: Run, player: str | None) -> str:
+    """What is to be known of spikes where each value is that of another batch."""
+    facts = series.facts(run, player)
+    batch, samples = facts.get("batch_size"), facts.get("samples")
+    if isinstance(batch, int) and isinstance(samples, int) and batch >= samples:
+        return ""
+    return " With mini-batches, a single high value may be no more than a hard batch."
 
 
 def _way(before: float, after: float) -> str:

@@ -97,7 +97,7 @@ def _standing(run: Run, player: str | None) -> list[Sentence]:
     if not reach and recorded:
         reach = f"records reach from {step(min(recorded))} to {step(max(recorded))}"
     if run.status == "failed":
-        reason = run.meta.get("reason")
+        reason = str(run.meta.get("reason") or "").strip(" :")
         text = f"The run failed{f': {reason}' if reason else ''}{f'; {reach}' if reach else ''}."
     elif run.status == "finished":
         text = f"The run finished{f'; {reach}' if reach else ''}."

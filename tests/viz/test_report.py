@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from typer.testing import CliRunner
 
 from drawn_runs import AMBIGUOUS_NOTE, LONG_NOTE, diverging, hovering, meta, minibatch, noting, run_of, write
 from drawn_spectra import evolving
@@ -16,8 +18,15 @@ from losscope.landscape import RunError
 from losscope.probes import Assumption, Record, Run
 from losscope.probes.audit_json import audit_as_dict
 from losscope.viz import report
+from losscope.viz.cli import app
 from losscope.viz.words import together
 from read_page import HOSTILE, Page
+
+
+@pytest.fixture
+def blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages whose figures are empty: to draw them takes nearly all of the time."""
+    monkeypatch.setattr("losscope.viz.page.figure", lambda run, kind, *, player, size: Figure(figsize=size))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +56,7 @@ def test_its_own_scripts_run_and_no_others(page: Page, tmp_path: Path) -> None:
     assert rules == {"script-src": " ".join(f"'sha256-{each}'" for each in hashes)}
 
 
-def test_static_has_no_script(tmp_path: Path) -> None:
+def test_static_has_no_script(tmp_path: Path, blank: None) -> None:
     page = Page(report(run_of(minibatch(300)), tmp_path / "page.html", static=True))
     assert page.tags("script") == [] and "script-src" not in page.source
     assert len(page.figures) == 4 and "Not excluded" in page.words
@@ -104,7 +113,7 @@ def test_the_data_is_the_run(page: Page) -> None:
     assert measured["y"] == pytest.approx([r.value for r in run.select("sharpness")], rel=1e-5)
 
 
-def test_preconditions_and_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preconditions_and_evidence(tmp_path: Path, blank: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not met first; and words of the run stay words."""
     found = (Assumption("squared loss", True), Assumption(HOSTILE, False), Assumption("same data", None))
     run = run_of(hovering(300))
@@ -129,12 +138,12 @@ def test_spectra_have_figures_of_their_own(tmp_path: Path) -> None:
     assert len(page.markup) < 1_000_000
 
 
-def test_spectra_that_all_failed_are_said_to(tmp_path: Path) -> None:
+def test_spectra_that_all_failed_are_said_to(tmp_path: Path, blank: None) -> None:
     page = Page(report(evolving(3, failed=(0, 1, 2)), tmp_path / "page.html"))
     assert "RuntimeError: out of memory" in page.words
 
 
-def test_hostile_words_stay_words(tmp_path: Path) -> None:
+def test_hostile_words_stay_words(tmp_path: Path, blank: None) -> None:
     records = [*diverging(), Record(5, HOSTILE, "sharpness", status="error", reason=HOSTILE)]
     records += [Record(t, HOSTILE, HOSTILE, value=1.0, values={HOSTILE: math.nan}) for t in range(3)]
     description = meta(**{"model": {"threshold_formula": HOSTILE, "optimizer": HOSTILE}, HOSTILE: {"model": HOSTILE}})
@@ -152,14 +161,14 @@ def test_hostile_words_stay_words(tmp_path: Path) -> None:
     assert not [name for name in names if "<" in name] and any("&lt;/script&gt;" in name for name in names)
 
 
-def test_a_diverged_run_says_so(tmp_path: Path) -> None:
+def test_a_diverged_run_says_so(tmp_path: Path, blank: None) -> None:
     page = Page(report(run_of(diverging()), tmp_path / "page.html"))
     assert "The training loss was not finite at 170 of 500 steps, first at step 330" in page.words
     assert "RuntimeError: out of memory" in page.words and "Recorded errors" in page.words
     assert "Above the edge" in page.words
 
 
-def test_what_the_products_were(tmp_path: Path) -> None:
+def test_what_the_products_were(tmp_path: Path, blank: None) -> None:
     page = Page(report(run_of(noting(hovering(300), AMBIGUOUS_NOTE)), tmp_path / "ambiguous.html"))
     assert f"Note: {AMBIGUOUS_NOTE}." in page.words
     assert page.attribute("title")[0] == "INCONCLUSIVE"
@@ -178,7 +187,7 @@ def test_what_the_products_were(tmp_path: Path) -> None:
     assert HOSTILE in hostile.words and "img" not in {tag for tag, _ in hostile.elements}
 
 
-def test_every_player(tmp_path: Path) -> None:
+def test_every_player(tmp_path: Path, blank: None) -> None:
     run = run_of([*hovering(300, player="G"), *minibatch(300, player="D")], G={}, D={"batch_size": 32})
     page = Page(report(run, tmp_path / "page.html"))
     assert [t for t in page.text["h2"] if t.strip()][:2] == ["G", "D"]
@@ -186,12 +195,12 @@ def test_every_player(tmp_path: Path) -> None:
     assert max(Counter(page.attribute("id")).values()) == 1
 
 
-def test_a_run_that_says_nothing(tmp_path: Path) -> None:
+def test_a_run_that_says_nothing(tmp_path: Path, blank: None) -> None:
     page = Page(report(Run.from_records({"players": {"model": {}}}, []), tmp_path / "page.html"))
     assert "No verdict" in page.words and "running, or killed" in page.words
 
 
-def test_long_logs_are_thinned_out_in_the_data(tmp_path: Path) -> None:
+def test_long_logs_are_thinned_out_in_the_data(tmp_path: Path, blank: None) -> None:
     records = [Record(t, "model", "log", values={"loss": 1.0 / (1 + t)}) for t in range(50_000)]
     page = Page(report(run_of(records), tmp_path / "page.html"))
     (sharpness,) = page.data["runs"][0]["figures"]
@@ -211,7 +220,34 @@ def test_where_it_cannot_be_written(tmp_path: Path) -> None:
         report(tmp_path / "nothing")
 
 
-def test_an_older_page_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing", "no such folder"), ("file", "is a file; a run is a folder"), ("notrun", "is not a losscope run"),
+        ("newer", "cannot be read: the run was written with record schema 2"),
+        ("newest", "was written in format 9, this losscope reads up to 1; update losscope"),
+    ],
+)  # fmt: skip
+def test_what_is_no_run_of_this_version(name: str, said: str, tmp_path: Path) -> None:
+    """Told in one line that names the folder, with exit code 2, and no page is left."""
+    good = write(tmp_path / "good", hovering(50)).path
+    (tmp_path / "file").write_text("words")
+    (tmp_path / "notrun").mkdir()
+    for folder in ("newer", "newest"):
+        write(tmp_path / folder, hovering(50))
+    records = tmp_path / "newer" / "records.jsonl"
+    records.write_text(records.read_text().replace('"v":1', '"v":2', 1))
+    about = tmp_path / "newest" / "meta.json"
+    about.write_text(about.read_text().replace('"v": 1', '"v": 9', 1))
+    for given in ([tmp_path / name], [good, tmp_path / name]):
+        done = CliRunner().invoke(app, ["report", *map(str, given), "--out", str(tmp_path / "page.html")])
+        assert done.exit_code == 2 and done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("losscope: ") and said in line and str(tmp_path / name) in line
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_an_older_page_is_replaced(tmp_path: Path, blank: None) -> None:
     (tmp_path / "page.html").write_text("old")
     assert "old" not in report(run_of([]), tmp_path / "page.html").read_text()[:3]
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]

@@ -153,9 +153,19 @@ def test_the_sharpness_before_a_spike() -> None:
     (said,) = [s for s in story(run_of(records)) if s.about == "spikes"]
     assert said.steps == (91,)
     assert said.text == (
-        "The training loss spiked once. At step 91 it was 3.00 times the median before, and back by step 94; "
-        "the sharpness just before, at step 80, was 1.20 times its threshold, up from 0.90 at step 40."
+        "The training loss spiked once. From step 90 on it stood out, at most 3.00 times the median before, at step 91,"
+        " and back by step 94; the last sharpness before, at step 80, was 1.20 times its threshold, up from 0.90 at "
+        "step 40."
     )
+
+
+def test_spikes_of_mini_batches_may_be_hard_batches() -> None:
+    loss = np.full(100, 0.5)
+    loss[60] = 2.0
+    records = [Record(t, "model", "log", values={"loss": float(v)}) for t, v in enumerate(loss)]
+    assert "hard batch" not in told(run_of(records), "spikes")
+    assert "hard batch" in told(run_of(records, model={"batch_size": 32}), "spikes")
+    assert "hard batch" in told(run_of(records, model={"batch_size": None}), "spikes")
 
 
 def test_many_spikes_are_counted_and_the_highest_told() -> None:
