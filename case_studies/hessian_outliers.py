@@ -38,7 +38,7 @@ from losscope.landscape import (
 )  # fmt: skip
 from losscope.landscape.surface import LossPath
 from over_parametrised.data import blobs, digits_of, relu_network, squared_error, train
-from over_parametrised.outlier_figures import draw_clusters, draw_paths, draw_widths
+from over_parametrised.outlier_figures import draw_clusters, draw_elsewhere, draw_paths, draw_widths
 from study import Options, command_line, in_parallel, save_figure
 
 SAGUN16, SAGUN17 = "Sagun et al. 2016, arXiv 1611.07476", "Sagun et al. 2017, arXiv 1706.04454"
@@ -138,7 +138,8 @@ def width_claims(seeds: Sequence[int], found: Found) -> list[Claim]:
         judge(
             "outliers_stay", f"Eigenvalues beyond {BEYOND:.0%} of the largest, P = {large:,} over P = {small:,}",
             SAGUN16, {s: wide[s].beyond / narrow[s].beyond for s in seeds}, between=(0.8, 1.25), predicted="1",
-            note=f"{large / small:.0f} times the parameters; {CLUSTERS} clusters",
+            note=f"{large / small:.0f} times the parameters; the largest gap is after {CLUSTERS**2} in {_clean(wide)} "
+            f"of {len(seeds)} seeds at P = {large:,} and in {_clean(narrow)} at P = {small:,}",
         ),
         judge(
             "bulk_is_zero", f"Share of eigenvalues within {BEYOND:.0%} of the largest about zero, P = {large:,}",
@@ -146,6 +147,11 @@ def width_claims(seeds: Sequence[int], found: Found) -> list[Claim]:
             note=f"at P = {small:,} {', '.join(f'{narrow[s].bulk:.3f}' for s in seeds)}",
         ),
     ]  # fmt: skip
+
+
+def _clean(found: Mapping[int, Spectrum]) -> int:
+    """In how many the largest gap is after one eigenvalue for each output and cluster."""
+    return sum(spectrum.gap(len(spectrum.top) - 1) == CLUSTERS**2 for spectrum in found.values())
 
 
 def cluster_claims(seeds: Sequence[int], found: Found, shared: Found) -> list[Claim]:
@@ -339,6 +345,7 @@ def study(options: Options) -> list[Claim]:
     paths = in_parallel(batches, seeds, jobs, name="batches")
     save_figure(draw_widths(widths, BEYOND), options.out, "widths")
     save_figure(draw_clusters(clusters, apart, CLUSTERS, BEYOND), options.out, "clusters")
+    save_figure(draw_elsewhere(real, entropy), options.out, "elsewhere")
     save_figure(draw_paths(paths), options.out, "batches")
     return [
         *claims, *separability_claims(seeds, apart), *elsewhere_claims(seeds, real, entropy),

@@ -47,7 +47,7 @@ def draw_rates(
         band(ax, points, color, marker, "measured")
         _guide(ax, points, power)
     limit = median(2 / float(effect.full.values[0]) for effect in effects)
-    axes[1].axhline(limit, color=GREY, linestyle=":", linewidth=1, label=r"2/$\lambda_{\max}(H)$ when trained")
+    axes[1].axhline(limit, color=GREY, linestyle=":", linewidth=1, label=r"2/$\lambda_{\max}(H)$ after some training")
     for ax in axes:
         log(ax, "xy")
     labels(axes[0], "batch size B", "largest stable rate over that of gradient descent", "lower right")
@@ -78,7 +78,10 @@ def draw_spectrum(found: Mapping[tuple[float, bool, int], Any]) -> Figure:
     factors = sorted({c for c, f, _ in found if not f})
     for i, c in enumerate(factors):
         run = found[c, False, 0]
-        rates.plot(list(run.rates), list(run.rates.values()), color=shade(i, len(factors)), label=f"c = {c:g}")
+        steps, used = list(run.rates), list(run.rates.values())
+        rates.plot(steps, used, color=shade(i, len(factors)))
+        rates.annotate(f"c = {c:g}", (steps[-1], used[-1]), (4, 0), textcoords="offset points", fontsize=7, va="center")
+    rates.set_xlim(None, 1.2 * max(rates.get_xlim()))
     low = min(ax.get_ylim()[0] for ax in (fixed, measured))
     high = max(ax.get_ylim()[1] for ax in (fixed, measured))
     for ax in (fixed, measured):
@@ -88,5 +91,5 @@ def draw_spectrum(found: Mapping[tuple[float, bool, int], Any]) -> Figure:
     log(rates, "y")
     labels(fixed, "learning rate", "training loss after 600 updates")
     labels(measured, r"c of the rate $c/\lambda_{\max}$", "", "upper left")
-    labels(rates, "update", r"$c/\lambda_{\max}$, seed 0", "lower right")
+    labels(rates, "update", r"$c/\lambda_{\max}$, seed 0")
     return figure

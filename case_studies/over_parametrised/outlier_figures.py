@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from panels import GREY, RED, band, labels, log, panels, shade
 
-__all__ = ["draw_clusters", "draw_paths", "draw_widths"]
+__all__ = ["draw_clusters", "draw_elsewhere", "draw_paths", "draw_widths"]
 
 
 def draw_widths(found: Mapping[Any, Any], beyond: float) -> Figure:
     """Ordered eigenvalues of one seed; how many stand out and the share about zero, by parameters."""
     figure, (top, count, bulk) = panels(
-        "Largest eigenvalues, by width", f"Eigenvalues beyond {beyond:.0%} of the largest", "Share within it of zero"
+        "Largest eigenvalues, by width",
+        f"Eigenvalues beyond {beyond:.0%} of the largest",
+        "Share in the bulk about zero",
     )
     one = {case.width: spectrum for case, spectrum in found.items() if case.seed == 0}
     for i, (width, spectrum) in enumerate(one.items()):
@@ -41,11 +44,9 @@ def draw_clusters(found: Mapping[Any, Any], apart: Mapping[Any, Any], clusters: 
         "Largest eigenvalues, k clusters of k classes", f"Eigenvalues beyond {beyond:.0%} of the largest",
         f"{clusters} clusters that come closer",
     )  # fmt: skip
-    one = {case.clusters: spectrum for case, spectrum in found.items() if case.seed == 0}
-    for i, (k, spectrum) in enumerate(one.items()):
-        values, color = (spectrum.top / spectrum.top[0]).clamp_min(1e-5).tolist(), shade(i, len(one))
-        top.plot(range(1, len(values) + 1), values, ".-", color=color, linewidth=0.8, markersize=4, label=f"k = {k}")
-        top.axvline(k * k + 0.5, color=color, linewidth=0.6, linestyle=":")
+    one = _by_clusters(top, found)
+    for i, k in enumerate(one):
+        top.axvline(k * k + 0.5, color=shade(i, len(one)), linewidth=0.6, linestyle=":")
     band(count, [(case.clusters, s.beyond) for case, s in found.items()], label="measured")
     count.plot(list(one), [k * k for k in one], color=GREY, linestyle="--", linewidth=1, label="k²")
     count.plot(list(one), list(one), color=GREY, linestyle=":", linewidth=1, label="k")
@@ -57,6 +58,27 @@ def draw_clusters(found: Mapping[Any, Any], apart: Mapping[Any, Any], clusters: 
     labels(count, "clusters k", "count", "upper left")
     labels(gap, "distance from the origin over the noise's length", f"{clusters**2}th eigenvalue over the next")
     return figure
+
+
+def draw_elsewhere(digits: Mapping[Any, Any], entropy: Mapping[Any, Any]) -> Figure:
+    """Ordered eigenvalues where the count is not clean."""
+    figure, axes = panels("Digits of k classes, squared error", "k clusters of k classes, cross-entropy")
+    for ax, found in zip(axes, (digits, entropy), strict=True):
+        _by_clusters(ax, found)
+        log(ax, "xy")
+    labels(axes[0], "rank", "eigenvalue over the largest", "lower left")
+    labels(axes[1], "rank", "")
+    return figure
+
+
+def _by_clusters(ax: Axes, found: Mapping[Any, Any]) -> dict[int, Any]:
+    """The ordered eigenvalues of the first seed, by k."""
+    one = {case.clusters: spectrum for case, spectrum in found.items() if case.seed == 0}
+    for i, (k, spectrum) in enumerate(one.items()):
+        values = [value for value in (spectrum.top / spectrum.top[0]).tolist() if value > 1e-4]
+        ax.plot(range(1, len(values) + 1), values, ".-", color=shade(i, len(one)), linewidth=0.8, markersize=4,
+                label=f"k = {k}")  # fmt: skip
+    return one
 
 
 def draw_paths(found: Sequence[Any]) -> Figure:
