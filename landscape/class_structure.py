@@ -17,6 +17,7 @@ from torch import Tensor
 from .class_means import ClassMeans, ClassParts, others, parts_of, reciprocal
 from .errors import SettingError
 from .estimate_trace import trace
+from .html_table import Shown
 from .intervals import check_accuracy
 from .objective import Objective
 from .operators import refuse_nonfinite
@@ -31,7 +32,7 @@ _CHUNK = 1 << 16  # parameters that are cast to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
-class ClassStructure(ClassParts):
+class ClassStructure(ClassParts, Shown):
     r"""What the classes make of the Gauss-Newton matrix of cross-entropy, and its parts as operators (`ClassParts`).
 
     Attributes:

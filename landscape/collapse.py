@@ -25,6 +25,7 @@ from . import collapse_geometry as geometry
 from .collapse_loss import SquaredLossParts, squared_loss_parts
 from .errors import DataError, NonFiniteError, SettingError
 from .feature_moments import Classes, FeatureMoments, SecondPass, checked_features, class_indices
+from .html_table import Shown
 
 __all__ = ["BALANCES", "Collapse", "neural_collapse", "neural_collapse_of_batches"]
 
@@ -37,7 +38,7 @@ _TOO_MANY = "more classes than d + 1 cannot have these angles; gnc2_variance is 
 
 
 @dataclass(frozen=True, eq=False)
-class Collapse:
+class Collapse(Shown):
     r"""How collapsed features are. Every number is 0 at full collapse unless it says otherwise; NaN where undefined.
 
     Attributes:

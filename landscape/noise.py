@@ -13,6 +13,7 @@ from .adaptive_batches import BatchSizeTest, batch_size_tests
 from .errors import DataError, SettingError
 from .gradient_norms import quantile, share_above
 from .groups import lengths_of, part
+from .html_table import Shown
 from .intervals import student_quantile
 from .noise_scale import NoiseScale, Reduced, check_confidence, check_count, covariance_square
 from .objective import Objective
@@ -28,7 +29,7 @@ _FEW = 10.0  # draws: with fewer, means are skewed beyond what intervals correct
 
 
 @dataclass(frozen=True, eq=False)
-class NoiseStatistics:
+class NoiseStatistics(Shown):
     """The noise of gradients, each number with its interval.
 
     Attributes:

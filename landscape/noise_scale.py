@@ -29,6 +29,7 @@ from scipy.special import fdtri
 from torch import Tensor
 
 from .errors import SettingError
+from .html_table import Shown
 from .intervals import student_quantile
 from .mean_estimates import Mean
 from .results import Estimate
@@ -37,7 +38,7 @@ __all__ = ["NoiseScale", "Reduced", "noise_scale", "two_batch_noise"]
 
 
 @dataclass(frozen=True, eq=False)
-class NoiseScale:
+class NoiseScale(Shown):
     """A ratio of noise to signal, in samples.
 
     Attributes:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .errors import SettingError
+from .html_table import Shown
 from .results import Eigenpairs
 from .separation import SideMethod, SideView, by_bulk, by_gap, by_null
 from .spectral_measure import SpectralDensity
@@ -82,7 +83,7 @@ class OutlierSide:
 
 
 @dataclass(frozen=True, eq=False)
-class Outliers:
+class Outliers(Shown):
     """The eigenvalues that stand apart from the bulk, above and below it.
 
     Attributes:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import torch
 
 from .errors import SettingError
+from .html_table import Shown
 from .space import VectorSpace, named
 
 __all__ = ["DiagonalEstimate", "Eigenpairs", "Estimate", "NegativeCurvature", "Solution"]
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Estimate(Shown):
     """A number with its error bar.
 
     Attributes:
@@ -52,7 +53,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, eq=False)
-class Eigenpairs:
+class Eigenpairs(Shown):
     """Extremal eigenpairs of a symmetric operator, best first, with what is proved about each.
 
     Attributes:
@@ -131,7 +132,7 @@ class NegativeCurvature:
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
+class Solution(Shown):
     """The solution of ``(A + damping I) x = b``, for one or several b, with its residual.
 
     Attributes:
@@ -181,7 +182,7 @@ class Solution:
 
 
 @dataclass(frozen=True, eq=False)
-class DiagonalEstimate:
+class DiagonalEstimate(Shown):
     """The diagonal of an operator, or its spatial averages, with an error bar for every entry.
 
     Attributes:

@@ -14,6 +14,7 @@ from scipy.special import betainc
 from torch import Tensor
 
 from .errors import SettingError
+from .html_table import Shown
 from .quadrature import Quadrature
 from .results import Estimate
 from .wasserstein import Sampling
@@ -22,7 +23,7 @@ __all__ = ["SpectralDensity", "merged"]
 
 
 @dataclass(frozen=True, eq=False)
-class SpectralDensity:
+class SpectralDensity(Shown):
     r"""The share of eigenvalues at each place, :math:`\phi = \frac1n \sum_i \delta_{\lambda_i}`, estimated.
 
     It is a measure: eigenvalues that are known one by one, each of mass 1/n, and for all others the average of the

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import LossError, NonFiniteError, SettingError
+from .html_table import Shown
 from .jacobian import Jacobian
 from .kernels.once import second_order_errors
 from .objective import Objective
@@ -34,7 +35,7 @@ _BLOCK = 64 << 20  # bytes of parameter vectors at once in products
 
 
 @dataclass(frozen=True, eq=False)
-class EmpiricalKernel:
+class EmpiricalKernel(Shown):
     """A tangent kernel on n samples with C outputs each.
 
     Attributes:

@@ -13,6 +13,7 @@ from .evidence import evidence
 from .noise_criteria import noise_criteria
 from .preconditions import preconditions
 from .records import Record
+from .run_html import audit_html
 from .window import Oscillation, ambiguity, curvature_records, fresh_bound, last_part, noted, observed
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class Audit:
     note: str = ""
     preconditions: tuple[Assumption, ...] = ()
     observations: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the lines as a table."""
+        return audit_html(self)
 
     @property
     def above_edge(self) -> bool:

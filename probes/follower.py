@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from losscope.landscape import NonFiniteError, Objective
 from losscope.landscape.stability import Threshold
 
 from .agenda import Agenda
+from .bars import bar
 from .budget import Budget, Key
 from .checkpoint import Room
 from .expense import Expense, Peak, finish, release
@@ -438,7 +438,6 @@ class Follower:
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Callable[[int], object]]:
-        """A bar for measurements that take long; silent off a terminal."""
-        silent = None if self._speaks() else True
-        with tqdm(desc=f"losscope: step {self.step}", unit=" products", delay=2.0, leave=False, disable=silent) as bar:
-            yield bar.update
+        """A bar for measurements that take long."""
+        with bar(f"losscope: step {self.step}", " products", silent=not self._speaks()) as shown:
+            yield shown.update

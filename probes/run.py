@@ -17,11 +17,12 @@ from .density_arrays import ARRAYS, from_arrays
 from .folder import META, RECORDS
 from .phases import Phase, phases
 from .records import Record
+from .run_html import run_html
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Run"]
+__all__ = ["Run", "ShownAsRun"]
 
 
 class Run:
@@ -62,6 +63,10 @@ class Run:
         """Where, how long, how it stands."""
         where = self.path if self.path is not None else "in memory"
         return f"Run({where}: {self.status}, {len(self.records)} records, probes {', '.join(self.probes) or 'none'})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what every probe last measured; with `losscope.viz` imported, a picture too."""
+        return run_html(self)
 
     @property
     def name(self) -> str:
@@ -180,6 +185,18 @@ class Run:
         if player not in players:
             raise RunError(f"the run has no player {player!r}; it has {', '.join(players)}")
         return player
+
+
+class ShownAsRun:
+    """What a notebook shows as it shows its run."""
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return run_html(self.run)
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from .probe import Probe, as_probes
 from .ranks import check_same, described, joined
 from .recorder import Recorder, now, resumes, steps_done
 from .records import SCHEMA_VERSION, Record
-from .run import Run
+from .run import Run, ShownAsRun
 from .schedule import as_schedule
 from .sharpness import Sharpness
 from .stability import Stability
@@ -157,7 +157,7 @@ def watch(
         )  # fmt: skip
 
 
-class Watch:
+class Watch(ShownAsRun):
     """A training loop being watched; made by `watch`, used as a context manager."""
 
     def __init__(

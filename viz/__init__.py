@@ -13,6 +13,7 @@ from .interactive_surface import interactive_surface
 from .layers import plot_layers
 from .line import plot_line
 from .neighbourhood import plot_neighbourhood
+from .notebook import register as _register
 from .outliers import plot_outliers
 from .overlay import plot_overlay
 from .path import plot_path
@@ -52,3 +53,5 @@ __all__ = [
     "plot_trajectory",
     "report",
 ]
+
+_register()  # in a notebook, runs are shown with a picture

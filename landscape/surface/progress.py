@@ -1,4 +1,4 @@
-"""How far an evaluation is, in one line of the terminal."""
+"""How far an evaluation is: one line of a terminal or notebook that is written over, and few lines of a log file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any, TypeVar
 __all__ = ["Progress", "progressing"]
 
 _Item = TypeVar("_Item")
-_SECONDS = 0.1  # between two lines
+_SECONDS = 0.1  # between two lines that are written over
+_LOGGED = 30.0  # between two lines that stay
 _WIDTH = 24
 
 
 class Progress:
     """A bar on stderr, written over as it goes on; left to stand at the end.
+
+    Where nothing is written over, as in a log file, there is a line at the end, and one every half minute before it. In
+    a notebook it is on stdout, since stderr looks like an error there.
 
     Args:
         total: how many points there are; None where that is not known.
@@ -36,12 +40,14 @@ class Progress:
     def __init__(self, total: int | None, done: int = 0, *, shown: bool = True, unit: str = "points") -> None:
         self.total, self.done, self._held, self._unit = total, done, done, unit
         self._shown = shown and total != 0
+        self._notebook = type(sys.stdout).__module__.partition(".")[0] == "ipykernel"
+        self._over = self._notebook or sys.stderr.isatty()  # whether lines are written over
         self._started, self._written = time.monotonic(), -_SECONDS
 
     def update(self, points: int) -> None:
         """Count further points."""
         self.done += points
-        if self._shown and time.monotonic() - self._written > _SECONDS:
+        if self._shown and time.monotonic() - self._written > (_SECONDS if self._over else _LOGGED):
             self._write()
 
     def line(self, seconds: float) -> str:
@@ -58,8 +64,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         """Show where it starts."""
-        if self._shown:
+        if self._shown and self._over:
             self._write()
+        self._written = time.monotonic()
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -69,8 +76,10 @@ class Progress:
 
     def _write(self, end: str = "") -> None:
         self._written = time.monotonic()
-        sys.stderr.write(f"\r{self.line(self._written - self._started):<79}{end}")
-        sys.stderr.flush()
+        line = self.line(self._written - self._started)
+        stream = sys.stdout if self._notebook else sys.stderr
+        stream.write(f"\r{line:<79}{end}" if self._over else f"{line}\n")
+        stream.flush()
 
 
 def progressing(items: Iterable[_Item], *, shown: bool = True) -> Iterator[_Item]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..html_table import Shown
+
 __all__ = ["Axis", "Line", "LossPath", "Plane", "QuadraticModel", "Refined"]
 
 
@@ -91,7 +93,7 @@ class QuadraticModel:
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
+class Line(Shown):
     """Loss and metrics along one axis.
 
     Attributes:
@@ -149,7 +151,7 @@ class Refined:
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
+class Plane(Shown):
     """Loss and metrics over two axes.
 
     Attributes:
@@ -207,7 +209,7 @@ class Plane:
 
 
 @dataclass(frozen=True, eq=False)
-class LossPath:
+class LossPath(Shown):
     r"""Loss and metrics along a path between two points, and the barrier between them.
 
     .. math:: \max_t \; [\, L(\theta(t)) - ((1 - t) L(\theta(0)) + t L(\theta(1))) \,]

@@ -142,7 +142,10 @@ def test_killed_and_resumed_is_as_uninterrupted(tmp_path: Path) -> None:
     assert resumed.evaluations == len(GRID) - kept < len(GRID)
 
 
-def test_progress_counts_what_the_file_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_counts_what_the_file_held(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True)
     evaluator_of(objective_of(), tmp_path / "points")(GRID[:45])
     evaluator_of(objective_of(), tmp_path / "points", progress=True)(GRID)
     shown = capsys.readouterr().err
