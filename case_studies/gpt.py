@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from losscope.probes import Run, Sharpness, Spectrum, Stability, Trace, watch
+from losscope.viz import figure
 
 WARM_UP, CLIP, BYTES = 20, 1.0, 256
 
@@ -147,7 +148,7 @@ def main() -> None:
     """Train, print what was measured, check it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model and 60 updates")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the run (default: keep it in memory)")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the run and its figure (default: keep it in memory)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
     parser.add_argument("--budget", type=float, default=None, help="share of the time that measuring may take")
     options = parser.parse_args()
@@ -159,6 +160,8 @@ def main() -> None:
     for criterion in run.audit().criteria:
         ratio = "-" if criterion.ratio is None else f"{criterion.ratio:.3f}"
         print(f"  {criterion.name:20} {ratio:>8}: {criterion.verdict} ({criterion.reason})")
+    if options.out is not None:
+        figure(run, "dashboard").savefig(options.out / "dashboard.png", dpi=110)
     cost = run.meta["cost"]
     print(f"measuring took {cost['seconds_measuring']:.0f} of {cost['seconds_total']:.0f} s")
     check(run)
