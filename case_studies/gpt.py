@@ -148,7 +148,9 @@ def main() -> None:
     """Train, print what was measured, check it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model and 60 updates")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the run and its figure (default: keep it in memory)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="folder of the run and its figure (default: keep it in memory)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
     parser.add_argument("--budget", type=float, default=None, help="share of the time that measuring may take")
     options = parser.parse_args()
