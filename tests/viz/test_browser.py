@@ -1,6 +1,7 @@
 """The page in a browser: no complaint, no request, nothing of a run's words acts, readable everywhere."""
 
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,6 +200,17 @@ def test_it_prints_its_static_figures(browser: Any, pages: dict[str, Path]) -> N
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 12
 
 
+@pytest.mark.parametrize("name", ["page", "two"])
+def test_links_lead_somewhere_and_headings_descend(name: str, browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages[name], script=False) as page:
+        targets = page.locator("a").evaluate_all("(all) => all.map((a) => a.getAttribute('href'))")
+        assert len(targets) >= 5 and all(page.count(f"[id='{target[1:]}']") == 1 for target in targets)
+        levels = page.locator("h1, h2, h3, h4").evaluate_all("(all) => all.map((h) => Number(h.tagName[1]))")
+        assert levels[0] == 1 and all(below - above <= 1 for above, below in itertools.pairwise(levels))
+        page.keyboard.press("Tab")
+        assert page.locator(".skip").bounding_box()["x"] >= 0  # seen once it has the focus
+
+
 # --------------------------------------------------------------------------- hostile words
 
 
@@ -257,7 +269,7 @@ def test_an_injected_script_is_blocked(browser: Any, pages: dict[str, Path], tmp
     injected = (
         "<script>window.broken = 1</script><img src='https://losscope.invalid/x.png' onerror='window.broken = 2'>"
     )
-    broken.write_text(source.replace("<main>", f"<main>{injected}", 1), encoding="utf-8")
+    broken.write_text(source.replace("<header>", f"<header>{injected}", 1), encoding="utf-8")
     with opened(browser, broken) as page:
         assert page.evaluate("window.broken") is None
         page.evaluate("""() => {
