@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
@@ -12,70 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from losscope.landscape import RunError
-from losscope.probes import Audit, Record, Run
+from losscope.probes import Record, Run
 
-from .inside import open_inside
+from .followed import FollowedRun
+from .inside import all_of, open_inside
 
-__all__ = ["Feed", "FollowedRun"]
+__all__ = ["Feed"]
 
 META, RECORDS = "meta.json", "records.jsonl"
 BEGINNINGS = {RECORDS, META, f"{META}.tmp"}
 CHUNK = 1 << 22
 LONGEST_LINE = 1 << 22
-LARGEST_META, LARGEST_ARRAY = 1 << 24, 1 << 28
+LARGEST_META = 1 << 24
 REMEMBERED = 256  # bytes before the place reached, by which a file that was written anew is known
-
-
-class FollowedRun(Run):
-    """A run at one moment; its arrays are read from its folder alone, whatever its records say.
-
-    Args:
-        path: the folder.
-        meta: the run's facts.
-        records: of several with the same key one, the last.
-        malformed: lines that are no records.
-    """
-
-    def __init__(self, path: Path, meta: dict[str, Any], records: list[Record], malformed: int) -> None:
-        self.path: Path | None = path
-        self._arrays = {}
-        self.meta, self.records, self.malformed = meta, records, malformed
-        self._selected: dict[tuple[str, str], list[Record]] = {}
-        self._audits: dict[str, Audit] = {}
-        for record in records:
-            self._selected.setdefault((record.probe, record.player), []).append(record)
-        for found in self._selected.values():
-            found.sort(key=lambda each: each.step)
-
-    def select(self, probe: str, player: str | None = None, *, ok: bool = True) -> list[Record]:
-        """Records of one probe in order of step: see `Run.select`."""
-        found = self._selected.get((probe, self._player(player)), [])
-        return [record for record in found if record.status == "ok"] if ok else list(found)
-
-    def audit(self, player: str | None = None) -> Audit:
-        """The stability audit of one player: see `Run.audit`."""
-        name = self._player(player)
-        if name not in self._audits:
-            self._audits[name] = super().audit(name)
-        return self._audits[name]
-
-    def array(self, record: Record, name: str) -> np.ndarray:
-        """Load an array of a record.
-
-        Raises:
-            RunError: if the record has no such array, or it is not there as a plain file of the run folder.
-        """
-        path = record.arrays.get(name)
-        if path is None or self.path is None:
-            raise RunError(f"record {record.key} has no array {name!r}; it has {sorted(record.arrays)}")
-        try:
-            with open_inside(self.path, path) as file:
-                return np.asarray(np.load(io.BytesIO(_all_of(file, LARGEST_ARRAY)), allow_pickle=False))
-        except (OSError, ValueError, EOFError, MemoryError) as error:
-            raise RunError(f"cannot read {path!r} of {self.path}: {error}") from error
 
 
 @dataclass
@@ -144,6 +93,20 @@ class Feed:
         self._advance()
 
     @property
+    def players(self) -> list[str]:
+        """Names of the players; none while nothing is known of the run."""
+        return list((self.meta or {}).get("players", {}))
+
+    @property
+    def status(self) -> str:
+        """Of the run, ``"waiting"`` while nothing is known of it."""
+        return str(self.meta.get("status", "running")) if self.meta else "waiting"
+
+    def __len__(self) -> int:
+        """How many records the run has."""
+        return len(self._kept)
+
+    @property
     def run(self) -> Run:
         """The run as it stands; without players while nothing is known of it."""
         if self._run is None:
@@ -170,7 +133,7 @@ class Feed:
         """Read the run's facts if they are not those that are known."""
         try:
             with open_inside(self.path, META) as file:
-                content = _all_of(file, LARGEST_META)
+                content = all_of(file, LARGEST_META)
         except FileNotFoundError:
             if self.meta is None and self.path.is_dir():
                 return False  # it is about to begin
@@ -265,10 +228,3 @@ def _facts(content: bytes, path: Path) -> dict[str, Any]:
     if not players or not all(isinstance(facts, dict) for facts in players.values()):
         raise RunError(f"{str(path)!r} is not a readable run: its {META} does not describe its players")
     return meta
-
-
-def _all_of(file: BinaryIO, most: int) -> bytes:
-    content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(f"it has more than {most:,} bytes")
-    return content

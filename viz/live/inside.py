@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["open_inside"]
+__all__ = ["all_of", "open_inside"]
 
 # O_NONBLOCK: a pipe in place of a file must not make the reader wait for a writer. Windows has none of the three.
 _FILE = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -79,3 +79,19 @@ def _walk(folder: Path, steps: list[str]) -> int:
         if path.is_symlink():
             raise OSError(errno.ELOOP, "a link", str(path))
     return os.open(path, _FILE | getattr(os, "O_BINARY", 0))
+
+
+def all_of(file: BinaryIO, most: int) -> bytes:
+    """The content of a file.
+
+    Args:
+        file: opened for reading.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: if it has more.
+    """
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(f"it has more than {most:,} bytes")
+    return content

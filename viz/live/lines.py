@@ -35,24 +35,22 @@ def clean(text: str, longest: int | None = None) -> str:
     return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
-def standing(run: Run, age: float | None) -> str:
+def standing(status: str, age: float | None) -> str:
     """How a run stands, in a word or two.
 
     Args:
-        run: the run.
+        status: of the run; ``"waiting"`` where there is nothing yet.
         age: of its last record, in seconds; None where there is none.
 
     Example:
-        >>> from losscope.probes import Run
         >>> from losscope.viz.live.lines import standing
-        >>> run = Run.from_records({"players": {"model": {}}, "status": "running"}, [])
-        >>> standing(run, 2.0), standing(run, 3600.0)
-        ('running', 'running, or killed')
+        >>> standing("running", 2.0), standing("running", 3600.0), standing("finished", 3600.0)
+        ('running', 'running, or killed', 'finished')
     """
-    if not run.players:
+    if status == "waiting":
         return "waiting for the run to begin"
-    silent = run.status == "running" and age is not None and age > SILENCE
-    return "running, or killed" if silent else clean(run.status, LONGEST)
+    silent = status == "running" and age is not None and age > SILENCE
+    return "running, or killed" if silent else clean(status, LONGEST)
 
 
 def heading(run: Run, problem: str = "", now: float | None = None) -> list[Text]:
@@ -61,7 +59,7 @@ def heading(run: Run, problem: str = "", now: float | None = None) -> list[Text]
     age = None
     if youngest is not None and youngest.time > 0:
         age = max((time.time() if now is None else now) - youngest.time, 0.0)
-    said = [standing(run, age)]
+    said = [standing(run.status if run.players else "waiting", age)]
     if youngest is not None:
         many = f"{len(run.records):,} record" + ("s" if len(run.records) > 1 else "")
         said += [f"step {youngest.step:,}", many]

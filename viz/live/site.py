@@ -18,7 +18,8 @@ from losscope.landscape.errors import first_line
 from losscope.probes import Run
 
 from ..page import data, fragment, page
-from .feed import Feed, FollowedRun
+from .feed import Feed
+from .followed import FollowedRun
 from .lines import standing
 from .request import Refused, Request
 from .server import Answer
@@ -104,18 +105,23 @@ class Site:
         answer = found(request.query.removeprefix("after="))
         return _squeezed(answer) if "gzip" in request.headers.get("accept-encoding", "") else answer
 
-    def _look(self) -> tuple[Run, int, dict[str, Any]]:
-        """The run as it stands, which state of it that is, and what is said of it in a line."""
+    def _look(self) -> int:
+        """Read what has come; which state of the run that is."""
         with self._lock:
             self._feed.look()
-            return self._feed.run, self._feed.changes, self._state()
+            return self._feed.changes
+
+    def _run(self) -> Run:
+        with self._lock:
+            return self._feed.run
 
     def _state(self) -> dict[str, Any]:
-        run, latest = self._feed.run, self._feed.latest
-        age = max(time.time() - latest, 0.0) if latest else None
+        """How the run stands, in a line."""
+        feed = self._feed
+        age = max(time.time() - feed.latest, 0.0) if feed.latest else None
         return {
-            "standing": standing(run, age), "begun": bool(run.players), "problem": self._feed.problem,
-            "records": len(run.records), "step": self._feed.step, "age": age,
+            "standing": standing(feed.status, age), "begun": bool(feed.players), "problem": feed.problem,
+            "records": len(feed), "step": feed.step, "age": age,
         }  # fmt: skip
 
     def _page(self, query: str) -> Answer:
@@ -123,7 +129,8 @@ class Site:
 
         To draw all that a long run has takes seconds, for pictures that the script's own figures replace.
         """
-        run, _, _ = self._look()
+        self._look()
+        run = self._run()
         with self._drawing:
             if self._bare is None or self._bare[0] != run.players:
                 bare = FollowedRun(self._feed.path, run.meta, [], 0)
@@ -135,11 +142,11 @@ class Site:
         return Answer(content, "text/javascript; charset=utf-8")
 
     def _data(self, after: str) -> Answer:
-        run, changes, state = self._look()
+        changes, state = self._look(), self._state()
         version, update = after, ""
         try:
-            drawn, curves = self._curves.get(changes, lambda: (changes, data([run])))
-            written, text = self._text.get(changes, lambda: (changes, _words(run)))
+            drawn, curves = self._curves.get(changes, lambda: (changes, data([self._run()])))
+            written, text = self._text.get(changes, lambda: (changes, _words(self._run())))
             version = f"{self._server}-{drawn:x}-{written:x}"
             update = f', "data": {curves}, {text}'
         except Exception as error:  # what cannot be drawn now may be with the next record
@@ -149,9 +156,9 @@ class Site:
         return Answer(f"{said[:-1]}{'' if after == version else update}}}".encode(), "application/json")
 
     def _still(self, query: str) -> Answer:
-        run, changes, _ = self._look()
+        changes = self._look()
         with self._drawing:
-            return self._pictures.get(changes, lambda: _json(version=f"{changes:x}", figures=still(run)))
+            return self._pictures.get(changes, lambda: _json(version=f"{changes:x}", figures=still(self._run())))
 
     def _complain(self, problem: str) -> None:
         """Say it where the server was started, too, once."""

@@ -240,11 +240,17 @@ def test_as_run_reads_it(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text(json.dumps(meta(model={}, other={})))
     (tmp_path / "records.jsonl").write_text(lines(*hovering(400), *hovering(200, player="other")))
     feed, run = Feed(tmp_path), Run(tmp_path)
-    for player in (None, "model", "other"):
+    for player in (None, "model", "other", None):
         for probe in ("sharpness", "log", "none"):
             assert feed.run.select(probe, player) == run.select(probe, player)
             assert feed.run.select(probe, player, ok=False) == run.select(probe, player, ok=False)
         assert feed.run.audit(player) == run.audit(player)
+        assert feed.run.phases(player) == run.phases(player)
+        for seen, expected in zip(feed.run.logged("loss", player), run.logged("loss", player), strict=True):
+            assert np.array_equal(seen, expected)
+            seen *= 2  # is the caller's
+            feed.run.select("log", player).clear()
+    assert feed.run.cost() == run.cost()
     assert (feed.run.name, feed.run.status, feed.run.probes) == (run.name, run.status, run.probes)
     with pytest.raises(RunError, match="no player"):
         feed.run.audit("nobody")
