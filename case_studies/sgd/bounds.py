@@ -6,16 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
-from scipy.stats import spearmanr
 from torch.optim import SGD
 
 from claims import Claim, judge
 from losscope.probes import Stability, watch
 from sgd.descent import minibatches
 from sgd.networks import WU_SU, WU_WANG_SU, parity, squared_error, tanh_network
+from sgd.over_rates import median, most, rank
 
 __all__ = ["DIGITS", "RATES", "Digits", "digits_claims", "digits_run"]
 
@@ -92,39 +91,35 @@ def digits_claims(seeds: Sequence[int], found: DigitsRuns) -> list[Claim]:
     def runs(seed: int, *sizes: int) -> list[tuple[float, Digits]]:
         return [(c[2], run) for c, run in found.items() if c[0] == seed and c[1] in sizes and run is not None]
 
-    def rank(seed: int, size: int, of: str) -> float:
-        return float(spearmanr([rate for rate, _ in runs(seed, size)], [getattr(r, of) for _, r in runs(seed, size)])
-                     .statistic)  # fmt: skip
-
     sizes = {c[1] for c in found}
     noisy = sizes - {DIGITS}
     lost = sum(run is None for run in found.values())
-    worst = max(run.loss for c, run in found.items() if c[1] == 1 and run is not None)
+    worst = most(run.loss for c, run in found.items() if c[1] == 1 and run is not None)
+    alignments = [r.mu for s in seeds for _, r in runs(s, *noisy)]
     common = {s: _same_rate(found, s) for s in seeds}
-    flat = {s: spearmanr(*zip(*[(r.trace, r.error) for _, r in runs(s, *sizes)], strict=True)).statistic for s in seeds}
+    flat = {s: rank((r.trace, r.error) for _, r in runs(s, *sizes)) for s in seeds}
     claims = [
         judge(
             "sgd_trace", "Tanh network on digits, single samples: tr(H) lr/2, largest over the rates", WU_SU,
-            {s: max(rate * r.trace / 2 for rate, r in runs(s, 1)) for s in seeds}, between=(0, 1),
+            {s: most(rate * r.trace / 2 for rate, r in runs(s, 1)) for s in seeds}, between=(0, 1),
             note=f"training losses up to {worst:.2g}" + (f"; {lost} of {len(found)} runs diverged" if lost else ""),
         ),
         judge(
             "aligned_trace", "mu tr(H)/B lr/2 with measured mu, largest over rates and batch sizes", WU_SU,
-            {s: max(r.aligned for _, r in runs(s, *noisy)) for s in seeds}, between=(0, 1),
+            {s: most(r.aligned for _, r in runs(s, *noisy)) for s in seeds}, between=(0, 1),
         ),
         judge(
             "frobenius", "sqrt(mu/B) ||H||_F lr with measured mu, largest over rates and batch sizes", WU_WANG_SU,
-            {s: max(r.frobenius for _, r in runs(s, *noisy)) for s in seeds}, between=(0, 1),
+            {s: most(r.frobenius for _, r in runs(s, *noisy)) for s in seeds}, between=(0, 1),
         ),
         judge(
             "alignment", "The alignment mu = tr(Sigma)/(2L tr H), median over rates and batch sizes", WU_SU,
             {s: median(r.mu for _, r in runs(s, *noisy)) for s in seeds}, between=(0.1, 10), predicted="of order 1",
-            note="smallest and largest of all runs "
-            + " and ".join(f"{f(r.mu for s in seeds for _, r in runs(s, *noisy)):.2g}" for f in (min, max)),
+            note=f"smallest and largest of all runs {-most(-mu for mu in alignments):.2g} and {most(alignments):.2g}",
         ),
         judge(
             "gd_sharpness", "Gradient descent on digits: lambda_max(H) lr/2, largest over the rates", WU_SU,
-            {s: max(r.sharpness for _, r in runs(s, DIGITS)) for s in seeds}, between=(0, 1.05),
+            {s: most(r.sharpness for _, r in runs(s, DIGITS)) for s in seeds}, between=(0, 1.05),
         ),
         judge(
             "gd_weaker", "At the same rate gradient descent ends with more trace than single samples (ratio)", WU_SU,
@@ -133,18 +128,17 @@ def digits_claims(seeds: Sequence[int], found: DigitsRuns) -> list[Claim]:
     ]  # fmt: skip
     if len({c[2] for c in found}) < 4:
         return claims
-    best = sum(min(r, key=lambda x: x.trace) is min(r, key=lambda x: x.error) for r in
-               ([run for _, run in runs(s, *sizes)] for s in seeds))  # fmt: skip
+    best = sum(_flattest_is_best([run for _, run in runs(s, *sizes)]) for s in seeds)
     return [
         *claims,
         judge(
             "gd_trace", "Gradient descent on digits: tr(H) lr/2, largest over the rates", WU_SU,
-            {s: max(rate * r.trace / 2 for rate, r in runs(s, DIGITS)) for s in seeds}, between=(1, math.inf),
+            {s: most(rate * r.trace / 2 for rate, r in runs(s, DIGITS)) for s in seeds}, between=(1, math.inf),
             predicted="may be above 1",
         ),
         judge(
             "larger_rate_flatter", "Single samples on digits: rank correlation of rate and trace", WU_SU,
-            {s: rank(s, 1, "trace") for s in seeds}, between=(-1, -0.7), predicted="-1",
+            {s: rank((rate, r.trace) for rate, r in runs(s, 1)) for s in seeds}, between=(-1, -0.7), predicted="-1",
         ),
         judge(
             "flatter_is_better_on_digits", "Digits: rank correlation of trace and test error, all rates and batches",
@@ -154,8 +148,12 @@ def digits_claims(seeds: Sequence[int], found: DigitsRuns) -> list[Claim]:
     ]  # fmt: skip
 
 
+def _flattest_is_best(runs: Sequence[Digits]) -> bool:
+    return bool(runs) and min(runs, key=lambda run: run.trace) is min(runs, key=lambda run: run.error)
+
+
 def _same_rate(found: DigitsRuns, seed: int) -> float:
     """The trace of gradient descent over SGD's, at the largest rate at which neither diverged."""
-    rates = sorted(c[2] for c, run in found.items() if c[:2] == (seed, 1) and run and found.get((seed, DIGITS, c[2])))
-    at = rates[-1]
-    return found[seed, DIGITS, at].trace / found[seed, 1, at].trace  # type: ignore[union-attr]
+    both = {c[2]: (found.get((seed, DIGITS, c[2])), run) for c, run in found.items() if c[:2] == (seed, 1)}
+    ratios = {rate: descent.trace / sgd.trace for rate, (descent, sgd) in both.items() if descent and sgd}
+    return ratios[max(ratios)] if ratios else math.nan

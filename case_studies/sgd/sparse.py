@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import spearmanr
-
 from claims import Claim, judge
 from losscope.landscape import Hessian, Objective, top_eigenpairs
 from sgd.descent import sgd
 from sgd.networks import WU_SU, DiagonalNetwork, sparse_regression, squared_error
+from sgd.over_rates import most, rank
 
 __all__ = ["DESCENT_RATES", "SGD_RATES", "STEPS", "Sparse", "diagonal_claims", "diagonal_run"]
 
@@ -30,7 +29,7 @@ class Sparse:
         loss: of training.
         trace: |u|^2 + |v|^2, which is tr(H).
         l1: of the linear function's weights.
-        error: squared distance from the true weights, the test error of whitened inputs.
+        error: squared distance from the true weights, the test error on white inputs.
         sharpness: lambda_max(H).
     """
 
@@ -64,30 +63,27 @@ def diagonal_claims(seeds: Sequence[int], found: SparseRuns) -> list[Claim]:
     def runs(seed: int, descent: bool) -> list[tuple[float, Sparse]]:
         return [(rate, run) for (s, rate, d), run in found.items() if s == seed and d == descent and run is not None]
 
-    def rank(seed: int, descent: bool, of: str, against: str = "rate") -> float:
-        pairs = [(rate if against == "rate" else getattr(run, against), getattr(run, of)) for rate, run in
-                 runs(seed, descent)]  # fmt: skip
-        return float(spearmanr(*zip(*pairs, strict=True)).statistic)
-
-    most = {s: max(rate * run.trace / 2 for rate, run in runs(s, False)) for s in seeds}
-    l1 = {s: max(rate * run.l1 for rate, run in runs(s, False)) for s in seeds}
-    descents = {s: max(rate * run.trace / 2 for rate, run in runs(s, True)) for s in seeds}
-    sharpest = {s: max(rate * run.sharpness / 2 for rate, run in runs(s, True)) for s in seeds}
-    gain = {s: runs(s, False)[-1][1].error / runs(s, False)[0][1].error for s in seeds}
+    traces = {s: most(rate * run.trace / 2 for rate, run in runs(s, False)) for s in seeds}
+    l1 = {s: most(rate * run.l1 for rate, run in runs(s, False)) for s in seeds}
+    descents = {s: most(rate * run.trace / 2 for rate, run in runs(s, True)) for s in seeds}
+    sharpest = {s: most(rate * run.sharpness / 2 for rate, run in runs(s, True)) for s in seeds}
+    gain = {s: _last_over_first([run.error for _, run in runs(s, False)]) for s in seeds}
     lost = sum(run is None for run in found.values())
     return [
         judge(
-            "diagonal_trace", "Diagonal network, single samples: tr(H) lr/2 is at most 1 at every rate", WU_SU, most,
+            "diagonal_trace", "Diagonal network, single samples: tr(H) lr/2 is at most 1 at every rate", WU_SU, traces,
             between=(0, 1), note=f"{lost} of {len(found)} runs diverged" if lost else "",
         ),
         judge("diagonal_l1", "So the function's l1 norm is at most 1/lr: lr |u v|_1", WU_SU, l1, between=(0, 1)),
         judge(
             "diagonal_flatter", "Rank correlation of rate and trace over the rates", WU_SU,
-            {s: rank(s, False, "trace") for s in seeds}, between=(-1, -0.9), predicted="-1",
+            {s: rank((rate, run.trace) for rate, run in runs(s, False)) for s in seeds}, between=(-1, -0.9),
+            predicted="-1",
         ),
         judge(
             "diagonal_flatter_is_better", "Rank correlation of trace and test error over the rates", WU_SU,
-            {s: rank(s, False, "error", "trace") for s in seeds}, between=(0.9, 1), predicted="1",
+            {s: rank((run.trace, run.error) for _, run in runs(s, False)) for s in seeds}, between=(0.9, 1),
+            predicted="1",
         ),
         judge(
             "diagonal_error", "Test error at the largest stable rate over that at the smallest", EVEN, gain,
@@ -103,6 +99,10 @@ def diagonal_claims(seeds: Sequence[int], found: SparseRuns) -> list[Claim]:
         ),
         judge(
             "descent_gets_worse", "Gradient descent: rank correlation of rate and test error", EVEN,
-            {s: rank(s, True, "error") for s in seeds}, between=(0.9, 1), predicted="1",
+            {s: rank((rate, run.error) for rate, run in runs(s, True)) for s in seeds}, between=(0.9, 1), predicted="1",
         ),
     ]  # fmt: skip
+
+
+def _last_over_first(numbers: Sequence[float]) -> float:
+    return numbers[-1] / numbers[0] if numbers else math.nan
