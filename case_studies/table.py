@@ -1,7 +1,7 @@
 """All claims in one table: gather the claims.json of several folders into Markdown.
 
     python case_studies/table.py runs/edge_of_stability runs/matrix_factorisation
-    python case_studies/table.py case_studies/results/* --readme case_studies/README.md
+    python case_studies/table.py case_studies/results --readme case_studies/README.md
 
 With ``--readme`` the table replaces what stands between the two marks in that file.
 """
@@ -37,10 +37,11 @@ def gather(folders: Sequence[Path]) -> dict[str, list[Claim]]:
 
 
 def written(found: dict[str, list[Claim]]) -> str:
-    """A heading and a table for each study, below a line that counts the verdicts."""
+    """A table for each study, headed where there are several, below a line that counts the verdicts."""
     counts = Counter(claim.verdict for claims in found.values() for claim in claims)
     total = f"{counts.total()} claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    parts = [f"### {study}\n\n{markdown_table(claims)}" for study, claims in found.items()]
+    heads = {study: f"### {study}\n\n" if len(found) > 1 else "" for study in found}
+    parts = [heads[study] + markdown_table(claims) for study, claims in found.items()]
     return "\n\n".join([total, *parts])
 
 
