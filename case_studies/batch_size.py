@@ -127,9 +127,9 @@ def exact_claims(seeds: Sequence[int], found: Sequence[Mapping[int, float]]) -> 
 
 
 def exponent(rates: Mapping[int, float], between: tuple[int, int]) -> float:
-    """p of rate ~ B^p, by least squares."""
+    """p of rate ~ B^p, by least squares; NaN of fewer than two rates."""
     points = [(math.log(B), math.log(r)) for B, r in rates.items() if between[0] <= B <= between[1] and r > 0]
-    return float(linregress(*zip(*points, strict=True)).slope)
+    return float(linregress(*zip(*points, strict=True)).slope) if len(points) > 1 else math.nan
 
 
 # --------------------------------------------------------------------------- the largest rate that trains

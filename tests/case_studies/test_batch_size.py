@@ -19,6 +19,7 @@ def test_exponents() -> None:
     rates = {B: 0.1 * B**0.5 for B in (1, 2, 4, 8, 1000)} | {2000: math.nan}
     assert exponent(rates, (1, 1000)) == pytest.approx(0.5)
     assert exponent({**rates, 4: 9.0}, (1, 2)) == pytest.approx(0.5)
+    assert math.isnan(exponent(rates, (900, 2000)))
 
 
 def test_bisection_finds_the_edge(monkeypatch) -> None:

@@ -8,8 +8,10 @@ import torch
 from claims import check_claims, read_claims, write_claims
 from losscope.landscape import Hessian, Objective
 from losscope.probes import Run
+from sgd.bounds import digits_claims
 from sgd.linear import ROWS, rows_of
 from sgd.networks import DiagonalNetwork, path_norm, squared_error, two_layer_relu, two_layer_trace, white
+from sgd.sparse import diagonal_claims
 from sgd_stability import study
 from study import command_line
 
@@ -45,3 +47,10 @@ def test_the_trace_of_two_layers_needs_the_mirrored_data() -> None:
     H = Hessian(Objective(model, (x, torch.zeros(30, 1, dtype=x.dtype)), criterion=squared_error))
     trace = float((H @ torch.eye(H.shape[0], dtype=x.dtype)).trace())
     assert abs(trace / two_layer_trace(model) - 1) > 1e-3
+
+
+def test_claims_of_a_model_whose_runs_all_diverge() -> None:
+    claims = digits_claims([0], {(0, 1, 0.04): None, (0, 100, 0.04): None})
+    claims += diagonal_claims([0], {(0, 0.01, False): None, (0, 0.01, True): None})
+    assert all(math.isnan(claim.mean) and claim.held == 0 for claim in claims)
+    assert "2 of 2 runs diverged" in claims[0].note
