@@ -78,6 +78,7 @@ sphinx_gallery_conf = {
     "nested_sections": False,
 }
 
+pygments_dark_style = "github-dark"
 html_theme = "furo"
 html_title = f"losscope {release}"
 html_static_path = ["_static"]

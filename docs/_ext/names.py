@@ -40,17 +40,20 @@ class Names(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         module, names = self.arguments[0], " ".join(self.content).split()
         if "..." in names:
-            names[names.index("...") : names.index("...") + 1] = unnamed(Path(self.env.srcdir) / "api", module)
+            pages = sorted((Path(self.env.srcdir) / "api").glob("*.md"))
+            for page in pages:
+                self.env.note_dependency(page)
+            names[names.index("...") : names.index("...") + 1] = unnamed(pages, module)
         listed = "".join(f"   {name}\n" for name in names if described(module, name))
         rst = f".. currentmodule:: {module}\n\n.. autosummary::\n\n{listed}\n"
         rst += "".join(directive(module, name) for name in names)
         return self.parse_text_to_nodes(f"````{{eval-rst}}\n{rst}````")
 
 
-def unnamed(folder: Path, module: str) -> list[str]:
+def unnamed(pages: list[Path], module: str) -> list[str]:
     """The public names of a module that no page of the reference has."""
-    pages = "\n".join(page.read_text(encoding="utf-8") for page in folder.glob("*.md"))
-    blocks = re.findall(r"^```\{names\} losscope\.[\w.]+\n(.*?)^```", pages, re.DOTALL | re.MULTILINE)
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    blocks = re.findall(r"^```\{names\} losscope\.[\w.]+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     named = set(" ".join(blocks).split())
     return [name for name in importlib.import_module(module).__all__ if name not in named]
 

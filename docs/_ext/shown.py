@@ -24,7 +24,7 @@ def figure_of(value: Any) -> Figure | None:
         value = np.ravel(np.asarray(value, dtype=object))[0]
     if isinstance(value, Figure):
         return value
-    found = value.get_figure() if isinstance(value, Artist) else None
+    found = value.get_figure(root=True) if isinstance(value, Artist) else None
     return found if isinstance(found, Figure) else None
 
 

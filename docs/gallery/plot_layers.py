@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from losscope.probes import LayerTraces, watch
-from losscope.viz import plot_layers
+from losscope.viz import interactive_layers, plot_layers
 
 torch.manual_seed(0)
 digits = load_digits()
@@ -30,3 +30,8 @@ with watch(model, optimizer, data=(x, y), criterion=criterion, every=10, probes=
             optimizer.step()
 
 plot_layers(watched.run)
+
+# %%
+# The same to hover over.
+
+interactive_layers(watched.run)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from losscope.probes import watch
-from losscope.viz import plot_sharpness, plot_stability
+from losscope.viz import interactive_stability, plot_sharpness, plot_stability
 
 torch.manual_seed(0)
 digits = load_digits()
@@ -36,3 +36,8 @@ plot_sharpness(watched.run)
 # The criteria of mini-batch noise do not apply to full batches, so that one ratio is left.
 
 plot_stability(watched.run)
+
+# %%
+# The same to hover over: under the pointer are value, interval, threshold and verdict of each measurement.
+
+interactive_stability(watched.run)

@@ -11,7 +11,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from losscope.probes import Spectrum, watch
-from losscope.viz import interactive_spectrum, plot_outliers, plot_spectrum, plot_spectrum_over_time
+from losscope.viz import (
+    interactive_density,
+    interactive_spectrum,
+    plot_outliers,
+    plot_spectrum,
+    plot_spectrum_over_time,
+)
 
 torch.manual_seed(0)
 digits = load_digits()
@@ -44,3 +50,8 @@ plot_outliers(watched.run)
 # The same to hover over and zoom into.
 
 interactive_spectrum(watched.run)
+
+# %%
+# And one step after the other, by a slider.
+
+interactive_density(watched.run)
