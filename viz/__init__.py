@@ -12,6 +12,7 @@ from .interactive_stability import interactive_sharpness, interactive_stability
 from .interactive_surface import interactive_surface
 from .layers import plot_layers
 from .line import plot_line
+from .multiples import plot_multiples
 from .neighbourhood import plot_neighbourhood
 from .notebook import register as _register
 from .outliers import plot_outliers
@@ -40,6 +41,7 @@ __all__ = [
     "plot_gradient_noise",
     "plot_layers",
     "plot_line",
+    "plot_multiples",
     "plot_neighbourhood",
     "plot_outliers",
     "plot_overlay",

@@ -223,7 +223,7 @@ def _draw_groups(ax: Axes, lines: Sequence[Line], looks: Sequence[Look], groups:
 
 def _draw_thresholds(ax: Axes, drawn: Sequence[tuple[Line, Look]]) -> list[Any]:
     """Dashed, in the colour of its run; one black line where all share it; and one entry of the legend."""
-    levels = np.concatenate([line.found.data.threshold for line, _ in drawn])
+    levels = np.concatenate([np.empty(0), *(line.found.data.threshold for line, _ in drawn)])
     levels = levels[np.isfinite(levels)]
     if not len(levels):
         return []

@@ -63,13 +63,15 @@ class Line:
         name: as the legend has it.
         found: the quantity; empty where it is missing.
         formula: of its threshold.
-        run: where it is from; the run itself, not what a group makes of it.
+        run: where it is from.
+        player: whose it is.
     """
 
     name: str
     found: Quantity
     formula: str
     run: Run
+    player: str
 
     @property
     def label(self) -> str:
@@ -124,7 +126,7 @@ def lines_of(runs: Any, name: str, player: str | None, plot: str) -> list[Line]:
             there = one in known
             source = run if there else Run.from_records({"players": {one: {}}}, [])  # it has nothing of this player
             formula = str(facts(run, one).get("threshold_formula") or "") if there else ""
-            found.append((f"{title}: {one}" if several else title, quantity(source, name, one), formula, run))
+            found.append((f"{title}: {one}" if several else title, quantity(source, name, one), formula, run, one))
     titles = shortened(distinct([title for title, *_ in found]))
     return [Line(style.plain(title), *rest) for title, (_, *rest) in zip(titles, found, strict=True)]
 

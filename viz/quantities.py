@@ -160,6 +160,8 @@ def _number(run: Run, probe: str, key: str, name: str, player: str | None) -> Qu
 def _label(name: str, unit: str = "") -> str:
     if name in LABELS:
         return LABELS[name]
+    if name.endswith("/trace"):
+        return rf"$\mathrm{{tr}}(H_{{\ell\ell}})$ {CURVATURE}"  # of a layer, by probe layer_traces
     words = CATALOGUE[name].tex if name in CATALOGUE else name.replace("_", " ").replace("$", r"\$")
     return f"{words} {UNITS.get(unit, f'[{unit}]' if unit else '')}".strip()
 
