@@ -71,6 +71,7 @@ def judged(found: dict[int, Found]) -> list[Claim]:
         claim(
             "descent_attains", "From any minimiser, descent on the sharpness among those of one M ends at the least",
             lambda f: largest(p.exact / p.least for p in f.of("flattened")), 1 - ROUND, 1.001,
+            source="the paper's abstract, taken by the word",
             predicted="sharpness over least 1",
         ),
         claim(
@@ -143,7 +144,7 @@ def judged(found: dict[int, Found]) -> list[Claim]:
             source="Cohen et al. 2021, arXiv 2103.00065", predicted="sharpness over the flow's at most 1/1.5",
         ),
         claim(
-            "rates_balance", "It also ends nearer to spectral-norm balance",
+            "rates_balance", "It also ends nearer to spectral-norm balance, at every depth",
             lambda f: largest(ratio_to_flow(f, 1.5, "imbalance")), 0, 0.999,
             predicted="imbalance over the flow's below 1",
         ),
