@@ -227,7 +227,7 @@ def _applies(line: Criterion) -> bool:
 
 def _kept(data: Series) -> np.ndarray:
     """Indices of the points to draw."""
-    return np.flatnonzero(np.isin(data.steps, series.decimate(data.steps, data.value, MOST)[0]))
+    return series.keep(data.steps, data.value, data.low, data.high, data.threshold, most=MOST)
 
 
 def _rows(data: Series, kept: np.ndarray) -> zip[tuple[float, float, float]]:

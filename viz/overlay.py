@@ -184,12 +184,12 @@ def _draw_interval(ax: Axes, line: Line, look: Look) -> None:
 
 
 def _cross(ax: Axes, line: Line, look: Look) -> None:
-    """Crosses at the bottom, in the run's colour, where there is no number."""
+    """Crosses at the bottom, in the run's colour, where there is no number, and at the top where it is too large."""
     lost = line.found.missing
-    for steps, marker in ((lost.nonfinite, "x"), (lost.errors, "+")):
+    row = 0.02 if look.many else 0.02 + 0.025 * look.index
+    for steps, marker, height in ((lost.nonfinite, "x", row), (lost.errors, "+", row), (lost.beyond, "^", 1 - row)):
         if steps:
             shown = np.array(steps)[np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 60)).astype(int))]
-            height = 0.02 if look.many else 0.02 + 0.025 * look.index
             ax.plot(
                 shown, np.full(len(shown), height), transform=ax.get_xaxis_transform(), linestyle="none",
                 marker=marker, markersize=4.5, markeredgewidth=1, color=look.options["color"], zorder=4, clip_on=False,

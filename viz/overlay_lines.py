@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from losscope.probes import Run
 from . import style
 from .names import distinct, run_names, shortened
 from .quantities import Quantity, quantity, recorded
-from .series import Series, decimate, facts
+from .series import Series, facts
 from .style import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
 
 __all__ = ["LEGIBLE", "Line", "Look", "lines_of", "nothing"]
@@ -24,7 +24,6 @@ COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", ">", "h", "*", "p")
 LEGIBLE = len(MARKERS)
 """Lines that are told apart one by one; of more the colour says the order."""
-MOST = 2000
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Line:
     def label(self) -> str:
         """The name, and how many measurements gave no number."""
         lost = self.found.missing
-        kinds = ((lost.nonfinite, "not finite"), (lost.errors, "failed"))
+        kinds = ((lost.nonfinite, "not finite"), (lost.errors, "failed"), (lost.beyond, "beyond any axis"))
         said = ", ".join(f"{len(steps):,} {word}" for steps, word in kinds if steps)
         return f"{self.name} ({said})" if said else self.name
 
@@ -90,12 +89,7 @@ class Line:
     @property
     def thinned(self) -> Series:
         """Its numbers, of very many those that show the extremes."""
-        data = self.found.data
-        if len(data) <= MOST:
-            return data
-        kept = np.isin(data.steps, decimate(data.steps, data.value, MOST)[0])
-        names = ("steps", "value", "low", "high", "threshold", "threshold_largest")
-        return replace(data, **{name: getattr(data, name)[kept] for name in names})
+        return self.found.data.thinned()
 
 
 def lines_of(runs: Any, name: str, player: str | None, plot: str) -> list[Line]:

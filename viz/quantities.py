@@ -168,12 +168,12 @@ def _label(name: str, unit: str = "") -> str:
 
 def _curve(steps: np.ndarray, values: np.ndarray) -> Series:
     nothing = np.full(len(steps), np.nan)
-    values = np.where(np.isfinite(values), values, np.nan)
-    return Series(steps, values, nothing, nothing, nothing, nothing)
+    return Series(steps, series.drawable(values), nothing, nothing, nothing, nothing)
 
 
 def _lost(steps: np.ndarray, values: np.ndarray) -> Unmeasured:
-    return Unmeasured(tuple(int(step) for step in steps[~np.isfinite(values)]), ())
+    beyond = np.isfinite(values) & (np.abs(values) > series.LARGEST)
+    return Unmeasured(tuple(steps[~np.isfinite(values)].tolist()), (), tuple(steps[beyond].tolist()))
 
 
 def _unit_threshold(data: Series) -> Series:
@@ -182,11 +182,6 @@ def _unit_threshold(data: Series) -> Series:
 
 
 def _series(records: Sequence[Record], numbers: Sequence[tuple[float | None, ...]], threshold: str | None) -> Series:
-    value, low, high = (_numbers(column) for column in (zip(*numbers, strict=True) if numbers else ((),) * 3))
-    limits = _numbers([r.values.get(threshold) if threshold else None for r in records])
+    value, low, high = (series.numbers(column) for column in (zip(*numbers, strict=True) if numbers else ((),) * 3))
+    limits = series.column(records, threshold) if threshold else np.full(len(records), np.nan)
     return Series(np.array([r.step for r in records], dtype=int), value, low, high, limits, limits)
-
-
-def _numbers(values: Sequence[float | None]) -> np.ndarray:
-    array = np.array([np.nan if v is None else v for v in values], dtype=float)
-    return np.where(np.isfinite(array), array, np.nan)

@@ -68,6 +68,14 @@ def test_what_is_not_finite_and_what_failed_is_counted_and_crossed() -> None:
     assert [len(each.get_xdata()) for each in crosses] == [17, 1]
 
 
+def test_what_no_axis_holds_is_counted_too() -> None:
+    run = run_of([Record(t, "model", "trace", value=value) for t, value in enumerate((1.0, 1e200, 2.0))])
+    ax = plot_overlay([run, steady(5.0)], "trace")
+    assert entries(ax)[0] == "run (1) (1 beyond any axis)"
+    assert ax.get_ylim()[1] < 1e6
+    ax.get_figure().draw_without_rendering()
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
