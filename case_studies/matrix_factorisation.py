@@ -25,6 +25,7 @@ from study import command_line, in_parallel
 
 STUDY = "matrix_factorisation"
 PAPER = "Kamber & Parhi 2025, arXiv 2509.25783"
+EXACT = "a consequence of the exact expression"
 ROUND = 1e-8
 """Relative error that counts as none in float64."""
 
@@ -87,7 +88,7 @@ def judged(found: dict[int, Found]) -> list[Claim]:
         claim(
             "deep_not_necessary", "For L >= 3 balance is sufficient only: minimisers of the least sharpness without it",
             lambda f: min(unless_flat(p, p.imbalance) for p in f.of("flat, not balanced")), 1.05, math.inf,
-            predicted="largest over smallest ||A_l|| ||B_l|| above 1",
+            source=EXACT, predicted="largest over smallest ||A_l|| ||B_l|| above 1",
         ),
         claim(
             "equal_norms_not_enough", "Equal spectral norms alone make a minimiser of depth 2 flattest",
@@ -109,12 +110,12 @@ def judged(found: dict[int, Found]) -> list[Claim]:
         claim(
             "bound_two", "The bound 2 sum ||A_l||^2 ||B_l||^2 is the sharpness itself for L = 2 and for scalars",
             lambda f: largest(p.bound / p.exact for p in f.points if not deep(p)), 1 - ROUND, 1 + ROUND,
-            predicted="bound over sharpness 1",
+            source=EXACT, predicted="bound over sharpness 1",
         ),
         claim(
             "bound_deep", "For L >= 3 that bound is not tight",
             lambda f: statistics.median(p.bound / p.exact for p in f.of("drawn", "drawn, not measured") if deep(p)),
-            1.001, math.inf, predicted="median of bound over sharpness above 1",
+            1.001, math.inf, source=EXACT, predicted="median of bound over sharpness above 1",
         ),
         claim(
             "below_stays", "Gradient descent at 0.98 times 2/lambda stays at its minimiser",
@@ -146,7 +147,7 @@ def judged(found: dict[int, Found]) -> list[Claim]:
         claim(
             "rates_balance", "It also ends nearer to spectral-norm balance, at every depth",
             lambda f: largest(ratio_to_flow(f, 1.5, "imbalance")), 0, 0.999,
-            predicted="imbalance over the flow's below 1",
+            source="not claimed by the paper", predicted="imbalance over the flow's below 1",
         ),
         claim(
             "rates_not_flattest", "That rate ends at the least sharpness",
