@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-__all__ = ["BLUE", "GREEN", "GREY", "RED", "band", "labels", "log", "panels", "shade"]
+__all__ = ["BLUE", "GREEN", "GREY", "RED", "SKY", "band", "labels", "log", "panels", "shade"]
 
-BLUE, RED, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#6e7781"
+BLUE, RED, GREEN, SKY, GREY = "#0072b2", "#d55e00", "#009e73", "#56b4e9", "#6e7781"
 
 
 def panels(*titles: str, width: float = 3.6) -> tuple[Figure, list[Axes]]:

@@ -18,6 +18,7 @@ from sgd.over_rates import median, most, rank
 
 __all__ = ["DIGITS", "RATES", "Digits", "digits_claims", "digits_run"]
 
+MULAYOFF = "Mulayoff & Michaeli 2024, arXiv 2306.07850"
 DIGITS = 100
 """To train on; the other 1697 test."""
 RATES = {1: (0.005, 0.01, 0.02, 0.04, 0.08), 8: (0.01, 0.02, 0.04, 0.08, 0.16), DIGITS: (0.02, 0.04, 0.08, 0.16)}
@@ -45,6 +46,7 @@ class Digits:
     sharpness: float
     frobenius: float
     aligned: float
+    exact: float
     mu: float
     error: float
     wrong: float
@@ -57,9 +59,10 @@ def digits_run(case: tuple[int, int, float], out: Path | None = None, shorter: i
     model, steps = tanh_network(seed), UPDATES[size] // shorter
     optimizer = SGD(model.parameters(), lr=rate)
     folder = out / "runs" / f"batch-{size}-rate-{rate:g}-seed-{seed}" if out else None
+    probe = Stability(level="full", mean_square=True)
     with watch(
-        model, optimizer, data=(x, y), criterion=squared_error, probes=[Stability(level="full")], every=steps // 9,
-        batch_size=size, seed=seed, out=folder,
+        model, optimizer, data=(x, y), criterion=squared_error, probes=[probe], every=steps // 9, batch_size=size,
+        seed=seed, out=folder,
     ) as live:  # fmt: skip
         for _, (inputs, targets) in zip(range(steps), minibatches(x, y, size, seed), strict=False):
             optimizer.zero_grad()
@@ -78,7 +81,7 @@ def digits_run(case: tuple[int, int, float], out: Path | None = None, shorter: i
         error, wrong = float((outputs - answers).square().mean()), float((outputs * answers <= 0).float().mean())
     return Digits(
         value("loss"), value("trace"), value("sharpness") * rate / 2, value("frobenius") * rate,
-        value("aligned_trace") * rate / 2, value("mu"), error, wrong,
+        value("aligned_trace") * rate / 2, value("mean_square") * rate / 2, value("mu"), error, wrong,
     )  # fmt: skip
 
 
@@ -96,6 +99,7 @@ def digits_claims(seeds: Sequence[int], found: DigitsRuns) -> list[Claim]:
     lost = sum(run is None for run in found.values())
     worst = most(run.loss for c, run in found.items() if c[1] == 1 and run is not None)
     alignments = [r.mu for s in seeds for _, r in runs(s, *noisy)]
+    fastest = most(c[2] for c, run in found.items() if c[1] == 1 and run is not None)
     common = {s: _same_rate(found, s) for s in seeds}
     flat = {s: rank((r.trace, r.error) for _, r in runs(s, *sizes)) for s in seeds}
     claims = [
@@ -135,6 +139,11 @@ def digits_claims(seeds: Sequence[int], found: DigitsRuns) -> list[Claim]:
             "gd_trace", "Gradient descent on digits: tr(H) lr/2, largest over the rates", WU_SU,
             {s: most(rate * r.trace / 2 for rate, r in runs(s, DIGITS)) for s in seeds}, between=(1, math.inf),
             predicted="may be above 1",
+        ),
+        judge(
+            "sgd_exact", "Single samples: lr over the exact threshold of the linearised model, at the largest rate",
+            MULAYOFF, {s: most(r.exact for rate, r in runs(s, 1) if rate == fastest) for s in seeds},
+            between=(0.8, 1.6), predicted="about 1, where the trace is still below its bound",
         ),
         judge(
             "larger_rate_flatter", "Single samples on digits: rank correlation of rate and trace", WU_SU,

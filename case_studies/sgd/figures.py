@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from panels import BLUE, GREEN, GREY, RED, band, labels, log, panels
+from panels import BLUE, GREEN, GREY, RED, SKY, band, labels, log, panels
 
 __all__ = ["draw_bounds", "draw_diagonal", "draw_rows"]
 
@@ -57,6 +57,9 @@ def draw_bounds(found: Mapping[tuple[int, int, float], Any], full: int) -> Figur
         band(trace, [(rate, run.trace) for rate, run in runs], color, marker, label)
         band(sharpness, [(rate, 2 * run.sharpness / rate) for rate, run in runs], color, marker)
         both.scatter([r.trace for _, r in runs], [r.error for _, r in runs], s=12, color=color, marker=marker)
+        if size == 1:
+            exact = [(rate, 2 * run.exact / rate) for rate, run in runs]
+            band(trace, exact, SKY, "D", r"$2/\eta^*$ of SGD, B = 1")
     rates = sorted({rate for _, _, rate in found})
     for ax in (trace, sharpness):
         ax.plot(rates, [2 / rate for rate in rates], color=GREY, linestyle="--", linewidth=1, label="2/lr")
