@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import webbrowser
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def live(path: str | Path, *, port: int | None = None, text: bool = False, brows
     with listen(port, Site(Feed(Path(path)))) as server:
         print(f"{path} is live at {server.url} (Ctrl-C ends it)", flush=True)
         if browse:
-            webbrowser.open(server.url)
+            # One that runs in this terminal returns only when it is left.
+            threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
         try:
             server.serve_forever(poll_interval=0.1)
         except KeyboardInterrupt:

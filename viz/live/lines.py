@@ -139,8 +139,8 @@ def verdicts(audit: Audit, signs: bool = True) -> list[Text]:
         ratio = f"{number(line.ratio)}" + (f" ({within})" if within else "")
         lines.append(
             Text.assemble(
-                (f"{shown.symbol if signs else shown.plain} ", STYLES[shown.tone]), f"{line.name}  {ratio}  ",
-                (shown.words, STYLES[shown.tone]), (f"  {short_symbol(line)}", "dim"),
+                (f"{shown.symbol if signs else shown.plain} ", STYLES[shown.tone]), f"{clean(line.name)}  {ratio}  ",
+                (shown.words, STYLES[shown.tone]), (f"  {clean(short_symbol(line))}", "dim"),
                 no_wrap=True, overflow="ellipsis",
             )
         )  # fmt: skip

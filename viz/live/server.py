@@ -103,7 +103,11 @@ class LiveServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
                 request.sendall(_refusal(503, "too many connections").encode())
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be had
+            self._free.release()
+            raise
 
     def process_request_thread(self, request: object, client_address: object) -> None:
         """Serve one connection, and make room for another."""

@@ -181,7 +181,7 @@ def _html(text: str) -> Answer:
     found = POLICY.search(text)
     policy = html.unescape(found[1]) if found else "default-src 'none'"
     headers = {"Content-Security-Policy": f"{policy}; frame-ancestors 'none'"}
-    return Answer(text.encode(), "text/html; charset=utf-8", headers=headers)
+    return Answer(text.encode("utf-8", "replace"), "text/html; charset=utf-8", headers=headers)
 
 
 def _squeezed(answer: Answer) -> Answer:

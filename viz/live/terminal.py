@@ -42,7 +42,8 @@ def follow(path: Path, console: Console | None = None, sleep: Callable[[float], 
     """
     console = console or Console(highlight=False)
     feed = Feed(path)
-    if not console.is_terminal:
+    # Not console.is_terminal, which FORCE_COLOR sets.
+    if not getattr(console.file, "isatty", bool)() or console.is_dumb_terminal:
         console.print(screen(feed.run, feed.problem, width=console.width, signs=_signs(console)))
         return
     try:

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def test_a_browser_is_opened_where_it_is_asked_for(run: Path, monkeypatch: pytes
     monkeypatch.setattr(module.webbrowser, "open", opened.append)
 
     def interrupted(self: object, poll_interval: float) -> None:
+        time.sleep(0.2)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("losscope.viz.live.server.LiveServer.serve_forever", interrupted)

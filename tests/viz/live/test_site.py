@@ -178,6 +178,17 @@ def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
         assert b"What was trained" in fetch(server, "/")[2]  # at once: the page's parts are other ones
 
 
+def test_words_that_are_no_text(folder: Path) -> None:
+    """Halves of surrogate pairs, as JSON may hold them."""
+    described = meta(**{"a\ud800<b>": {"model": "\udfff"}})
+    (folder / "meta.json").write_text(json.dumps(described))
+    append(folder, Record(9, "a\ud800<b>", "sharpness", status="error", reason="\udcff\x00\x1b[31m"))
+    with serving(folder) as server:
+        assert fetch(server, "/")[0] == 200
+        found = news(server)
+    assert found["state"]["problem"] == "" and "a\ud800" in found["fragment"] + str(found["data"])
+
+
 def test_a_page_that_cannot_be_drawn_is_said(
     server: LiveServer, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,6 +120,16 @@ def test_nothing_yet(tmp_path: Path) -> None:
         follow(tmp_path / "none", console)
 
 
+@pytest.mark.parametrize("kind", ["forced", "dumb"])
+def test_once_where_there_is_no_terminal_to_draw_on(kind: str, tmp_path: Path) -> None:
+    write(tmp_path / "run", hovering(100))
+    file = io.StringIO()
+    file.isatty = lambda: kind == "dumb"  # type: ignore[method-assign]
+    environment = {"TERM": "dumb"} if kind == "dumb" else {"FORCE_COLOR": "1", "TERM": "xterm"}
+    follow(tmp_path / "run", Console(file=file, width=80, _environ=environment))
+    assert file.getvalue().count("Measuring took") == 1 and "1049" not in file.getvalue()
+
+
 def test_several_players() -> None:
     records = [*hovering(300), *minibatch(300, player="D")]
     text = shown(run_of(records, model={}, D={"batch_size": 32}), 80)
@@ -139,6 +149,7 @@ def test_records_that_arrive_are_shown_and_what_cannot_be_shown_is_said(
 ) -> None:
     write(tmp_path / "run", hovering(100))
     file = io.StringIO()
+    file.isatty = lambda: True  # type: ignore[method-assign]
     console = Console(file=file, width=80, height=40, force_terminal=True, color_system=None, _environ={})
     waits: list[float] = []
 
