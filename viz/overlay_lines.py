@@ -74,11 +74,12 @@ class Line:
 
     @property
     def label(self) -> str:
-        """The name, and how many measurements gave no number."""
+        """The name, what is to be known of the quantity, and how many measurements gave no number."""
         lost = self.found.missing
         kinds = ((lost.nonfinite, "not finite"), (lost.errors, "failed"), (lost.beyond, "beyond any axis"))
-        said = ", ".join(f"{len(steps):,} {word}" for steps, word in kinds if steps)
-        return f"{self.name} ({said})" if said else self.name
+        said = [self.found.of] if self.found.of else []
+        said += [f"{len(steps):,} {word}" for steps, word in kinds if steps]
+        return f"{self.name} ({', '.join(said)})" if said else self.name
 
     @property
     def from_below(self) -> bool:

@@ -27,6 +27,8 @@ LABELS = {
 }
 UNITS = {"curvature": CURVATURE, "threshold": "[threshold]", "ratio": ""}
 RATIO = "/threshold"
+SEEN = r"of $P^{-1}H$"
+"""The curvature as a preconditioner shows it, which probe ``stability`` measures of Adam and its like."""
 OWN_THRESHOLD = {entry.name for entry in CATALOGUE.values() if entry.threshold == "threshold"}
 """Criteria that are in the unit of the optimizer's own threshold."""
 
@@ -41,6 +43,7 @@ class Quantity:
         data: steps, values, bounds and threshold.
         missing: where it could not be measured.
         from_below: whether a value without an upper bound is a lower bound.
+        of: what it is of, where that is not what its label says.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Quantity:
     data: Series
     missing: Unmeasured
     from_below: bool = False
+    of: str = ""
 
     def __bool__(self) -> bool:
         """Whether there is a finite number to draw."""
@@ -79,7 +83,8 @@ def quantity(run: Run, name: str, player: str | None = None) -> Quantity:
     if name == "sharpness":
         probe = "sharpness" if run.select("sharpness", player, ok=False) else "stability"
         missing = series.unmeasured(run, probe, player, value=None if probe == "sharpness" else "sharpness")
-        return Quantity(name, LABELS[name], series.sharpness(run, player), missing, from_below=True)
+        seen = probe == "stability" and bool(series.facts(run, player).get("preconditioned"))
+        return Quantity(name, LABELS[name], series.sharpness(run, player), missing, True, SEEN if seen else "")
     if name == "loss":
         steps, values, what = series.loss(run, player)
         return Quantity(name, what, _curve(steps, values), _lost(steps, values))

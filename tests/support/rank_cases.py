@@ -29,7 +29,7 @@ from losscope.landscape import (
     top_eigenpairs,
     trace,
 )
-from losscope.probes import NeuralCollapse, Sharpness, Spectrum, Stability, Trace, watch
+from losscope.probes import LayerTraces, NeuralCollapse, Sharpness, Spectrum, Stability, Trace, watch
 from losscope.probes.snapshot import Snapshot
 from ranks import SAMPLES, net, shard
 
@@ -112,7 +112,8 @@ def probes() -> list[Any]:
     def own(snapshot: Any) -> dict[str, float]:
         return {"value": float(snapshot.gradient.norm())}
 
-    return [Sharpness(tol=1e-5), Trace(), Spectrum(vectors=2, steps=12), Stability(), NeuralCollapse(), own]
+    layers = LayerTraces(vectors=4, rank=2)
+    return [Sharpness(tol=1e-5), Trace(), Spectrum(vectors=2, steps=12), Stability(), NeuralCollapse(), layers, own]
 
 
 def killed(rank: int, size: int) -> dict[str, Any]:

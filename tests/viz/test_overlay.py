@@ -112,6 +112,13 @@ def test_what_nobody_recorded_lists_what_there_is() -> None:
     assert texts(plot_overlay([run_of([]), run_of([])])) == ["no sharpness recorded"]
 
 
+def test_a_sharpness_of_something_else_is_said() -> None:
+    """Probe stability alone measures P^-1 H where the optimizer has a preconditioner."""
+    records = [r for t in range(3) for r in measured(t, 5.0, 0.1) if r.probe == "stability"]
+    adam = run_of(records, model={"preconditioned": True})
+    assert entries(plot_overlay({"Adam": adam, "SGD": steady(5.0)}))[:2] == ["Adam (of $P^{-1}H$)", "SGD"]
+
+
 def test_players_are_lines_of_their_own() -> None:
     gan = run_of([*hovering(100, player="G"), *minibatch(100, player="D")], G={}, D={"batch_size": 32})
     assert entries(plot_overlay({"gan": gan, "net": steady(5.0)}))[:3] == ["gan: G", "gan: D", "net: model"]
