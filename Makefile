@@ -41,7 +41,7 @@ types: $(VENV)/.installed-dev  ## mypy on the installed packages
 	$(BIN)/mypy
 
 clean:  ## remove the environment and everything built (not runs/)
-	rm -rf $(VENV) build dist docs/_build docs/figures docs/sg_execution_times.rst *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist docs/_build docs/figures docs/case_studies docs/sg_execution_times.rst *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find $(PACKAGES) tests benchmarks case_studies -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.created:

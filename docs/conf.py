@@ -1,13 +1,11 @@
 """Sphinx builds these pages: ``make docs``. Nothing is loaded from elsewhere, neither at the build nor by a reader."""
 
-import os
 import sys
 import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "_ext"))
-os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")  # `losscope` in a shell
 
 import names  # noqa: E402
 from shown import GalleryScraper, settle  # noqa: E402
@@ -24,6 +22,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
+    "case_studies",
     "executed",
     "formulas",
     "help_texts",

@@ -12,6 +12,7 @@ import html
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +29,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 logger = logging.getLogger(__name__)
+TERMINAL = {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"}
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -70,17 +72,14 @@ class Run(Block):
         source, page = "\n".join(self.content), self.page()
         printed = io.StringIO()
         value = None
-        here = Path.cwd()
-        os.chdir(page["folder"])
+        both = contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)
         try:
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
+            with contextlib.chdir(page["folder"]), both[0], both[1], warnings.catch_warnings():
                 warnings.simplefilter("default")
                 warnings.showwarning = lambda m, kind, *_, **__: print(f"{kind.__name__}: {m}")
                 value = executed(source, page["names"], f"<{self.env.docname}>")
         except Exception:
             logger.warning("a block raised:\n%s\n%s", source, traceback.format_exc(), location=self.get_location())
-        finally:
-            os.chdir(here)
         text = printed.getvalue()
         rich = [] if "quiet" in self.options else self.rich(value)
         if value is not None and not rich:
@@ -115,24 +114,39 @@ class Run(Block):
 
 
 class Shell(Block):
-    """Commands, each after its ``$``; or a script where no line has one."""
+    """Commands, each after its ``$``. Those of losscope run in this process, which spares a start for each."""
 
     def run(self) -> list[nodes.Node]:
         page, shown = self.page(), []
         expected = self.options.get("exit-code", 0)
-        environment = os.environ | {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
         commands = re.split(r"^\$ ", "\n".join(self.content), flags=re.MULTILINE)
         for command in filter(None, map(str.rstrip, commands)):
-            done = subprocess.run(
-                ["bash", "-c", command], cwd=page["folder"], env=environment, text=True, timeout=300,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-            if done.returncode != expected:
-                logger.warning(
-                    "%r gave exit code %d\n%s", command, done.returncode, done.stdout, location=self.get_location()
-                )
-            shown += self.code(f"$ {command}", "console") + self.output(done.stdout)
+            run = losscope if command.startswith("losscope ") else shell
+            code, said = run(command, page["folder"])
+            if code != expected:
+                logger.warning("%r gave exit code %d\n%s", command, code, said, location=self.get_location())
+            shown += self.code(f"$ {command}", "console") + self.output(said)
         return shown
+
+
+def losscope(command: str, folder: Path) -> tuple[int, str]:
+    """The exit code of a command of ours, and what it printed."""
+    from typer.testing import CliRunner
+
+    from losscope.viz.cli import app
+
+    with contextlib.chdir(folder):
+        done = CliRunner(env=TERMINAL).invoke(app, shlex.split(command)[1:])
+    return done.exit_code, done.output
+
+
+def shell(command: str, folder: Path) -> tuple[int, str]:
+    """The exit code of any other command, and what it printed."""
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=os.environ | TERMINAL, text=True, timeout=300,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return done.returncode, done.stdout
 
 
 def executed(source: str, names: dict[str, Any], where: str) -> Any:
