@@ -15,6 +15,7 @@ from losscope.landscape import Eigenpairs
 from losscope.landscape.class_structure import ClassStructure
 
 from . import style
+from .series import drawable
 from .style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION
 
 __all__ = ["plot_class_structure"]
@@ -25,6 +26,8 @@ LEAST = 1e-5
 MOST_NAMED = 20
 """Classes that are told apart by a colour and a number."""
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, INK, "#882255", "#999933", "#44aa99")
+DARK = frozenset({BLUE, VERMILLION, GREEN, INK, "#882255"})
+"""Those on which a number is white."""
 
 
 def plot_class_structure(
@@ -84,12 +87,19 @@ def _draw_values(structure: ClassStructure, whole: Tensor | None, ax: Axes) -> N
         (f"class part ({shares['class'].value:.0%})", structure.class_values, VERMILLION, "^", 3.6, "none"),
         (f"cross-class part ({shares['cross'].value:.0%})", structure.cross_values, GREEN, "s", 2.8, "none"),
     ]
-    largest = max(float(v.max()) for _, v, *_ in series if v is not None and len(v))
+    found = [None if v is None else np.sort(drawable(v.detach().cpu().double().numpy()))[::-1] for _, v, *_ in series]
+    everything = np.concatenate([values for values in found if values is not None])
+    largest = float(everything[np.isfinite(everything)].max(initial=0.0))
+    ax.set_xlabel("rank")
+    ax.set_ylabel(r"eigenvalue [loss / parameter$^2$]")
+    if not largest > 0:
+        style.say(ax, "no eigenvalue above zero" if np.isfinite(everything).any() else "no finite eigenvalue")
+        return
     least = [largest]
-    for label, values, colour, marker, width, face in series:
+    for (label, _, colour, marker, width, face), values in zip(series, found, strict=True):
         if values is None or not len(values):
             continue
-        shown = np.sort(values.detach().cpu().double().numpy())[::-1][:MOST_RANKS]
+        shown = values[:MOST_RANKS]
         shown = np.where(shown > LEAST * largest, shown, np.nan)
         least += [float(shown[np.isfinite(shown)].min())] if np.isfinite(shown).any() else []
         ax.plot(
@@ -98,21 +108,24 @@ def _draw_values(structure: ClassStructure, whole: Tensor | None, ax: Axes) -> N
             gid=label.split(" (")[0],
         )  # fmt: skip
     ax.set_yscale("log")
-    ax.set_xlabel("rank")
-    ax.set_ylabel(r"eigenvalue [loss / parameter$^2$]")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.legend(loc="lower left", frameon=False, fontsize=style.FONT - 1, handletextpad=0.3, borderaxespad=0.2)
+    ax.legend(loc="best", frameon=False, fontsize=style.FONT - 1, handletextpad=0.3, borderaxespad=0.2)
     ax.set_ylim(min(least) / 3, 2 * largest)
 
 
 def _draw_map(structure: ClassStructure, ax: Axes) -> None:
-    pairs, centres = (t.detach().cpu().double().numpy() for t in (structure.pair_means, structure.class_means))
+    pairs, centres = (
+        drawable(t.detach().cpu().double().numpy()) for t in (structure.pair_means, structure.class_means)
+    )
     ax.set_xlabel("along eigenvector 1 of the pair part")
     ax.set_ylabel("along eigenvector 2")
     if pairs.shape[-1] < 2:
         style.say(ax, "fewer than two directions")
+        return
+    if not np.isfinite(centres[:, :2]).all(axis=1).any():
+        style.say(ax, "no finite means")
         return
     classes = len(centres)
     masses = structure.masses.detach().cpu().double().numpy() * (1 - np.eye(classes))
@@ -142,7 +155,7 @@ def _draw_map(structure: ClassStructure, ax: Axes) -> None:
         else:
             ax.text(
                 float(centre[0]), float(centre[1]), str(c), ha="center", va="center", fontsize=style.FONT - 2.5,
-                color=style.PAPER, zorder=5, gid="class",
+                color=style.PAPER if colour in DARK else INK, zorder=5, gid="class",
                 bbox={"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": style.PAPER, "linewidth": 0.6},
             )  # fmt: skip
     ax.grid(color=style.GRID, linewidth=0.6)

@@ -109,8 +109,9 @@ def plot_collapse(
         style.step_axis(axes[-1], places)
     else:
         room = max(int(LETTERS_PER_INCH * style.width_of(axes[-1])), 1)
-        every = math.ceil(sum(len(style.plain(name, 14)) + 2 for name in shown) / room)
-        axes[-1].set_xticks(places[::every], [style.plain(name, 14) for name in shown][::every] if every else [])
+        words = [style.plain(name, 14) for name in shown]
+        every = max(math.ceil(sum(len(each) + 2 for each in words) / room), 1)
+        axes[-1].set_xticks(places[::every], words[::every])
         axes[-1].set_xlabel("layer")
     return ax if isinstance(ax, Axes) else axes
 

@@ -12,7 +12,7 @@ from losscope.landscape import SettingError
 
 from . import style
 from .loss_scale import LossScale, loss_scale
-from .series import runs_of
+from .series import drawable, runs_of
 from .style import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION
 
 __all__ = ["COLOURS", "MARKERS", "by_name", "chosen_values", "draw_curve", "draw_gaps", "freeze", "panels", "set_scale"]
@@ -86,6 +86,7 @@ def panels(names: Sequence[str], ax: Any, size: tuple[float, float] | None, plot
 
 def set_scale(ax: Axes, values: np.ndarray, scale: str, name: str) -> LossScale:
     """Make the y-axis linear or logarithmic, and label it."""
+    values = drawable(values)
     found = loss_scale(values, scale)
     ax.set_ylabel(found.label(style.plain(name, 40)))
     if found.logarithmic:
@@ -103,7 +104,7 @@ def freeze(ax: Axes, scale: LossScale) -> None:
 
 def draw_curve(ax: Axes, x: np.ndarray, y: np.ndarray, index: int, **options: Any) -> None:
     """A line that breaks where a value is not finite; a point alone between such is a dot."""
-    y = np.where(np.isfinite(y), y, np.nan)
+    y = drawable(y)
     known = np.isfinite(y)
     beside = np.concatenate([[False], known[:-1]]) | np.concatenate([known[1:], [False]])
     marked = known & ~beside
@@ -116,10 +117,11 @@ def draw_curve(ax: Axes, x: np.ndarray, y: np.ndarray, index: int, **options: An
 
 def draw_gaps(ax: Axes, x: np.ndarray, y: np.ndarray, index: int, of: int) -> None:
     """Where values are not finite: hatched up to the finite neighbours, or crosses where several lines are drawn."""
-    lost = ~np.isfinite(y)
+    lost = ~np.isfinite(drawable(y))
     if not lost.any():
         return
     counts = {"NaN": int(np.isnan(y).sum()), "infinite": int(np.isinf(y).sum())}
+    counts["too large"] = int(lost.sum()) - sum(counts.values())
     words = ", ".join(f"{name}: {count:,}" for name, count in counts.items() if count) + f" of {len(y):,} points"
     if of > 1:
         ax.plot(

@@ -15,6 +15,7 @@ from losscope.landscape.surface import Line
 from . import style
 from .curves import COLOURS, by_name, chosen_values, draw_curve, draw_gaps, freeze, panels, set_scale
 from .loss_scale import LossScale, said
+from .series import LARGEST, drawable
 from .sheet import as_array, footnote
 from .style import INK, MUTED, PAPER, VERMILLION
 
@@ -90,7 +91,7 @@ def _draw_panel(ax: Axes, lines: Mapping[str, Line], name: str, scale: str) -> N
         )
         draw_curve(ax, x, shown.shown(y), index, label=words if len(lines) > 1 else name, gid="curve")
         draw_gaps(ax, x, y, index, len(lines))
-    if not any(np.isfinite(y).any() for _, y in curves.values()):
+    if not any(np.isfinite(drawable(y)).any() for _, y in curves.values()):
         style.say(ax, "no finite value")
     if name == "loss":
         freeze(ax, shown)  # models may go far beyond what was measured
@@ -128,7 +129,7 @@ def _draw_models(ax: Axes, lines: Mapping[str, Line], shown: LossScale) -> None:
 
 def _draw_centers(ax: Axes, lines: Mapping[str, Line], shown: LossScale) -> None:
     for index, center in enumerate(dict.fromkeys(line.center for line in lines.values())):
-        if math.isfinite(center):
+        if math.isfinite(center) and abs(center) < LARGEST:
             place = max(float(shown.shown(np.array(center))), ax.get_ylim()[0])  # a logarithm has no zero
             ax.plot(
                 0, place, clip_on=False, marker="+", markersize=10, markeredgewidth=1.6, color=INK,

@@ -14,6 +14,7 @@ from losscope.landscape.surface import LossPath
 from . import style
 from .curves import COLOURS, by_name, chosen_values, draw_curve, draw_gaps, freeze, panels, set_scale
 from .loss_scale import LossScale, said
+from .series import drawable
 from .sheet import as_array, footnote
 from .style import MUTED
 
@@ -86,7 +87,7 @@ def _draw_panel(ax: Axes, paths: Mapping[str, LossPath], name: str, scale: str, 
         )
         draw_curve(ax, t, shown.shown(y), index, label=words if legend else "_", gid="curve")
         draw_gaps(ax, t, y, index, len(curves))
-    if not any(np.isfinite(y).any() for _, y in curves.values()):
+    if not any(np.isfinite(drawable(y)).any() for _, y in curves.values()):
         style.say(ax, "no finite value")
         return
     ax.set_xlim(-0.03, 1.03)

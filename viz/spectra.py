@@ -56,10 +56,14 @@ class Spectra:
         return found
 
     @property
+    def threshold(self) -> np.ndarray:
+        """(t,) the optimizer's stability threshold, NaN where none is known."""
+        return series.column(self.records, "threshold")
+
+    @property
     def shown_threshold(self) -> np.ndarray:
         """(t,) the optimizer's stability threshold, NaN where none is known or it is off the axis."""
-        found = [record.values.get("threshold") for record in self.records]
-        threshold = np.array([np.nan if value is None else value for value in found], dtype=float)
+        threshold = self.threshold
         low, high = self.axis.value(np.array(self.span))
         return np.where((low < threshold) & (threshold < high), threshold, np.nan)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -180,7 +181,11 @@ def _draw_edge(ax: Axes, edge: float | None, count: int, side: str) -> None:
 
 def _draw_threshold(ax: Axes, record: Record, curve: Smoothed) -> None:
     threshold = record.values.get("threshold")
-    if threshold is None or not curve.values[0] < threshold < curve.values[-1]:
+    if threshold is None or not math.isfinite(threshold):
+        return
+    if not curve.values[0] < threshold < curve.values[-1]:
+        look: dict[str, Any] = {"color": VERMILLION, "linewidth": 1.2, "linestyle": (0, (5, 2))}
+        ax.plot([], [], **look, label=f"threshold {number(threshold)}: off the axis", gid="threshold-off")
         return
     ax.axvline(threshold, color=VERMILLION, linewidth=1.2, linestyle=(0, (5, 2)), zorder=2.5, gid="threshold")
     ax.annotate(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -15,7 +17,8 @@ from .eigenvalue_axis import density_label, eigenvalue_axis, least_density
 from .marks import mark_unmeasured
 from .sharpness import _title
 from .spectra import Spectra, spectra
-from .style import INK, ORANGE, VERMILLION
+from .style import INK, ORANGE, PAPER, VERMILLION
+from .words import number
 
 __all__ = ["plot_spectrum_over_time"]
 
@@ -105,16 +108,21 @@ def _between(steps: np.ndarray) -> np.ndarray:
 
 def _draw_ranked(ax: Axes, found: Spectra) -> None:
     """A dot for each of the largest eigenvalues."""
+    if not found.ranked:
+        return
     steps, _, values = zip(*found.ranked, strict=True)
+    room = 72 * 0.7 * style.width_of(ax) / len(found.steps)  # points to a column
     ax.plot(
-        steps, values, linestyle="none", marker=".", markersize=4.5 if style.width_of(ax) > 5 else 2.5, color=ORANGE,
-        markeredgewidth=0, zorder=3, label="largest eigenvalues, one by one", gid="largest", rasterized=True,
+        steps, values, linestyle="none", marker="o", markersize=min(max(room / 2, 1.8), 4.0), color=ORANGE,
+        markeredgecolor=PAPER, markeredgewidth=0.5 if room > 5 else 0, zorder=3,
+        label="largest eigenvalues, one by one", gid="largest", rasterized=True,
     )  # fmt: skip
 
 
 def _draw_threshold(ax: Axes, found: Spectra) -> None:
+    look: dict[str, Any] = {"color": VERMILLION, "linewidth": 1.2, "linestyle": (0, (5, 2))}
     if np.isfinite(found.shown_threshold).any():
-        ax.plot(
-            found.steps, found.shown_threshold, color=VERMILLION, linewidth=1.2, linestyle=(0, (5, 2)), zorder=4,
-            label="stability threshold", gid="threshold",
-        )  # fmt: skip
+        ax.plot(found.steps, found.shown_threshold, **look, zorder=4, label="stability threshold", gid="threshold")
+    elif np.isfinite(found.threshold).any():
+        last = number(float(found.threshold[np.isfinite(found.threshold)][-1]))
+        ax.plot([], [], **look, label=f"stability threshold {last}: off the axis", gid="threshold-off")

@@ -40,6 +40,8 @@ TWO_EDGES = [entry.name for entry in CATALOGUE.values() if entry.kind == "empiri
 """Criteria whose edge under momentum depends on the batch size."""
 
 EDGE = (0.9, 1.1)
+CROWD = 4
+"""Curves that a narrow figure has room to name at their ends."""
 
 
 def plot_stability(
@@ -100,7 +102,7 @@ def plot_stability(
     if curves:
         shade_phases(ax, phases(run, player))
     style.legend(ax, outside=own, columns=2 if len(curves) > 3 else 1)
-    if curves:
+    if curves and (style.width_of(ax) > 5 or len(curves) <= CROWD):  # else the legend has to do
         _label_ends(ax, curves, settle=own)
     return ax
 

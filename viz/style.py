@@ -205,7 +205,7 @@ def legend(ax: Axes, *, outside: bool, columns: int = 3) -> None:
     if not handles:
         return
     size = FONT - 1
-    where: dict[str, Any] = {"loc": "best", "frameon": True}
+    where: dict[str, Any] = {"loc": "best", "frameon": True, "labelspacing": 0.5}
     if outside:
         size = FONT - 1 if width_of(ax) > 5 else FONT - 1.5
         where = {
@@ -213,6 +213,7 @@ def legend(ax: Axes, *, outside: bool, columns: int = 3) -> None:
             "bbox_to_anchor": (0.0, 1.0),
             "borderaxespad": 0.3,
             "frameon": False,
+            "labelspacing": 0.5 if width_of(ax) > 5 else 0.3,
             "ncols": _columns(labels, size, width_of(ax) - LEFT, columns),
         }
     made = ax.legend(handles, labels, fontsize=size, handlelength=2.4, columnspacing=1.6, borderpad=0.2, **where)

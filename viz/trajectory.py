@@ -95,7 +95,7 @@ def plot_trajectory(
         _draw_turns(axes[2], curves)
         if isinstance(run, Run):
             mark_unmeasured(axes[1], series.unmeasured(run, PROBE, player), "weights")
-        style.legend(axes[1], outside=own)
+        style.legend(axes[1], outside=own, columns=2 if style.width_of(axes[1]) > 5 else 1)
         style.step_axis(axes[2], curves.steps)
     return ax if isinstance(ax, Axes) else axes
 
@@ -151,12 +151,12 @@ def _draw_map(ax: Axes, path: WeightTrajectory, *, own: bool) -> None:
             markeredgewidth=1.2, zorder=5, label=f"{word}, step {steps[index]:,}", gid=word,
         )  # fmt: skip
     _frame(ax)
-    ax.set_xlabel(_share(path, 0), color=INK, fontsize=style.FONT)
+    ax.set_xlabel(_share(path, 0, narrow=style.width_of(ax) <= 5), color=INK, fontsize=style.FONT)
     ax.set_ylabel(_share(path, 1), color=INK, fontsize=style.FONT)
     if own:
         ax.grid(axis="x", color=style.GRID, linewidth=0.6)
     _draw_scale(ax, pieces)
-    style.legend(ax, outside=own)
+    style.legend(ax, outside=own, columns=2 if style.width_of(ax) > 5 else 1)
 
 
 def _frame(ax: Axes) -> None:
@@ -168,13 +168,13 @@ def _frame(ax: Axes) -> None:
         axis.set_major_locator(MaxNLocator(nbins=7 if style.width_of(ax) > 5 else 4, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _share(path: WeightTrajectory, component: int) -> str:
+def _share(path: WeightTrajectory, component: int, *, narrow: bool = False) -> str:
     """The label of an axis: which component, and what it explains."""
     if component >= len(path.explained) or not math.isfinite(float(path.explained[component])):
         return f"component {component + 1}"
     share, error = float(path.explained[component]), ERRORS * float(path.explained_errors[component])
     said = f"{100 * share:.1f} %" if not error else f"{100 * share:.1f} ± {max(100 * error, 0.1):.1f} %"
-    return f"component {component + 1} ({said})"
+    return f"component {component + 1}" + ("\n" if narrow else " ") + f"({said})"
 
 
 def _draw_scale(ax: Axes, pieces: LineCollection) -> None:

@@ -92,7 +92,9 @@ def test_ten_lines_are_legible(size: tuple[float, float], formula: str) -> None:
     ax = plot_stability(run, size=size)
     figure = ax.get_figure()
     inside(figure)
-    assert ends(ax) == {entry.tex for entry in CATALOGUE.values()}
+    every = {entry.tex for entry in CATALOGUE.values()}
+    assert ends(ax) == (every if size[0] > 5 else set())  # the legend of a narrow figure has to do
+    assert all(any(tex in entry for entry in entries(ax)) for tex in every)
     assert len([each for each in ax.lines if (each.get_gid() or "").startswith("ratio-")]) == 10
     box = ax.get_window_extent()
     assert box.height > 0.3 * figure.bbox.height and box.width > 0.4 * figure.bbox.width
