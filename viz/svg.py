@@ -30,11 +30,16 @@ class Glyphs:
 
     def name(self, outline: str) -> str:
         """The id under which a path is drawn."""
-        return self._names.setdefault(outline, f"glyph-{len(self._names)}")
+        return self._names.setdefault(outline, f"g{len(self._names)}")
+
+    @property
+    def names(self) -> set[str]:
+        """The ids of the outlines so far."""
+        return set(self._names.values())
 
     def another(self) -> str:
         """An id that nothing else on the page has."""
-        return f"mark-{next(self._others)}"
+        return f"m{next(self._others)}"
 
     def defs(self) -> str:
         """The outlines so far."""
@@ -84,7 +89,7 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str = ""
     width = figure.get_figwidth() * 96
     opening = f'<svg id="{prefix}" role="img" aria-labelledby="{labelled}" {box.group()} style="width:{width:.0f}px">'
     if glyphs is None:
-        body = re.sub(r'(href="#|url\(#|id=")(glyph|mark)-', rf"\1{prefix}-\2-", f"{own.defs()}{body}")
+        body = re.sub(r'(href="#|url\(#|id=")([gm])(?=\d)', rf"\1{prefix}-\2", f"{own.defs()}{body}")
     return opening + named + body.rstrip()
 
 
@@ -108,8 +113,8 @@ def _shared(text: str, glyphs: Glyphs) -> str:
 
 def _named(text: str, glyphs: Glyphs, prefix: str) -> str:
     """The ids that something refers to under names of their own, the others gone."""
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    own = {name: glyphs.another() for name in sorted(used) if not name.startswith("glyph-")}
+    used, drawn = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)), glyphs.names
+    own = {name: glyphs.another() for name in sorted(used) if name not in drawn}
     text = re.sub(r'\sid="([^"]+)"', lambda m: f' id="{own[m[1]]}"' if m[1] in own else "", text)
     text = re.sub(r'(href="#|url\(#)([^")]+)', lambda m: f"{m[1]}{own.get(m[2], m[2])}", text)
     return re.sub(r"<style[^>]*>\s*\*\s*\{", f"<style>#{prefix} * {{", text)
@@ -118,7 +123,7 @@ def _named(text: str, glyphs: Glyphs, prefix: str) -> str:
 NUMBER = r"-?\d+\.\d+"
 MARKER = r'<use href="[^"]+" x="[^"]+" y="[^"]+" style="'
 """How matplotlib writes one marker of a curve, up to its style."""
-LONG = 200
+LONG = 100
 """Points from which a line is so dense that a tenth of a point will do."""
 
 
@@ -130,9 +135,30 @@ def _lean(text: str) -> str:
     text = re.sub(
         r"translate\(([^)]*)\)", lambda m: f"translate({re.sub(NUMBER, lambda n: _rounded(n[0]), m[1])})", text
     )
-    text = re.sub(r'transform="translate\((\S+) (\S+)\)"/>', r'x="\1" y="\2"/>', text).replace(' y="0"/>', "/>")
+    text = re.sub(r'transform="translate\((\S+) (\S+)\)"/>', _letter, text).replace(' y="0"/>', "/>")
+    text = _unwrapped(text)
     # Of many equal markers the style once, around them.
     return re.sub(rf'{MARKER}([^"]*)"/>(?:{MARKER}\1"/>)+', _with_one_style, text)
+
+
+def _letter(place: re.Match[str]) -> str:
+    """Where a letter is, in thousandths of its height: whole ones will do."""
+    return f'x="{float(place[1]):.0f}" y="{float(place[2]):.0f}"/>'
+
+
+def _unwrapped(text: str) -> str:
+    """Without the groups that say nothing."""
+    text = re.sub(r"<g(?: [^>]*)?/>", "", text)
+    kept: list[bool] = []
+    parts = []
+    for part in re.split(r"(<g(?: [^>]*)?>|</g>)", text):
+        if part.startswith(("<g>", "<g ")):
+            kept.append(bool(re.sub(r'^<g(?: id="[^"]*")?>$', "", part)))
+        if not part.startswith(("<g>", "<g ", "</g>")) or kept[-1]:
+            parts.append(part)
+        if part == "</g>":
+            kept.pop()
+    return "".join(parts)
 
 
 def _with_one_style(markers: re.Match[str]) -> str:
@@ -141,9 +167,23 @@ def _with_one_style(markers: re.Match[str]) -> str:
 
 
 def _path(commands: str) -> str:
-    digits = 2 if commands.count("L") < LONG else 1
+    """The commands of a path; a long one in steps from point to point, which take fewer letters."""
+    long = commands.count("L") >= LONG
+    digits = 1 if long else 2
+    if long and not set("QCZ") & set(commands):
+        strokes = (part.partition("z") for part in commands.split("M")[1:])
+        return "".join(_steps(part.split("L"), digits) + end for part, end, _ in strokes)
     commands = re.sub(NUMBER, lambda m: _rounded(m[0], digits), commands)
     return re.sub(r"\s*([MLQCZz])\s*", r"\1", " ".join(commands.split()))
+
+
+def _steps(points: list[str], digits: int) -> str:
+    """One stroke: a point, and steps in whole multiples of the last digit, so that errors do not add up."""
+    unit = 10**digits
+    places = [tuple(round(float(each) * unit) for each in point.split()) for point in points]
+    steps = [f"{(x - a) / unit:.7g} {(y - b) / unit:.7g}" for (a, b), (x, y) in itertools.pairwise(places)]
+    moves = re.sub(r"(?<!\d)0\.", ".", " ".join(steps)).replace(" -", "-")
+    return f"M{places[0][0] / unit:.7g} {places[0][1] / unit:.7g}" + (f"l{moves}" if steps else "")
 
 
 def _rounded(number: str, digits: int = 2) -> str:
