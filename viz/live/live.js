@@ -72,7 +72,7 @@
     plot.hidden = true;
     home.replaceChildren(still, plot, caption);
   };
-  let known = null, pictured = "", fetched = performance.now();
+  let known = null, pictured = "", fetched = -PICTURES;
   const redraw = async () => {
     if (!known || pictured === known.version.split("-")[1] || performance.now() - fetched < PICTURES) return;
     fetched = performance.now();

@@ -178,6 +178,18 @@ def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
         assert b"What was trained" in fetch(server, "/")[2]  # at once: the page's parts are other ones
 
 
+def test_pictures_where_the_script_draws_none(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = news(server)["figures"]
+    assert named[:2] == ["0-0-sharpness", "0-0-stability"]
+    monkeypatch.setattr("losscope.viz.live.still.find_spec", lambda name: None)  # without plotly
+    found = json.loads(fetch(server, "/figures.json")[2])["figures"]
+    assert [figure["id"] for figure in found] == named
+    for figure in found:
+        assert figure["place"] == "0-0" and figure["wide"].startswith("<svg") and figure["narrow"].startswith("<svg")
+        used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', figure["wide"]))
+        assert used <= set(re.findall(r'id="([^"]+)"', figure["wide"]))  # nothing of another picture
+
+
 def test_words_that_are_no_text(folder: Path) -> None:
     """Halves of surrogate pairs, as JSON may hold them."""
     described = meta(**{"a\ud800<b>": {"model": "\udfff"}})
