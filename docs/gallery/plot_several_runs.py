@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from losscope.probes import Sharpness, watch
-from losscope.viz import plot_overlay
+from losscope.viz import plot_multiples, plot_overlay
 
 digits = load_digits()
 x = torch.tensor(digits.data[:300], dtype=torch.float32) / 16
@@ -40,3 +40,8 @@ plot_overlay(runs)
 # Anything that was recorded or logged can be laid over each other.
 
 plot_overlay(runs, "loss")
+
+# %%
+# Or a panel for each of them.
+
+plot_multiples(runs)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from losscope.probes import watch
-from losscope.viz import interactive_stability, plot_sharpness, plot_stability
+from losscope.viz import interactive_sharpness, interactive_stability, plot_sharpness, plot_stability
 
 torch.manual_seed(0)
 digits = load_digits()
@@ -38,6 +38,9 @@ plot_sharpness(watched.run)
 plot_stability(watched.run)
 
 # %%
-# The same to hover over: under the pointer are value, interval, threshold and verdict of each measurement.
+# Both to hover over: under the pointer are value, interval, threshold and verdict of each measurement.
 
+interactive_sharpness(watched.run)
+
+# %%
 interactive_stability(watched.run)
