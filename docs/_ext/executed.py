@@ -1,4 +1,4 @@
-"""``{run}`` and ``{shell}``: blocks of a page that run when the pages are built, and show what they said.
+"""``{run}``, ``{file}`` and ``{shell}``: blocks of a page that run when the pages are built, and show what they said.
 
 All blocks of a page share one set of names and one empty folder. As in a notebook, the value of a last line that is an
 expression is shown. A block that raises, or a command that fails, is a warning, and so fails ``make docs``.
@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import traceback
 import warnings
@@ -113,6 +114,17 @@ class Run(Block):
         return nodes.raw("", f'<img class="figure" src="{source}" width="{width}" alt="{said}">', format="html")
 
 
+class File(Block):
+    """A file of the page's folder, named by the argument, for a command that comes later."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        text = "\n".join(self.content)
+        (self.page()["folder"] / self.arguments[0]).write_text(text + "\n", encoding="utf-8")
+        return self.code(text, "python")
+
+
 class Shell(Block):
     """Commands, each after its ``$``. Those of losscope run in this process, which spares a start for each."""
 
@@ -142,8 +154,11 @@ def losscope(command: str, folder: Path) -> tuple[int, str]:
 
 def shell(command: str, folder: Path) -> tuple[int, str]:
     """The exit code of any other command, and what it printed."""
+    here = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    }  # the python of this build
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=os.environ | TERMINAL, text=True, timeout=300,
+        ["bash", "-c", command], cwd=folder, env=os.environ | TERMINAL | here, text=True, timeout=300,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     return done.returncode, done.stdout
@@ -170,6 +185,7 @@ def forget(app: Sphinx, env: Any, docname: str) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app._executed_pages, app._executed_folders = {}, []  # type: ignore[attr-defined]
+    app.add_directive("file", File)
     app.add_directive("run", Run)
     app.add_directive("shell", Shell)
     app.connect("env-purge-doc", forget)
