@@ -4,7 +4,7 @@ Papyan, Han and Donoho 2020 (PNAS 117, 24652) name four properties of the last l
 features come together in their classes (NC1), class means and classifier form a simplex (NC2) and become the same
 (NC3), and the nearest class mean decides (NC4). What is measured here:
 
-- theory: three models of `free_features.py` in which collapse is exact, or as close as a tether lets it come;
+- theory: three models of `collapse/free_features.py` in which collapse is exact, or as close as a tether lets it come;
 - networks on digits: with batch normalisation and several weight decays, and plain ones, over training and by layer;
 - imbalance: a network that sees half of the classes twenty times less often.
 
@@ -29,8 +29,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
 from claims import Claim, check_claims, judge, print_claims, write_claims
-from collapse_figures import draw_free, draw_networks, draw_properties
-from free_features import Tether, mean_cosine, minimiser, path, peeled, unconstrained
+from collapse.figures import draw_free, draw_networks, draw_properties
+from collapse.free_features import Tether, mean_cosine, minimiser, path, peeled, unconstrained
 from losscope.probes import NeuralCollapse, watch
 from losscope.viz.demo import digits
 from study import Options, command_line, in_parallel, save_figure

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from claims import check_claims, read_claims, write_claims
-from free_features import CLASSES, Tether, minimiser, peeled
+from collapse.free_features import CLASSES, Tether, minimiser, peeled
 from losscope.probes import Run
 from neural_collapse import ROBUST, Case, data, study
 from study import command_line

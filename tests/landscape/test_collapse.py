@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from collapse.free_features import unconstrained
 from collapse_cases import problem
 from losscope.landscape import neural_collapse, neural_collapse_of_batches
 from losscope.landscape.collapse_geometry import distances
@@ -205,26 +206,10 @@ def test_by_hand_more_classes_than_the_plane_has_room_for() -> None:
 # --------------------------------------------------------------------------- models that collapse
 
 
-def unconstrained(seed: int, steps: int = 5000) -> dict[str, float]:
-    """Features as free parameters, C = 4, d = 16, 20 of each class (Mixon et al. 2020, Zhu et al. 2021)."""
-    C, d, n, decay = 4, 16, 20, 5e-3
-    g = torch.Generator().manual_seed(seed)
-    H = torch.randn(C * n, d, generator=g, dtype=F64).requires_grad_()
-    W = (torch.randn(C, d, generator=g, dtype=F64) / 4).requires_grad_()
-    b = torch.zeros(C, dtype=F64, requires_grad=True)
-    y = torch.arange(C).repeat_interleave(n)
-    optimizer = torch.optim.SGD([{"params": [H], "lr": 8.0}, {"params": [W, b], "lr": 0.1}], momentum=0.9)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        ridge = decay / 2 * W.square().sum() + decay / n / 2 * H.square().sum()
-        (F.cross_entropy(H @ W.T + b, y) + ridge).backward()
-        optimizer.step()
-    return neural_collapse(H, y, weight=W, bias=b).numbers
-
-
 def test_the_unconstrained_feature_model_collapses() -> None:
+    """Features as free parameters, C = 4, d = 16, 20 of each class (Mixon et al. 2020, Zhu et al. 2021)."""
     for seed in range(3):
-        found = unconstrained(seed)
+        found = unconstrained(seed).numbers
         for name in ("nc1", "nc1_quotient", "cdnv", "nc3", "gnc2_variance", "duality_variance"):
             assert found[name] < 1e-9, name
         for name in ("equinorm", "equiangularity", "cosine_spread", "etf_error", "equinorm_classifier", "nc3_etf"):

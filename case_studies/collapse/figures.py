@@ -9,19 +9,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from panels import BLUE, GREEN, GREY, RED, panels
+
 __all__ = ["draw_free", "draw_networks", "draw_properties"]
 
-BLUE, RED, GREEN, ORANGE, GREY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#6e7781"
+ORANGE = "#e69f00"
 
 
 def _panels(count: int, width: float = 3.1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width * count, 2.9), layout="constrained")
-    axes = list(figure.subplots(1, count))
-    for ax in axes:
-        ax.tick_params(labelsize=8)
-        ax.grid(color="#d8dee4", linewidth=0.6)
-        ax.set_axisbelow(True)
-    return figure, axes
+    return panels(*[""] * count, width=width)
 
 
 def _say(ax: Axes, title: str, x: str, y: str, **legend: Any) -> None:

@@ -1,0 +1,1 @@
+"""Neural collapse: models whose features are free, and the figures; for neural_collapse.py."""

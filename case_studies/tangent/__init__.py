@@ -1,0 +1,1 @@
+"""The tangent kernel: a network that lazy training fails, and the figures; for tangent_kernel.py."""
