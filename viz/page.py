@@ -20,6 +20,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from losscope.landscape import RunError
+from losscope.landscape.errors import first_line
 from losscope.probes import Criterion, Run
 from losscope.probes.audit_json import run_audit_as_dict, strict
 from losscope.probes.catalogue import CATALOGUE
@@ -167,15 +169,19 @@ def _told(sentences: Sequence[Sentence]) -> list[tuple[str, list[Sentence]]]:
 
 
 def _static(run: Run, name: str, key: str, kind: str, verdict: str, glyphs: Glyphs) -> dict[str, Any]:
-    """A figure as SVG, for wide and for narrow screens."""
+    """A figure as SVG, for wide and for narrow screens; why there is none where it cannot be drawn."""
+    shown = {"id": f"{key}-{kind}", "caption": _caption(run, name, kind)}
     sizes = {"wide": WIDE[kind], "narrow": NARROW[kind]}
-    made = {width: figure(run, kind, player=name, size=size) for width, size in sizes.items()}
-    for each in made.values():
-        each.suptitle("")  # the page says whose figure it is
     said = (f"{_title(kind)} of {name}", f"{CAPTIONS[kind]} {verdict}")
-    return {"id": f"{key}-{kind}", "caption": _caption(run, name, kind)} | _drawings(
-        made, f"{key}-{kind}", said, glyphs
-    )
+    try:
+        made = {width: figure(run, kind, player=name, size=size) for width, size in sizes.items()}
+        for each in made.values():
+            each.suptitle("")  # the page says whose figure it is
+        return shown | _drawings(made, f"{key}-{kind}", said, glyphs)
+    except RunError as error:  # e.g. its arrays are gone
+        return shown | {"missing": str(error)}
+    except Exception as error:  # one figure that fails must not take the report with it
+        return shown | {"missing": f"{type(error).__name__}: {first_line(error)}"}
 
 
 def _drawings(made: dict[str, Figure], key: str, said: tuple[str, str], glyphs: Glyphs) -> dict[str, Markup]:

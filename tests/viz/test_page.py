@@ -112,6 +112,18 @@ def test_the_script_of_plotly_cannot_end_its_element() -> None:
     assert len(text) > 1e6 and "</script" not in text.lower() and "<!--" not in text
 
 
+def test_a_figure_that_fails_does_not_take_the_page_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(run: Run, kind: str, **options: Any) -> Figure:
+        if kind == "stability":
+            raise ZeroDivisionError("on <purpose>\nand more")
+        return Figure(figsize=options["size"])
+
+    monkeypatch.setattr("losscope.viz.page.figure", fails)
+    whole = Page(page([run_of(hovering(100))]))
+    assert "This figure cannot be drawn: ZeroDivisionError: on <purpose>." in whole.words
+    assert len(whole.figures) == 2 and len(whole.tags("figure")) == 2
+
+
 def test_each_figure_has_a_caption_and_sizes() -> None:
     assert set(CAPTIONS) == set(WIDE) == set(NARROW) == set(DRAWN)
     assert set(CAPTIONS) <= set(FIGURES)

@@ -143,6 +143,17 @@ def test_spectra_that_all_failed_are_said_to(tmp_path: Path, blank: None) -> Non
     assert "RuntimeError: out of memory" in page.words
 
 
+def test_arrays_that_are_gone(tmp_path: Path) -> None:
+    """As where a folder was copied without them: that figure says so, and the rest is there."""
+    spectral = evolving(3)
+    write(tmp_path / "run", [*spectral.records, *hovering(100)])
+    page = Page(report(tmp_path / "run"))
+    assert "This figure cannot be drawn: " in page.words
+    assert len(page.figures) == 8 and [figure["id"] for figure in page.data["runs"][0]["figures"]] == [
+        "0-0-sharpness", "0-0-stability", "0-0-outliers"
+    ]  # fmt: skip
+
+
 def test_hostile_words_stay_words(tmp_path: Path, blank: None) -> None:
     records = [*diverging(), Record(5, HOSTILE, "sharpness", status="error", reason=HOSTILE)]
     records += [Record(t, HOSTILE, HOSTILE, value=1.0, values={HOSTILE: math.nan}) for t in range(3)]
