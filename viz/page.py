@@ -215,7 +215,10 @@ def _together(runs: Sequence[Run], name: str) -> dict[str, Any]:
 def _interactive(run: Run, name: str, index: int, place: int) -> list[dict[str, Any]]:
     key, found = f"{index}-{place}", []
     for kind in kinds(run, name):
-        made = drawn(run, kind, name)
+        try:
+            made = drawn(run, kind, name)
+        except Exception:  # the static one stays, which tells of what failed for it as well
+            continue
         if made is not None:
             found.append(
                 {

@@ -119,6 +119,7 @@ def test_a_figure_that_fails_does_not_take_the_page_with_it(monkeypatch: pytest.
         return Figure(figsize=options["size"])
 
     monkeypatch.setattr("losscope.viz.page.figure", fails)
+    monkeypatch.setattr("losscope.viz.page.drawn", lambda run, kind, player: fails(run, kind, size=(1, 1)) and None)
     whole = Page(page([run_of(hovering(100))]))
     assert "This figure cannot be drawn: ZeroDivisionError: on <purpose>." in whole.words
     assert len(whole.figures) == 2 and len(whole.tags("figure")) == 2
