@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -14,13 +14,13 @@ from .. import series
 from ..audit_table import STYLES
 from ..words import headline, interval, number, seconds, short_symbol, split, times, verdict
 
-__all__ = ["clean", "cost", "failures", "heading", "numbers", "standing", "verdicts"]
+__all__ = ["clean", "cost", "failures", "heading", "numbers", "others", "standing", "verdicts"]
 
 MOST_FAILURES = 3
 LONGEST = 60
 SILENCE = 60.0
 """Seconds without a record after which a run may have been killed."""
-NOT_MEASURED = ("log", "oscillation", "stability")
+SAID_ELSEWHERE = ("log", "oscillation", "stability", "sharpness", "trace", "midpoint")
 
 
 def clean(text: str, longest: int | None = None) -> str:
@@ -78,7 +78,7 @@ def heading(run: Run, problem: str = "", now: float | None = None) -> list[Text]
 
 
 def numbers(run: Run, player: str) -> Table:
-    """The latest value of each quantity: loss, sharpness, trace, and what further probes say."""
+    """The latest loss, sharpness and trace."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
     table.add_column(no_wrap=True, justify="right")
@@ -89,13 +89,25 @@ def numbers(run: Run, player: str) -> Table:
     sharpness = series.sharpness(run, player)
     if len(sharpness):
         table.add_row("sharpness", number(float(sharpness.value[-1])), Text(_sharpness(run, player), style="dim"))
-    for record in _latest(run, player):
-        if record.probe == "sharpness" or record.value is None:
-            continue
-        said = [interval(record.low, record.high), f"step {record.step:,}"]
-        words = Text(", ".join(each for each in said if each), style="dim")
-        table.add_row(Text(clean(record.probe)), number(record.value), words)
+    trace = _trace(run, player)
+    if trace is not None:
+        said = [interval(trace.low, trace.high), f"step {trace.step:,}"]
+        table.add_row("trace", number(trace.value), Text(", ".join(each for each in said if each), style="dim"))
     return table
+
+
+def others(run: Run, player: str) -> list[Text]:
+    """The latest value of each further probe, in a line."""
+    found: dict[str, Record] = {}
+    for record in run.records:
+        if record.player == player and record.status == "ok" and record.probe not in SAID_ELSEWHERE:
+            found[record.probe] = max(found.get(record.probe, record), record, key=lambda each: each.step)
+    said = [
+        f"{clean(probe, LONGEST)} {number(record.value)} (step {record.step:,})"
+        for probe, record in found.items()
+        if record.value is not None
+    ]
+    return [Text(f"also  {', '.join(said)}", style="dim")] if said else []
 
 
 def _sharpness(run: Run, player: str) -> str:
@@ -113,19 +125,15 @@ def _known(value: float) -> float | None:
     return float(value) if value == value else None
 
 
-def _latest(run: Run, player: str) -> Iterable[Record]:
-    """Of each probe its last measurement, those that the audit speaks of left out."""
-    found: dict[str, Record] = {}
-    for record in run.records:
-        if record.player == player and record.status == "ok" and record.probe not in NOT_MEASURED:
-            found[record.probe] = max(found.get(record.probe, record), record, key=lambda each: each.step)
-    if "trace" not in found:
-        stability = run.select("stability", player)
-        if stability and (value := stability[-1].values.get("trace")) is not None:
-            ends = (stability[-1].values.get(f"trace_{end}") for end in ("low", "high"))
-            low, high = ends
-            found["trace"] = Record(stability[-1].step, player, "trace", value=value, low=low, high=high)
-    return found.values()
+def _trace(run: Run, player: str) -> Record | None:
+    """The last one, of probe ``trace`` or of ``stability``."""
+    if measured := run.select("trace", player):
+        return measured[-1]
+    for record in reversed(run.select("stability", player)):
+        if (value := record.values.get("trace")) is not None:
+            low, high = record.values.get("trace_low"), record.values.get("trace_high")
+            return Record(record.step, player, "trace", value=value, low=low, high=high)
+    return None
 
 
 def verdicts(audit: Audit, signs: bool = True) -> list[Text]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..words import number
 
-__all__ = ["curve", "spans_much"]
+__all__ = ["curve", "in_sight", "spans_much"]
 
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Bits of a Braille cell by row and column (Unicode 2800)."""
@@ -106,12 +106,18 @@ def spans_much(values: np.ndarray) -> bool:
     return len(finite) > 0 and bool(0 < WIDE_RANGE * finite.min() < finite.max())
 
 
+def in_sight(values: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    """The thresholds that are not far above all values, which they would press flat."""
+    finite = values[np.isfinite(values)]
+    return threshold[threshold <= OUT_OF_SIGHT * max(finite.max(initial=0.0), 0.0)]
+
+
 def _scale(values: np.ndarray, threshold: np.ndarray | None, rows: int) -> _Scale:
     low, high = float(values.min()), float(values.max())
     if threshold is None and spans_much(values):
         return _Scale(low, high, rows, log=True)
     if threshold is not None:
-        seen = threshold[np.isfinite(threshold) & (threshold <= OUT_OF_SIGHT * max(high, 0.0))]
+        seen = in_sight(values, threshold)
         high, low = max([high, *seen.tolist()]), min(low, 0.0)
     if high == low:
         low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.columns import Columns
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.segment import Segment
@@ -15,18 +14,14 @@ from rich.text import Text
 from losscope.landscape.errors import first_line
 from losscope.probes import Run
 
-from .. import series
 from . import lines
 from .feed import Feed
-from .plot import curve, spans_much
+from .panels import panels
 
 __all__ = ["follow", "screen"]
 
 SECONDS = 0.5
-LEAST_PLOT, MOST_PLOT = 5, 12
-SIDE_BY_SIDE = 100
 SHARE = 0.2  # of one core at most, for reading and drawing
-DRAWN = 20_000
 
 
 def follow(path: Path, console: Console | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -97,11 +92,12 @@ def screen(
         said.append(
             Text(lines.clean(player, lines.LONGEST), style="bold underline") if len(run.players) > 1 else Text()
         )
-        said += [lines.numbers(run, player), Text(), *lines.verdicts(run.audit(player), signs)]
+        said += [lines.numbers(run, player), *lines.others(run, player), Text()]
+        said += lines.verdicts(run.audit(player), signs)
     if not run.players:
         said += [Text(), Text("Nothing is recorded yet. This view goes on as soon as the training begins.")]
     rest = _room(Group(*head, *said, *tail), width, height)
-    whole = Group(*head, *said, *_curves(run, width, rest, signs), *tail)
+    whole = Group(*head, *said, *panels(run, width, rest, signs), *tail)
     return whole if signs else _Ascii(whole)
 
 
@@ -128,42 +124,6 @@ def _room(said: RenderableType, width: int, height: int | None) -> int | None:
     if height is None:
         return None
     return height - len(Console(width=width, height=height).render_lines(said, pad=False))
-
-
-def _curves(run: Run, width: int, room: int | None, signs: bool) -> list[RenderableType]:
-    """Sharpness and loss of each player, below each other, or side by side where there is width for it."""
-    beside = width >= SIDE_BY_SIDE
-    each = width // 2 - 1 if beside else width
-    stacked = len(run.players) * (1 if beside else 2)
-    for count in (stacked, 1):
-        height = MOST_PLOT // 2 + 2 if room is None else min(room // max(count, 1) - 1, MOST_PLOT)
-        if height >= LEAST_PLOT:
-            break
-    else:
-        return []
-    pairs = [_pair(run, player, each, height, signs) for player in run.players]
-    found: list[RenderableType] = []
-    for pair in pairs:
-        found += [Columns(pair, width=each, padding=(0, 1, 0, 0))] if beside else pair
-    return found[:count]
-
-
-def _pair(run: Run, player: str, width: int, height: int, signs: bool) -> list[RenderableType]:
-    sharpness = series.sharpness(run, player)
-    steps, losses, name = series.loss(run, player)
-    drawn = [
-        ("sharpness, and its threshold (dashed)", sharpness.steps, sharpness.value, sharpness.threshold),
-        (f"{name}, logarithmic" if spans_much(losses) else name, steps, losses, None),
-    ]
-    found: list[RenderableType] = []
-    for title, at, values, threshold in drawn:
-        if threshold is None:
-            at, values = series.decimate(at, values, DRAWN)
-        plotted = curve(at, values, width=width, height=height - 2, threshold=threshold, signs=signs) if len(at) else []
-        if plotted:
-            heading = Text(f"{' ' * 10}{title}", style="dim", no_wrap=True, overflow="ellipsis")
-            found.append(Group(Text(), heading, *plotted))
-    return found
 
 
 def _signs(console: Console) -> bool:
