@@ -184,20 +184,29 @@ def overlaid(runs: Sequence[Run], name: str) -> tuple[list[dict[str, Any]], dict
     several = any(len(run.players) > 1 for run in runs)
     pairs = [(run, title, player) for title, run in zip(run_names(runs), runs, strict=True) for player in run.players]
     titles = shortened([f"{title}: {player}" if several else title for _, title, player in pairs])
-    traces: list[dict[str, Any]] = []
+    drawn: list[tuple[float, list[dict[str, Any]]]] = []
     shown = [np.zeros(0)]
     for index, ((run, _, player), title) in enumerate(zip(pairs, titles, strict=True)):
         data = quantity(run, name, player).data
         colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
         low, high = (data.low, data.high) if np.isfinite(data.low).any() else (None, None)
-        traces += curve(data.steps, data.value, title, colour, low=low, high=high, dash=dash)
+        traces = curve(data.steps, data.value, title, colour, low=low, high=high, dash=dash)
         if name == "sharpness":
             words = f"threshold of {title}"
             traces += curve(
                 data.steps, data.threshold, words, colour, dash="dash", width=1, legend=False, stepwise=True
             )
+        drawn.append((_roughness(data.value), [trace | {"legendrank": 1000 + index} for trace in traces]))
         shown.append(data.value)
+    drawn.sort(key=lambda each: -each[0])  # a noisy curve must not cover a smooth one
     values = np.concatenate(shown)
     values = values[np.isfinite(values)]
     far = len(values) > 0 and values.min() > 0 and values.max() / values.min() > WIDE_RATIO
-    return traces, layout([{"title": LABELS[name], "type": "log" if far else "linear"}])
+    rows = [{"title": LABELS[name], "type": "log" if far else "linear"}]
+    return [trace for _, traces in drawn for trace in traces], layout(rows)
+
+
+def _roughness(values: np.ndarray) -> float:
+    """How far neighbours are from a smooth course."""
+    second = np.abs(np.diff(values[np.isfinite(values)], 2))
+    return float(np.median(second)) if len(second) else 0.0

@@ -89,7 +89,7 @@ def test_ratios_are_drawn_where_thresholds_differ(runs: list[Run]) -> None:
     both = [runs[0], run_of(dropping())]
     assert "sharpness/threshold" in overlays(both)
     traces, _ = overlaid(both, "sharpness/threshold")
-    named = [trace for trace in traces if trace.get("showlegend")]
+    named = sorted((trace for trace in traces if trace.get("showlegend")), key=lambda trace: trace["legendrank"])
     assert [trace["name"] for trace in named] == ["full", "run"]
     ratios = [r.value / (2 / r.lr) for r in both[1].select("sharpness") if r.value and r.lr]
     assert named[1]["y"] == pytest.approx(ratios, rel=1e-5)
@@ -97,17 +97,25 @@ def test_ratios_are_drawn_where_thresholds_differ(runs: list[Run]) -> None:
 
 def test_curves_are_those_of_the_runs(runs: list[Run]) -> None:
     traces, layout = overlaid(runs, "sharpness")
-    named = [trace for trace in traces if trace.get("showlegend")]
+    named = sorted((trace for trace in traces if trace.get("showlegend")), key=lambda trace: trace["legendrank"])
     for run, trace in zip(runs, named, strict=True):
         assert trace["x"] == [r.step for r in run.select("sharpness")]
         assert trace["y"] == pytest.approx([r.value for r in run.select("sharpness")], rel=1e-5)
     assert layout["meta"]["steps"] and len({trace["line"]["color"] for trace in named}) == 2
 
 
+def test_a_noisy_curve_does_not_cover_a_smooth_one(runs: list[Run]) -> None:
+    for order in (runs, runs[::-1]):
+        traces, _ = overlaid(order, "loss")
+        assert [trace["name"] for trace in traces] == ["mini", "full"]  # the last one is on top
+        legend = sorted(traces, key=lambda trace: trace["legendrank"])
+        assert [trace["name"] for trace in legend] == [run.name for run in order]
+
+
 def test_names_of_folders_are_inert(tmp_path: Path, blank: None) -> None:
     made = [write(tmp_path / f"<b>{name}</b>", hovering(100)) for name in ("a", "b")]
     assert "<" not in data(made)
-    names = [trace.get("name", "") for trace in overlaid(made, "loss")[0]]
+    names = sorted(trace.get("name", "") for trace in overlaid(made, "loss")[0])
     assert names == ["&lt;b&gt;a&lt;/b&gt;", "&lt;b&gt;b&lt;/b&gt;"]
     hostile = [run_of([Record(0, "model", "trace", value=1.0)], model={"optimizer": HOSTILE}), made[0]]
     shown = Page(page(hostile, interactive=False))
