@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import geometric_mean, median
+from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from panels import BLUE, GREEN, GREY, RED, panels
+from panels import BLUE, GREEN, GREY, RED, log, panels
 
 __all__ = ["draw_free", "draw_networks", "draw_properties"]
 
@@ -57,7 +57,7 @@ def draw_properties(found: Mapping[Any, Any], properties: Sequence[str]) -> Figu
         fitted = [t.fitted for t in _of(found, True, 5e-3) if t.fitted is not None]
         if fitted:
             ax.axvline(median(fitted), color=GREY, linewidth=1, linestyle=":", label="normalised: all samples fitted")
-        ax.set_yscale("log")
+        log(ax, "y")
         _say(ax, titles[name], "epoch", "")
         if ax.get_legend():
             ax.get_legend().remove()
@@ -74,7 +74,7 @@ def draw_networks(found: Mapping[Any, Any]) -> Figure:
         runs = _of(found, True, decay)
         _band(along, runs[0].epochs, [t.column("nc1_quotient") for t in runs], color, linestyle=style,
               label=f"decay {decay:g}")  # fmt: skip
-    along.set_yscale("log")
+    log(along, "y")
     _say(along, "The quotient along the path", "epoch", "tr $\\Sigma_W$ / tr $\\Sigma_B$")
     for normalised, color, marker, label in ((True, BLUE, "o", "normalised"), (False, RED, "s", "plain")):
         for position, decay in enumerate(decays):
@@ -82,14 +82,14 @@ def draw_networks(found: Mapping[Any, Any]) -> Figure:
             against.plot([position] * len(ends), ends, marker, color=color, markersize=4, alpha=0.8,
                          label=label if ends and decay == 5e-3 else None)  # fmt: skip
     against.set_xticks(range(len(decays)), [f"{d:g}" for d in decays])
-    against.set_yscale("log")
+    log(against, "y")
     _say(against, "At the end, each seed", "weight decay", "")
     for when, color, style in ((0, GREY, ":"), (-1, BLUE, "-")):
         chains = [_chain(t, when) for t in _of(found, True, 5e-3)]
         _band(layers, range(1, len(chains[0]) + 1), chains, color, linestyle=style, marker="o", markersize=3,
               label="before training" if when == 0 else "at the end")  # fmt: skip
     layers.set_xticks([1, 2, 3])
-    layers.set_yscale("log")
+    log(layers, "y")
     _say(layers, "By layer, decay 5e-3", "hidden layer", "")
     return figure
 
@@ -106,18 +106,13 @@ def draw_free(found: Mapping[int, Mapping[str, float]], betas: Sequence[float], 
     steps = sorted(int(name[5:]) for name in runs[0] if name.startswith("path "))
     _band(descent, [10 * s for s in steps], [[r[f"path {s}"] for s in steps] for r in runs], BLUE)
     _say(descent, "Tethered features: along the path", "step of gradient descent", "quotient / that at the start")
-    columns = [[r[f"beta {b:g}"] for b in betas] for r in runs]
-    _band(tether, betas, columns, BLUE, marker="o", markersize=4, label="at the minimum")
-    first = geometric_mean([c[0] for c in columns])
-    low = [b for b in betas if first * (b / betas[0]) ** 2 < 1]
-    tether.plot(low, [first * (b / betas[0]) ** 2 for b in low], color=GREY, linestyle="--", label="slope 2")
-    tether.set_xscale("log")
-    tether.set_yscale("log")
-    _say(tether, "Tethered features: at the minimum", "tether $\\beta$", "")
+    _band(tether, betas, [[r[f"beta {b:g}"] for b in betas] for r in runs], BLUE, marker="o", markersize=4)
+    log(tether, "xy")
+    _say(tether, "Tethered features: at the minimum", "tether $\\beta$", "quotient / that of the given ones")
     _band(rare, ratios, [[r[f"ratio {q}"] for q in ratios] for r in runs], RED, marker="s", markersize=4)
     rare.axhline(-1 / 9, color=GREY, linestyle=":", linewidth=1)
     rare.annotate("simplex, -1/9", (ratios[0], -1 / 9), xytext=(0, -10), textcoords="offset points", fontsize=7)
-    rare.set_xscale("log")
+    log(rare, "x")
     rare.set_ylim(-0.3, 1.08)
     _say(rare, "Rare classes: cosine of their rows", "ratio of class sizes", "")
     return figure
