@@ -76,7 +76,7 @@ def families_judged(runs: Runs) -> list[Claim]:
     names = {family: [case.name for case in cases if case.name in runs] for family, cases in FAMILIES.items()}
     bands = {
         "gradient descent": (GD, (0.98, 1.05), ""),
-        "heavy ball": (GD, (0.95, 1.05), "Momentum 0.5"),
+        "heavy ball 0.5": (GD, (0.95, 1.05), ""),
         "heavy ball 0.9": (
             GD,
             (0.95, 1.05),

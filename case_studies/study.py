@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 from losscope.viz.demo import fresh_folder
@@ -145,11 +147,16 @@ def one_thread() -> Iterator[None]:
 
 
 def panels(
-    count: int, titles: Sequence[str] = (), *, size: tuple[float, float] = (3.6, 3.1)
+    count: int, titles: Sequence[str] = (), *, size: tuple[float, float] = (3.6, 3.1), columns: int = 4
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, plainly dressed, lettered where they have titles; ``size`` is that of one."""
-    figure = Figure(figsize=(count * size[0], size[1]), layout="constrained")
-    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    """Panels in rows, plainly dressed, lettered where they have titles; ``size`` is that of one."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for spare in axes[count:]:
+        spare.remove()
+    axes = axes[:count]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#d8dee4", linewidth=0.5)
@@ -163,8 +170,12 @@ def panels(
 
 
 def save_figure(figure: Figure, out: Path, name: str, *, dpi: int = 110) -> Path:
-    """Write ``<name>.png`` for a page and ``<name>.pdf`` for a paper; returns the PNG's path."""
+    """Write ``<name>.png``, in 256 colours, for a page and ``<name>.pdf`` for a paper; returns the PNG's path."""
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / f"{name}.pdf", bbox_inches="tight")
-    figure.savefig(out / f"{name}.png", dpi=dpi, bbox_inches="tight")
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight")
+    Image.open(drawn).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE).save(
+        out / f"{name}.png", optimize=True
+    )
     return out / f"{name}.png"

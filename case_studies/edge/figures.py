@@ -33,7 +33,7 @@ def draw(runs: Runs, flows: Sequence[Beside], out: Path) -> list[Path]:
 
 def draw_sweep(families: Mapping[str, Runs], out: Path, name: str) -> Path:
     """Sharpness over threshold by step, all seeds thin, the first one strong."""
-    figure, axes = panels(len(families), list(families), size=(2.9, 2.7))
+    figure, axes = panels(len(families), list(families), size=(3.3, 2.5), columns=3)
     for ax, some in zip(axes, families.values(), strict=True):
         for (label, seeds), colour in zip(some.items(), COLOURS, strict=False):
             for run in reversed(seeds):
@@ -42,8 +42,10 @@ def draw_sweep(families: Mapping[str, Runs], out: Path, name: str) -> Path:
                         alpha=1 if first else 0.45, label=label.split(", ")[-1] if first else None)  # fmt: skip
         ax.axhline(1, color="#1f2328", lw=0.9, ls="--")
         ax.set(xlabel="step", ylim=(0, 1.35))
-        ax.legend(fontsize=7, framealpha=0.9, edgecolor="none", loc="lower right")
-    axes[0].set_ylabel("sharpness / threshold")
+        if len(some) > 1:
+            ax.legend(fontsize=7, framealpha=0.9, edgecolor="none", loc="lower right")
+    for ax in axes[::3]:
+        ax.set_ylabel("sharpness / threshold")
     return save_figure(figure, out, name)
 
 
@@ -108,7 +110,7 @@ def draw_central(found: Beside, out: Path) -> Path:
     count = np.arange(1, len(steps) + 1)
     axes[1].plot(steps, np.cumsum(squares) / count, color="#6e7781", lw=1.2, label="measured, mean since the crossing")
     axes[1].plot(steps, np.cumsum(variances) / count, color=COLOURS[1], lw=1.4, label=r"predicted $\sigma^2$, likewise")
-    axes[1].set_ylabel("mean square")
+    axes[1].set(ylabel="mean square", ylim=(None, 1.3 * max((np.cumsum(squares) / count).max(), variances.max())))
 
     measured = EVERY * np.arange(len(found.sharpness))
     axes[2].plot(measured, found.sharpness, color="#6e7781", lw=1.2, label="gradient descent")
@@ -117,7 +119,7 @@ def draw_central(found: Beside, out: Path) -> Path:
     axes[2].set(ylabel="eigenvalue / (2 / lr)", ylim=(0.7, 1.15), xlim=(steps[0], steps[-1]))
     for ax in axes:
         ax.set_xlabel("step")
-        ax.legend(fontsize=7, frameon=False, loc="best")
+        ax.legend(fontsize=7, framealpha=0.9, edgecolor="none", loc="lower right" if ax is axes[2] else "upper right")
         if found.single < len(steps):
             ax.axvline(found.crossing + found.single, color="#6e7781", lw=0.8, ls=":")
     return save_figure(figure, out, "central_flow")

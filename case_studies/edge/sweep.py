@@ -27,13 +27,13 @@ def gradient_descent(edge: float, steps: int) -> Case:
 def heavy_ball(edge: float, steps: int, momentum: float) -> Case:
     """Momentum at the rate whose threshold (2 + 2 b) / lr is ``edge``."""
     lr = (2 + 2 * momentum) / edge
-    return Case(f"heavy ball {momentum:g}, edge {edge:g}", steps, lambda p: SGD(p, lr=lr, momentum=momentum))
+    return Case(f"heavy ball {momentum:g}, threshold {edge:g}", steps, lambda p: SGD(p, lr=lr, momentum=momentum))
 
 
 def nesterov(edge: float, steps: int) -> Case:
     """Momentum 0.9 at the rate whose threshold (2 + 2 b) / ((1 + 2 b) lr) is ``edge``."""
     lr = 3.8 / 2.8 / edge
-    return Case(f"Nesterov, edge {edge:g}", steps, lambda p: SGD(p, lr=lr, momentum=0.9, nesterov=True))
+    return Case(f"Nesterov, threshold {edge:g}", steps, lambda p: SGD(p, lr=lr, momentum=0.9, nesterov=True))
 
 
 def adam(lr: float, steps: int) -> Case:
@@ -49,7 +49,7 @@ def rmsprop(lr: float, steps: int) -> Case:
 # From the largest rate to the smallest, whose run reaches the edge last.
 FAMILIES: dict[str, tuple[Case, ...]] = {
     "gradient descent": tuple(gradient_descent(edge, 2500) for edge in (12, 16, 20, 24)),
-    "heavy ball": tuple(heavy_ball(edge, 1500, 0.5) for edge in (16, 20, 28)),
+    "heavy ball 0.5": tuple(heavy_ball(edge, 1500, 0.5) for edge in (16, 20, 28)),
     "heavy ball 0.9": tuple(heavy_ball(edge, 1200, 0.9) for edge in (16, 20, 28)),
     "Nesterov": tuple(nesterov(edge, 1200) for edge in (16, 20, 28)),
     "Adam": tuple(adam(lr, 1500) for lr in (2e-3, 1e-3, 7e-4)),
