@@ -68,7 +68,8 @@ def directive(module: str, name: str) -> str:
     """What autodoc is to do for one name."""
     value = getattr(importlib.import_module(module), name)
     if inspect.isclass(value):
-        return f".. autoclass:: {name}\n   :members:\n   :show-inheritance:\n\n"
+        inherits = "   :show-inheritance:\n" if value.__bases__ != (object,) else ""
+        return f".. autoclass:: {name}\n   :members:\n{inherits}\n"
     if inspect.isfunction(value):
         return f".. autofunction:: {name}\n\n"
     return f".. py:data:: {name}\n   :value: {list(value) if isinstance(value, dict) else value!r}\n\n"
