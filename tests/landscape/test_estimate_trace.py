@@ -125,9 +125,9 @@ def is_honest(intervals: list[tuple[float, float, float]], exact: float) -> bool
     ("method", "name"), [*((XTrace, name) for name in SPECTRA), *((XNysTrace, name) for name in POSITIVE)]
 )
 def test_sketches_cover_with_any_number_of_products(method: type, name: str) -> None:
-    """With the first 30, 60 and 120 products of each of 200 runs."""
+    """With the first 30, 60 and 120 products of each of 100 runs."""
     values, found = SPECTRA[name](), {30: [], 60: [], 120: []}
-    for seed in range(200):
+    for seed in range(100):
         estimator = method(Sketch(Observed(Diagonal(values)), torch.Generator().manual_seed(seed)))
         estimator.grow(120 // estimator.per_vector)
         for products, intervals in found.items():
@@ -143,7 +143,7 @@ def test_sketches_cover_with_any_number_of_products(method: type, name: str) -> 
 def test_eigenvalues_that_fall_exponentially_are_covered(method: str) -> None:
     """Errors are heavy-tailed there, so intervals are wider than elsewhere."""
     values = 0.5 ** torch.arange(150, dtype=F64)
-    estimates = [trace(Diagonal(values), method=method, rtol=1e-15, max_matvecs=30, seed=seed) for seed in range(200)]
+    estimates = [trace(Diagonal(values), method=method, rtol=1e-15, max_matvecs=30, seed=seed) for seed in range(100)]
     assert np.mean([covers(e, 2.0) for e in estimates]) >= 0.92
     assert np.median([e.high - e.low for e in estimates]) < 1e-3
 
@@ -159,7 +159,7 @@ def test_eigenvalues_that_fall_exponentially_are_covered(method: str) -> None:
 )  # fmt: skip
 def test_intervals_cover_when_being_narrow_stops_them(method: str, name: str, rtol: float) -> None:
     values = SPECTRA[name]()
-    estimates = [trace(Diagonal(values), method=method, rtol=rtol, seed=seed) for seed in range(200)]
+    estimates = [trace(Diagonal(values), method=method, rtol=rtol, seed=seed) for seed in range(100)]
     assert is_honest([(e.low, e.value, e.high) for e in estimates], float(values.sum()))
     assert all(e.converged for e in estimates)
     assert np.mean([e.matvecs for e in estimates]) > 30  # it did go on after the first look
@@ -168,7 +168,7 @@ def test_intervals_cover_when_being_narrow_stops_them(method: str, name: str, rt
 @pytest.mark.parametrize("most", [30, 60])
 def test_quadrature_covers(most: int) -> None:
     values = SPECTRA["squares"]()
-    estimates = [trace(Diagonal(values), method="slq", rtol=1e-9, max_matvecs=most, seed=s) for s in range(200)]
+    estimates = [trace(Diagonal(values), method="slq", rtol=1e-9, max_matvecs=most, seed=s) for s in range(100)]
     assert is_honest([(e.low, e.value, e.high) for e in estimates], float(values.sum()))
     assert all(most - 3 < e.matvecs <= most for e in estimates)
 

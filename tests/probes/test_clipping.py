@@ -57,15 +57,15 @@ def test_the_share_of_norms_that_were_clipped(spread: float, most: float) -> Non
             assert found == type(found)(0.0, 40)
 
 
-@pytest.mark.parametrize("count", [3, 10, 100, 2000])
+@pytest.mark.parametrize(("count", "runs"), [(3, 100), (10, 100), (100, 100), (2000, 34)])
 @pytest.mark.parametrize("spread", [1e-4, 1e-3, 0.1, 1.0])
-def test_gradients_that_are_not_clipped_are_not_called_so(count: int, spread: float) -> None:
-    """However little they scatter: 3 % at most of runs, over 100."""
+def test_gradients_that_are_not_clipped_are_not_called_so(count: int, runs: int, spread: float) -> None:
+    """However little they scatter: 3 % at most of runs."""
     called = 0
-    for seed in range(100):
+    for seed in range(runs):
         raw = drawn(seed, count, spread)
         called += clipping(records(raw), records(raw), full_batch=False, dtype="float32").share > 0
-    assert called <= 3
+    assert called <= 0.03 * runs
 
 
 def test_clipped_by_value_and_not_by_norm() -> None:

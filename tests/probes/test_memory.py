@@ -56,16 +56,17 @@ def resident() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of memory")
-def test_a_thousand_measurements_take_no_more_memory_than_fifty(tmp_path: Path) -> None:
+def test_four_hundred_measurements_take_no_more_memory_than_fifty(tmp_path: Path) -> None:
+    """What piles up at 12 kB a measurement would show in the median, a per cent of some 400 MB."""
     model, optimizer, data, run = training(every=1, out=tmp_path / "run")
     sizes = []
     with run:
-        for t in range(1000):
+        for t in range(400):
             run.log(loss=update(model, optimizer, data, t))
             sizes.append(resident())
-    assert len(run.run.select("sharpness")) == len(run.run.select("stability")) == 1000
-    assert statistics.median(sizes[-50:]) < 1.02 * sizes[49]
-    assert max(sizes[50:]) < 1.04 * sizes[49]  # the allocator hands temporaries back when it likes
+    assert len(run.run.select("sharpness")) == len(run.run.select("stability")) == 400
+    assert statistics.median(sizes[-50:]) < 1.01 * sizes[49]
+    assert max(sizes[50:]) < 1.03 * sizes[49]  # the allocator hands temporaries back when it likes
 
 
 def test_tensors_and_objects_do_not_pile_up(tmp_path: Path) -> None:

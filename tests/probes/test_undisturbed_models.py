@@ -37,8 +37,10 @@ def training(loop: Loop, name: str, mode: str) -> Parts:
 
 
 @pytest.mark.filterwarnings("ignore:losscope. .* is measured in mode=")
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("name", MODELS)
+# In train mode a measurement draws dropout and moves batch statistics, which is the harder case.
+@pytest.mark.parametrize(
+    ("name", "mode"), [*((name, "train") for name in MODELS), *((name, "eval") for name in ("resnet", "lstm", "GPT-2"))]
+)
 def test_a_training_is_the_same_to_the_bit(name: str, mode: str) -> None:
     run = undisturbed(lambda loop: training(loop, name, mode))
     assert {r.kernel for r in run.run.select("sharpness")} == {"retained"}

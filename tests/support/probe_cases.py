@@ -242,7 +242,7 @@ def largest_weight(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def meddling_probes() -> list[Any]:
-    return [Sharpness(), Spectrum(2, 4), Trace(rtol=0.5), Stability(rtol=0.5), largest_weight]
+    return [Sharpness(), Spectrum(2, 4), Trace(rtol=0.5), Stability(rtol=5.0), largest_weight]
 
 
 # --------------------------------------------------------------------------- a loop to count steps of
