@@ -78,5 +78,4 @@ def layer_grid(run: Run, player: str | None = None) -> LayerGrid:
 
 
 def _table(rows: list[list[float | None]]) -> np.ndarray:
-    table = np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=float)
-    return np.where(np.isfinite(table), table, np.nan)
+    return np.array([series.numbers(row) for row in rows], dtype=float)
