@@ -42,6 +42,8 @@ class Run:
         malformed: number of complete lines that are not records.
     """
 
+    _sorted: tuple[int, dict[tuple[str, str], list[Record]]] = (-1, {})  # how many records, and those of each probe
+
     def __init__(self, path: str | Path) -> None:
         self.path: Path | None = Path(path)
         self._arrays: Mapping[str, np.ndarray] = {}
@@ -99,9 +101,17 @@ class Run:
         Raises:
             RunError: if the run has no such player.
         """
-        player = self._player(player)
-        found = (r for r in self.records if r.probe == probe and r.player == player and (r.status == "ok" or not ok))
-        return sorted(found, key=lambda r: r.step)
+        found = self._of(self._player(player), probe)
+        return [record for record in found if record.status == "ok" or not ok]
+
+    def _of(self, player: str, probe: str) -> list[Record]:
+        """All records of one probe by step; sorted once for all, and again where there are more than there were."""
+        if self._sorted[0] != len(self.records):
+            found: dict[tuple[str, str], list[Record]] = {}
+            for record in sorted(self.records, key=lambda record: record.step):
+                found.setdefault(record.key[:2], []).append(record)
+            self._sorted = len(self.records), found
+        return self._sorted[1].get((player, probe), [])
 
     def logged(self, name: str, player: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of one logged quantity, e.g. ``"loss"``; NaN where it was not finite."""

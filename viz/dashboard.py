@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
+from matplotlib.ticker import NullLocator
 
 from losscope.probes import Run
 
@@ -36,7 +37,7 @@ WIDTH, HEIGHT = 11.69, 8.27
 SMALL, SMALLEST = 6.5, 5.0
 MARGIN = 1.0
 """Inches of a panel's width that a legend's words have not: the axis at the left, and the handles."""
-ENTRIES = 4
+ENTRIES = 6
 """Of a panel's legend."""
 
 PANELS: dict[str, tuple[tuple[str, ...], Draw]] = {
@@ -100,7 +101,7 @@ def plot_dashboard(run: Run, *, player: str | None = None, size: tuple[float, fl
 
 def _is_there(run: Run, player: str | None, title: str, probes: tuple[str, ...]) -> bool:
     if title == "Trace" and not run.select("trace", player, ok=False):
-        return any("trace" in record.values for record in run.select("stability", player))
+        return any("trace" in record.values for record in run.select("stability", player)[:1])
     return any(run.select(probe, player, ok=False) for probe in probes)
 
 
@@ -137,6 +138,8 @@ def _head(ax: Axes, title: str) -> None:
         for axis in (each.xaxis, each.yaxis):
             axis.label.set_fontsize(SMALL + 1)
             axis.set_tick_params(labelsize=SMALL + 0.5, which="both")
+            if len(axis.get_majorticklocs()[1:-1]) > 1:  # at this size nobody counts the others, and they take time
+                axis.set_minor_locator(NullLocator())
         for text in each.texts:
             text.set_fontsize(SMALL)
     if not handles:
@@ -144,7 +147,9 @@ def _head(ax: Axes, title: str) -> None:
         return
     room = style.width_of(ax) - MARGIN
     size = max(min(SMALL, SMALL * room / max(style._inches(label, SMALL) for label in labels[:ENTRIES])), SMALLEST)
-    if len(handles) > ENTRIES:
+    if len(handles) > ENTRIES:  # then curves before areas
+        order = sorted(range(len(handles)), key=lambda i: not isinstance(handles[i], Line2D))
+        handles, labels = [handles[i] for i in order], [labels[i] for i in order]
         rest = len(handles) - ENTRIES + 1
         handles = [*handles[: ENTRIES - 1], Line2D([], [], linestyle="none")]
         labels = [*labels[: ENTRIES - 1], f"and {rest} more"]
