@@ -9,7 +9,7 @@ and cross-entropy, with which the edge need not appear.
     python case_studies/edge_of_stability.py --jobs 4 --out runs/edge
     python case_studies/edge_of_stability.py --cifar ~/data/cifar-10-batches-py      # the published network instead
 
-Another network or other data: ``Case.model`` in stability_audit.py, ``digits`` in digits_training.py. Other rates:
+Another network: ``Case.model`` in stability_audit.py. Other data: ``digits`` in digits_training.py. Other rates:
 FAMILIES in edge/sweep.py.
 """
 
@@ -32,6 +32,15 @@ from study import Options, command_line, in_parallel
 STUDY = "edge_of_stability"
 GD, ADAPTIVE = "Cohen et al. 2021, arXiv 2103.00065", "Cohen et al. 2022, arXiv 2207.14484"
 CENTRAL = "Cohen et al. 2024, arXiv 2410.24206"
+BANDS = {
+    "gradient descent": (GD, (0.98, 1.05), ""),
+    "heavy ball 0.5": (GD, (0.95, 1.05), ""),
+    "heavy ball 0.9": (GD, (0.95, 1.05), "It crosses, then converges before it could hover"),
+    "Nesterov": (GD, (0.95, 1.05), "Momentum 0.9"),
+    "Adam": (ADAPTIVE, (0.93, 1.05), "Betas 0.9 and 0.99"),
+    "RMSprop": (ADAPTIVE, (0.98, 1.12), ""),
+}
+"""Source, band and note of each family's hovering."""
 QUICK = {"gradient descent": ("GD 2/16", "GD 2/20"), "Adam": ("Adam 0.001",)}
 QUICK_STEPS = 900
 LONGER = ("loss_falls", "central_loss", "central_excess", "central_variance")
@@ -66,52 +75,40 @@ def farthest(values: Iterable[float]) -> float:
 
 
 def in_order(some: list[Trained]) -> float:
-    """Share of the neighbouring rates of which the smaller crosses later, or not at all."""
-    pairs = [(a.crossing, b.crossing) for a, b in pairwise(some) if a.crossing < math.inf]
+    """Share of the neighbouring rates of which the smaller crosses later, or alone does not; both not is no pair."""
+    pairs = [(a.crossing, b.crossing) for a, b in pairwise(some) if min(a.crossing, b.crossing) < math.inf]
     return sum(a < b for a, b in pairs) / len(pairs) if pairs else math.nan
 
 
 def families_judged(runs: Runs) -> list[Claim]:
-    """Hovering and crossing."""
-    names = {family: [case.name for case in cases if case.name in runs] for family, cases in FAMILIES.items()}
-    bands = {
-        "gradient descent": (GD, (0.98, 1.05), ""),
-        "heavy ball 0.5": (GD, (0.95, 1.05), ""),
-        "heavy ball 0.9": (
-            GD,
-            (0.95, 1.05),
-            "It crosses, then converges before it could hover",
-        ),
-        "Nesterov": (GD, (0.95, 1.05), "Momentum 0.9"),
-        "Adam": (ADAPTIVE, (0.93, 1.05), "Betas 0.9 and 0.99"),
-        "RMSprop": (ADAPTIVE, (0.98, 1.12), ""),
-    }
-    claims = [
-        hovers(family, runs, source, band, names[family], note)
-        for family, (source, band, note) in bands.items()
-        if names[family]
-    ]
-    for family, (source, _, _) in bands.items():
-        if len(names[family]) > 1:
+    """Hovering and crossing, of each family of which there are runs."""
+    known = {family: [case.name for case in cases if case.name in runs] for family, cases in FAMILIES.items()}
+    claims = []
+    for family, names in known.items():
+        source, band, note = BANDS.get(family, (GD, (0.95, 1.05), ""))
+        if names:
+            claims.append(hovers(family, runs, source, band, names, note))
+        if len(names) > 1:
+            order = by_seed(runs, names, in_order)
             claims.append(
                 judge(
-                    f"{family.replace(' ', '_')}_later", f"Smaller rates cross later: {family}", source,
-                    by_seed(runs, names[family], in_order), between=(1, 1), predicted="all neighbouring rates in order",
+                    f"{family.replace(' ', '_')}_later", f"Smaller rates cross later: {family}", source, order,
+                    between=(1, 1), predicted="all neighbouring rates in order",
                 )
             )  # fmt: skip
-    at_edge = names["gradient descent"][-1:]
-    claims += [
-        judge(
-            "loss_rises", "At the edge the loss does not fall at every step", GD,
-            by_seed(runs, names["gradient descent"], lambda some: min(run.rises for run in some)), between=(0.05, 1),
-            predicted="it rises in 5 % of the later steps or more",
-        ),
-        judge(
-            "loss_falls", "Yet it falls over longer times", GD,
-            by_seed(runs, at_edge, lambda some: max(late_over_crossing(run) for run in some)), between=(0, 0.8),
-            predicted="loss at the end over that at the crossing at most 0.8",
-        ),
-    ]  # fmt: skip
+    if names := known.get("gradient descent"):
+        claims += [
+            judge(
+                "loss_rises", "At the edge the loss does not fall at every step", GD,
+                by_seed(runs, names, lambda some: min(run.rises for run in some)), between=(0.05, 1),
+                predicted="it rises in 5 % of the later steps or more",
+            ),
+            judge(
+                "loss_falls", "At the edge the loss falls over longer times", GD,
+                by_seed(runs, names[-1:], lambda some: late_over_crossing(some[0])), between=(0, 0.8),
+                predicted="loss at the end over that at the crossing at most 0.8",
+            ),
+        ]  # fmt: skip
     return claims
 
 
@@ -211,9 +208,10 @@ def on_digits(options: Options) -> list[Claim]:
     done = in_parallel(trained, jobs, options.jobs, name="optimizers")
     runs: Runs = {case.name: [run for run in done if run.name == case.name] for case in cases}
     size = {"updates": 200, "samples": 300} if options.quick else {}
-    flows = in_parallel(partial(beside, **size), options.seeds, options.jobs, name="flows")
-    draw(runs, flows, options.out)
-    return families_judged(runs) + flows_judged(dict(zip(options.seeds, flows, strict=True))) + absent_judged(runs)
+    found = in_parallel(partial(beside, **size), options.seeds, options.jobs, name="flows")
+    flows = {seed: each for seed, each in zip(options.seeds, found, strict=True) if each is not None}
+    draw(runs, list(flows.values()), options.out)
+    return families_judged(runs) + (flows_judged(flows) if flows else []) + absent_judged(runs)
 
 
 def folder(out: Path, name: str, seed: int) -> Path:

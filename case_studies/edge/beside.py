@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
+from digits_training import digits
 from edge.flows import Surface, central_flow, gradient_flow
-from losscope.viz.demo import digits, half_squared_error, network
+from edge.sweep import gradient_descent
 
 __all__ = ["Beside", "beside"]
 
@@ -76,21 +75,24 @@ class Beside:
         return statistics.fmean(self.losses[self.crossing :][: self.single])
 
 
-def beside(seed: int, rate: float = 2 / 20, updates: int = 320, most: int = 2000, samples: int = 1000) -> Beside:
+def beside(seed: int, rate: float = 2 / 20, updates: int = 320, most: int = 2000, samples: int = 1000) -> Beside | None:
     """Train to the crossing and ``updates`` beyond, then let both flows run.
 
-    Raises:
-        RuntimeError: if the sharpness does not reach 2 / rate within ``most`` updates.
+    None where the sharpness does not reach 2 / rate within ``most`` updates, which is said.
     """
     x, y = digits(seed, samples)
-    surface = Surface(network(seed), x, y, half_squared_error)
+    case = gradient_descent(2 / rate, most)
+    surface = Surface(case.model(seed), x, y, case.criterion)
     origin = parameters_to_vector(surface.parameters).detach().clone()
     path, losses, sharpness, crossing = descent(surface, origin, rate, updates, most)
+    if crossing is None:
+        print(f"seed {seed}: the sharpness stays below 2/lr = {2 / rate:g}, at {sharpness[-1]:.3f} of it in the end")
+        return None
 
     last = crossing + updates
     flow = list(gradient_flow(surface, origin, last * rate, EVERY * rate))
     apart = [float((path[EVERY * i] - w).norm() / (w - origin).norm()) if i else 0.0 for i, (w, _) in enumerate(flow)]
-    central = list(islice(central_flow(surface, path[crossing], rate, updates), updates))
+    central = list(central_flow(surface, path[crossing], rate, updates))
     end = (path[last - 2] + 2 * path[last - 1] + path[last]) / 4  # without the oscillation of period two
     went = float((end - path[crossing]).norm())
     away = tuple(float((end - w).norm()) / went for w in (flow[-1][0], central[-1].w))
@@ -107,22 +109,20 @@ def beside(seed: int, rate: float = 2 / 20, updates: int = 320, most: int = 2000
 
 def descent(
     surface: Surface, w: Tensor, rate: float, updates: int, most: int
-) -> tuple[list[Tensor], list[float], list[float], int]:
+) -> tuple[list[Tensor], list[float], list[float], int | None]:
     """Points and losses of gradient descent, its sharpness over 2 / rate at every tenth, and where that crosses 1."""
-    path, losses, sharpness, start = [w], [], [], None
-    crossing: float = math.inf
-    while len(path) <= min(crossing, most) + updates:
+    path, losses, sharpness = [w], [], []
+    start: Tensor | None = None
+    crossing: int | None = None
+    while len(path) <= (most if crossing is None else crossing + updates):
         if (len(path) - 1) % EVERY == 0:
             pairs = surface.eigenpairs(w, start=start, tol=1e-2)
             start = pairs.vectors
             sharpness.append(float(pairs.values[0]) * rate / 2)
-            if crossing == math.inf and sharpness[-1] > 1:
+            if crossing is None and sharpness[-1] > 1:
                 crossing = len(path) - 1
         loss = surface.loss(w)
         losses.append(float(loss.detach()))
         w = w - rate * parameters_to_vector(torch.autograd.grad(loss, surface.parameters))
         path.append(w)
-    if crossing == math.inf:
-        raise RuntimeError(f"the sharpness stays below 2/rate = {2 / rate:g} for {most} updates; it ends at "
-                           f"{sharpness[-1]:.3f} of it: give a larger rate")  # fmt: skip
-    return path, losses, sharpness, int(crossing)
+    return path, losses, sharpness, crossing

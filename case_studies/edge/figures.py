@@ -27,7 +27,8 @@ def draw(runs: Runs, flows: Sequence[Beside], out: Path) -> list[Path]:
     families = {family: some for family, some in families.items() if some}
     absent = {name: {case.name: runs[case.name]} for name, case in ABSENT.items() if case.name in runs}
     paths = [draw_sweep(families, out, "optimizers"), draw_crossings(families, out)]
-    paths += [draw_flow(flows[0], out), draw_central(flows[0], out)]
+    if flows:
+        paths += [draw_flow(flows[0], out), draw_central(flows[0], out)]
     return [*paths, draw_sweep(absent, out, "absent")] if absent else paths
 
 

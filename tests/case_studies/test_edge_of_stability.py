@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call, grad, hessian
 from torch.nn.utils import parameters_to_vector
 
+from edge.beside import beside
 from edge.cifar import cifar, fc_tanh
 from edge.flows import Surface, central_flow, gradient_flow
 from edge.sweep import Trained
@@ -106,7 +107,13 @@ def test_crossings() -> None:
     never = Trained("b", 0, {0: 0.1, 10: 0.2}, [1.0, 0.9], "BELOW_EDGE")
     assert (above.crossing, never.crossing) == (30, math.inf)
     assert math.isnan(never.hover) and above.hover == 1.1
-    assert (in_order([above, never]), in_order([above, above])) == (1, 0) and math.isnan(in_order([never, above]))
+    assert [in_order(pair) for pair in ([above, never], [above, above], [never, above])] == [1, 0, 0]
+    assert math.isnan(in_order([never, never]))
+
+
+def test_a_run_that_does_not_cross_is_said_and_left_out(capsys) -> None:
+    assert beside(0, rate=1e-3, updates=5, most=10, samples=50) is None
+    assert "stays below 2/lr = 2000" in capsys.readouterr().out
 
 
 def fake_cifar(folder: Path, images: int = 4, *, binary: bool = False) -> np.ndarray:
