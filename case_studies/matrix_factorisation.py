@@ -87,7 +87,7 @@ def judged(found: dict[int, Found]) -> list[Claim]:
         ),
         claim(
             "deep_not_necessary", "For L >= 3 balance is sufficient only: minimisers of the least sharpness without it",
-            lambda f: min(unless_flat(p, p.imbalance) for p in f.of("flat, not balanced")), 1.05, math.inf,
+            lambda f: smallest(unless_flat(p, p.imbalance) for p in f.of("flat, not balanced")), 1.05, math.inf,
             source=EXACT, predicted="largest over smallest ||A_l|| ||B_l|| above 1",
         ),
         claim(
@@ -99,13 +99,13 @@ def judged(found: dict[int, Found]) -> list[Claim]:
         ),
         claim(
             "frobenius_not_enough", "Frobenius-norm balance is not enough for the least sharpness",
-            lambda f: min(p.measured / p.least for p in f.of("Frobenius balanced")), 1.05, math.inf,
+            lambda f: smallest(p.measured / p.least for p in f.of("Frobenius balanced")), 1.05, math.inf,
             predicted="sharpness over least above 1 at equal Frobenius norms",
         ),
         claim(
             "frobenius_not_needed", "Frobenius-norm balance is not needed: some have the least sharpness without it",
-            lambda f: min(unless_flat(p, p.frobenius) for p in f.of("flat, not Frobenius balanced")), 1.05, math.inf,
-            predicted="largest over smallest Frobenius norm above 1",
+            lambda f: smallest(unless_flat(p, p.frobenius) for p in f.of("flat, not Frobenius balanced")),
+            1.05, math.inf, predicted="largest over smallest Frobenius norm above 1",
         ),
         claim(
             "bound_two", "The bound 2 sum ||A_l||^2 ||B_l||^2 is the sharpness itself for L = 2 and for scalars",
@@ -114,7 +114,7 @@ def judged(found: dict[int, Found]) -> list[Claim]:
         ),
         claim(
             "bound_deep", "For L >= 3 that bound is not tight",
-            lambda f: statistics.median(p.bound / p.exact for p in f.of("drawn", "drawn, not measured") if deep(p)),
+            lambda f: median(p.bound / p.exact for p in f.of("drawn", "drawn, not measured") if deep(p)),
             1.001, math.inf, source=EXACT, predicted="median of bound over sharpness above 1",
         ),
         claim(
@@ -127,7 +127,7 @@ def judged(found: dict[int, Found]) -> list[Claim]:
         ),
         claim(
             "growth", "It leaves as linear theory says, by a factor eta lambda - 1 = 1.04 a step",
-            lambda f: statistics.median(e.growth for e in f.escapes if e.ratio == 1.02), 1.038, 1.042,
+            lambda f: median(e.growth for e in f.escapes if e.ratio == 1.02), 1.038, 1.042,
         ),
         claim(
             "lands_flatter", "Where it ends after the escape, 2/lambda is at least the rate",
@@ -151,8 +151,8 @@ def judged(found: dict[int, Found]) -> list[Claim]:
         ),
         claim(
             "rates_not_flattest", "That rate ends at the least sharpness",
-            lambda f: min(d.sharpness / d.least for d in f.descents if d.converged and d.times == 1.5), 1 - ROUND, 1.05,
-            source="not claimed by the paper", predicted="sharpness over least 1",
+            lambda f: smallest(d.sharpness / d.least for d in f.descents if d.converged and d.times == 1.5),
+            1 - ROUND, 1.05, source="not claimed by the paper", predicted="sharpness over least 1",
         ),
         claim(
             "away", "Away from minimisers the formula's error grows in proportion to the distance",
@@ -160,7 +160,7 @@ def judged(found: dict[int, Found]) -> list[Claim]:
             predicted="slope 1 on logarithmic axes",
         ),
     ]  # fmt: skip
-    return claims
+    return [claim for claim in claims if not all(map(math.isnan, claim.measured))]  # but what the plan leaves out
 
 
 def unless_flat(point: Point, number: float) -> float:
@@ -169,13 +169,25 @@ def unless_flat(point: Point, number: float) -> float:
 
 
 def largest(numbers: Iterable[float]) -> float:
-    """NaN where there are none."""
+    """NaN where there are none, as in what follows: the plan leaves them out."""
     return max(numbers, default=math.nan)
+
+
+def smallest(numbers: Iterable[float]) -> float:
+    """As it says."""
+    return min(numbers, default=math.nan)
+
+
+def median(numbers: Iterable[float]) -> float:
+    """As it says."""
+    some = list(numbers)
+    return statistics.median(some) if some else math.nan
 
 
 def share(held: Iterable[bool]) -> float:
     """Of trials."""
-    return statistics.fmean(held)
+    some = list(held)
+    return statistics.fmean(some) if some else math.nan
 
 
 def deep(point: Point) -> bool:

@@ -20,13 +20,14 @@ WATCHED = 3
 
 
 def draw(found: Sequence[Found], plan: Plan, out: Path) -> list[Path]:
-    """All four figures; the descents of the third are watched anew, their runs below ``out``."""
-    return [
-        draw_sharpness(found, plan, out),
-        draw_escapes(found, plan, out),
-        draw_rates(found, plan, out),
-        draw_limits(found, plan, out),
-    ]
+    """The figures of what the plan has; the descents of the third are watched anew, their runs below ``out``."""
+    wanted = {
+        draw_sharpness: plan.depths,
+        draw_escapes: plan.escapes,
+        draw_rates: plan.lopsided,
+        draw_limits: plan.depths,
+    }
+    return [drawn(found, plan, out) for drawn, tried in wanted.items() if tried]
 
 
 def draw_sharpness(found: Sequence[Found], plan: Plan, out: Path) -> Path:
@@ -57,7 +58,7 @@ def draw_sharpness(found: Sequence[Found], plan: Plan, out: Path) -> Path:
         some = [p for p in two if p.kind in names]
         right.plot([p.imbalance for p in some], [p.exact / p.least for p in some], marker, color=colour, ms=size,
                    mfc=colour if marker == "." else "none", label=label)  # fmt: skip
-    most = max(p.imbalance for p in two)
+    most = max((p.imbalance for p in two), default=1.0)
     grid = [1 + (most - 1) * i / 100 for i in range(101)]
     right.plot(grid, [(r + 1 / r) / 2 for r in grid], color="#1f2328", lw=1, label="least at this imbalance")
     right.set(yscale="log", ylabel=r"$\lambda_{\max}$ / least")
@@ -146,7 +147,8 @@ def draw_limits(found: Sequence[Found], plan: Plan, out: Path) -> Path:
     figure, (left, right) = panels(2, ["bound over sharpness", "away from minimisers, L = 3"], size=(3.6, 3.0))
     points = [p for each in found for p in each.points if p.kind.startswith("drawn")]
     groups = {"scalars": [p for p in points if p.shape[0] == p.shape[1] == 1]}
-    groups |= {f"{d}": [p for p in points if p.depth == d and min(p.shape[:2]) > 1] for d in plan.depths}
+    groups |= {str(d): [p for p in points if p.depth == d and min(p.shape[:2]) > 1] for d in plan.depths}
+    groups = {name: some for name, some in groups.items() if some}
     left.boxplot([[p.bound / p.exact for p in some] for some in groups.values()], tick_labels=list(groups), widths=0.5,
                  flierprops={"ms": 2}, medianprops={"color": COLOURS[1]})  # fmt: skip
     left.set(xlabel="L", ylabel=r"$2\sum\|A_l\|^2\|B_l\|^2 \;/\; \lambda_{\max}$")

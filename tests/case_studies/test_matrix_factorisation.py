@@ -1,14 +1,16 @@
 """Deep matrix factorisation in short: the formula against dense Hessians, minimisers of every kind, the script."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch.func import functional_call, hessian
 
 from deep_factorisation import minimisers as fac
-from deep_factorisation.measurements import frobenius_balanced, off_minimiser, with_gap
-from matrix_factorisation import FAIL, main
+from deep_factorisation.figures import draw
+from deep_factorisation.measurements import Plan, frobenius_balanced, off_minimiser, study, with_gap
+from matrix_factorisation import FAIL, judged, main
 
 
 def dense_sharpness(factors: list[torch.Tensor], m: torch.Tensor) -> float:
@@ -58,7 +60,16 @@ def test_the_formula_fails_away_from_minimisers() -> None:
     assert errors == sorted(errors) and errors[0] < 1e-4 < 1e-3 < errors[-1]
 
 
-def test_quick(tmp_path) -> None:
+def test_a_plan_of_little_makes_fewer_claims_and_figures(tmp_path: Path) -> None:
+    plan = Plan(((2, 3, 4),), (3,), 3, 5, escapes=(), trials=1, near=(), lopsided=(), times=())
+    found = study(0, plan)
+    names = {claim.name for claim in judged({0: found})}
+    assert {"exact", "least_attained", "bound_deep", "away"} <= names
+    assert names.isdisjoint({"two_factors", "scalars", "below_stays", "growth", "rates_flatter", "lands_flatter"})
+    assert {path.name for path in draw([found], plan, tmp_path)} == {"sharpness.png", "limits.png"}
+
+
+def test_quick(tmp_path: Path) -> None:
     claims = main(["--quick", "--out", str(tmp_path / "new")])
     assert {claim.verdict for claim in claims if claim.name not in FAIL} == {"REPRODUCED"}
     assert {claim.verdict for claim in claims if claim.name in FAIL} == {"NOT_REPRODUCED"}
