@@ -109,16 +109,15 @@ def outliers(run: Run, player: str) -> Drawn | None:
     counts = series.column(records, "outliers")
     traces: list[dict[str, Any]] = []
     for rank, row in enumerate(rows, 1):
-        stands = bool((counts >= rank).any())
-        traces += curve(
-            steps, row, f"λ{rank}", "blue" if stands else "muted", width=1.3 if stands else 0.8, legend=rank == 1
-        )
+        traces += curve(steps, row, f"λ{rank}", "muted", width=0.8, legend=False)
+        above = curve(steps, np.where(counts >= rank, row, np.nan), "outliers", "blue", width=1.3, legend=rank == 1)
+        traces += [trace | {"hoverinfo": "skip", "hovertemplate": None} for trace in above]
     edge, low, high = (series.column(records, f"bulk_edge{end}") for end in ("", "_low", "_high"))
     traces += curve(steps, edge, "edge of the bulk", "purple", low=low, high=high, dash="dashdot")
     threshold = series.column(records, "threshold")
     traces += curve(steps, threshold, "threshold", "vermillion", dash="dash", width=1.2, stepwise=True)
     low, high = (series.column(records, f"outliers_{end}") for end in ("low", "high"))
-    traces += curve(steps, counts, "outliers", "green", low=low, high=high, row=2, stepwise=True)
+    traces += curve(steps, counts, "how many stand apart", "green", low=low, high=high, row=2, stepwise=True)
     values = np.concatenate([*rows, threshold])
     rows_of = [
         {"title": "largest eigenvalues\n[loss / parameter²]", "type": scale(values, 15)},

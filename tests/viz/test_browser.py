@@ -90,6 +90,10 @@ def test_the_pointer_reads_out_numbers(browser: Any, pages: dict[str, Path]) -> 
         box = plot.bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 3)
         page.wait_for_selector("#figure-0-0-sharpness .hoverlayer text")
+        buttons = page.locator(".modebar-btn").evaluate_all("(all) => [...new Set(all.map((b) => b.dataset.title))]")
+        assert len(buttons) == 6 and not [
+            each for each in buttons if re.search("share|cloud|edit", each, re.IGNORECASE)
+        ]
         said = page.locator("#figure-0-0-sharpness .hoverlayer").text_content()
         assert "sharpness" in said and re.search(r"\d\d", said)
         assert quiet(page, pages["page"])

@@ -35,7 +35,8 @@
         ...(axis.type === "log" ? logarithmic : {}), ...axis };
     }
     return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x unified", uirevision: figure.id,
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: narrow.matches ? "closest" : "x unified", uirevision: figure.id,
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: shade("--muted"), activecolor: shade("--ink") },
       font: { family: "system-ui, sans-serif", size: 12, color: shade("--ink") },
       hoverlabel: { bgcolor: shade("--card"), bordercolor: shade("--grid"), font: { color: shade("--ink") }, align: "left",
         namelength: narrow.matches ? 24 : 60 },
@@ -59,7 +60,9 @@
     return fresh;
   };
 
-  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  /* By name, since plotly's own choice has a button that sends a figure to a server. */
+  const buttons = [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
+  const config = { displaylogo: false, responsive: true, modeBarButtons: buttons, showSendToCloud: false, showLink: false };
 
   const draw = async (figure) => {
     const home = made(figure);
@@ -69,7 +72,8 @@
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", figure.title);
     plot.hidden = false;
-    await window.Plotly.react(plot, figure.traces.map((trace) => coloured(trace)), dressed(figure), config);
+    await window.Plotly.react(plot, figure.traces.map((trace) => coloured(trace)), dressed(figure),
+      { ...config, ...(narrow.matches ? { displayModeBar: false } : {}) });
     home.classList.add("drawn");
     if (!plot.linked) {
       plot.linked = true;
