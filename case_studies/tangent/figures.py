@@ -8,13 +8,17 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from panels import BLUE, GREEN, GREY, RED, panels
+from panels import BLUE, GREEN, GREY, RED, log, panels
 
 __all__ = ["draw_early", "draw_gap", "draw_lazy"]
 
 ORANGE = "#e69f00"
+PREDICTORS: dict[str, dict[str, str]] = {
+    "network": {"color": BLUE, "marker": "o", "linestyle": "-", "label": "network"},
+    "first": {"color": GREY, "marker": "s", "linestyle": ":", "label": "regression with $K_0$"},
+    "last": {"color": ORANGE, "marker": "^", "linestyle": "--", "label": "regression with $K_T$"},
+}
 
 
 def _panels(count: int, width: float = 3.1) -> tuple[Figure, list[Axes]]:
@@ -35,7 +39,7 @@ def _band(ax: Axes, points: Iterable[tuple[float, float]], color: str, **look: A
     for x, y in points:
         by_x.setdefault(x, []).append(y)
     xs = sorted(by_x)
-    ax.fill_between(xs, [min(by_x[x]) for x in xs], [max(by_x[x]) for x in xs], color=color, alpha=0.2, linewidth=0)
+    ax.fill_between(xs, [min(by_x[x]) for x in xs], [max(by_x[x]) for x in xs], color=color, alpha=0.15, linewidth=0)
     ax.plot(xs, [median(by_x[x]) for x in xs], color=color, linewidth=1.3, markersize=4, **look)
     return [(x, geometric_mean(by_x[x]) if min(by_x[x]) > 0 else median(by_x[x])) for x in xs]
 
@@ -46,11 +50,17 @@ def _slope(ax: Axes, through: tuple[float, float], xs: Sequence[float], power: f
     )
 
 
-def _ticks(ax: Axes, at: Sequence[float]) -> None:
-    ax.set_xscale("log")
-    ax.set_xticks(list(at))
-    ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.xaxis.set_minor_formatter(NullFormatter())
+def _bars(ax: Axes, points: Iterable[tuple[float, float]], shift: float, **look: Any) -> None:
+    """Median of the seeds at each x on a logarithmic axis, a little beside it, and from the smallest to the largest."""
+    by_x: dict[float, list[float]] = {}
+    for x, y in points:
+        by_x.setdefault(x, []).append(y)
+    middle = [median(ys) for ys in by_x.values()]
+    ends = (
+        [m - min(ys) for m, ys in zip(middle, by_x.values(), strict=True)],
+        [max(ys) - m for m, ys in zip(middle, by_x.values(), strict=True)],
+    )
+    ax.errorbar([shift * x for x in by_x], middle, ends, linewidth=1.3, elinewidth=0.8, markersize=4, **look)
 
 
 def draw_lazy(by_width: Mapping[Any, Any], by_scale: Mapping[Any, Any], by_kink: Mapping[Any, Any]) -> Figure:
@@ -68,7 +78,7 @@ def draw_lazy(by_width: Mapping[Any, Any], by_scale: Mapping[Any, Any], by_kink:
             if name == "change":
                 power = -0.5 if along == 0 else -1.0
                 _slope(ax, middle[-1], xs, power, f"slope {power:g}")
-        _ticks(ax, xs)
+        log(ax, "x", xs)
         ax.set_yscale("log")
     _band(scale, [(c[1], d.change) for c, d in by_kink.items()], ORANGE, marker="x", linestyle=(0, (4, 2)),
           label="the first for ReLU")  # fmt: skip
@@ -77,16 +87,14 @@ def draw_lazy(by_width: Mapping[Any, Any], by_scale: Mapping[Any, Any], by_kink:
     xs = sorted({c[1] for c in by_scale})
     _band(alignment, [(c[1], d.alignment) for c, d in by_scale.items()], BLUE, marker="o")
     alignment.axhline(0, color=GREY, linewidth=1, linestyle=":")
-    _ticks(alignment, xs)
+    log(alignment, "x", xs)
     _say(alignment, "Kernel-label alignment gained", "output scale alpha")
-    for name, color, marker, style, label in (
-        ("network", BLUE, "o", "-", "network"), ("first", GREY, "s", ":", "regression with $K_0$"),
-        ("last", ORANGE, "^", "--", "regression with $K_T$"),
-    ):  # fmt: skip
-        _band(accuracy, [(c[1], getattr(d, name)) for c, d in by_scale.items()], color, marker=marker, linestyle=style,
-              label=label)  # fmt: skip
-    _ticks(accuracy, xs)
-    _say(accuracy, "Test accuracy, 200 digits", "output scale alpha")
+    for (name, look), shift in zip(PREDICTORS.items(), (0.9, 1.0, 1.1), strict=True):
+        _bars(accuracy, [(c[1], getattr(d, name)) for c, d in sorted(by_scale.items())], shift, **look)
+    low, high = accuracy.get_ylim()
+    accuracy.set_ylim(low - 0.4 * (high - low), high)
+    log(accuracy, "x", xs)
+    _say(accuracy, "Test accuracy, trained on 200 digits", "output scale alpha", loc="lower left")
     return figure
 
 
@@ -106,13 +114,13 @@ def draw_early(found: Mapping[tuple[int, int], Any], early: int) -> Figure:
     distance.set_ylim(0, 1.3 * distance.get_ylim()[1])
     _say(alignment, "Alignment with the labels", "epoch of SGD")
     runs = [(c, s) for (c, s) in found if c == widths[0]]
-    names = ("$K_0$", f"$K$, epoch {early}", "$K$, end", "network")
+    names = ("$K_0$", f"$K_{early}$", "$K_{30}$", "network")
     for key in runs:
         values = [*found[key].errors, found[key].network]
         errors.plot(range(4), [100 * v for v in values], color=RED, marker="o", markersize=3, linewidth=0.7, alpha=0.7)
     errors.set_xticks(range(4), names)
     errors.set_ylim(0, None)
-    _say(errors, f"Test error of regression, width {widths[0]}, each seed", "", "%")
+    _say(errors, f"Test error, width {widths[0]}, each seed", "", "%")
     return figure
 
 
@@ -122,13 +130,12 @@ def draw_gap(fits: Mapping[Any, Any]) -> Figure:
     usual = [s for s in fits if s.eps == 0.5]
     alphas = sorted({s.alpha for s in usual})
     most = alphas[-1]
-    looks = ((BLUE, "rich"), (ORANGE, "between"), (RED, "lazy"))
-    for alpha, (color, word) in zip(alphas, looks, strict=True):
+    for alpha, (color, word) in zip(alphas, ((BLUE, "rich"), (RED, "lazy")), strict=True):
         seed = min(s.seed for s in usual)
         fit = next(f for s, f in fits.items() if (s.alpha, s.eps, s.seed) == (alpha, 0.5, seed))
         _course(rich, fit, color, f"alpha = {alpha:g} ({word})")
     _say(rich, "Solid: test error, dotted: training", "step", "mean squared error", loc="lower left")
-    for eps, color in zip(sorted({s.eps for s in fits}, reverse=True), (RED, ORANGE, BLUE), strict=False):
+    for eps, color in zip(sorted({s.eps for s in fits}, reverse=True), (RED, GREEN), strict=True):
         seed = min(s.seed for s in fits if s.eps == eps)
         fit = next(f for s, f in fits.items() if (s.alpha, s.eps, s.seed) == (most, eps, seed))
         _course(lazy, fit, color, f"eps = {eps:g}")
@@ -137,13 +144,13 @@ def draw_gap(fits: Mapping[Any, Any]) -> Figure:
         ax.set_xscale("symlog", linthresh=10)
         ax.set_yscale("log")
         ax.set_ylim(1e-5, 4)
-    for name, color, marker, style, label in (
-        ("network", BLUE, "o", "-", "network"), ("first", GREY, "s", ":", "regression with $K_0$"),
-        ("last", ORANGE, "^", "--", "regression with $K_T$"),
-    ):  # fmt: skip
-        points = [(s.alpha, fits[s].test[-1] if name == "network" else getattr(fits[s], name)) for s in usual]
-        _band(regression, points, color, marker=marker, linestyle=style, label=label)
-    _ticks(regression, alphas)
+    for (name, look), shift in zip(PREDICTORS.items(), (0.94, 1.0, 1.06), strict=True):
+        points = [
+            (s.alpha, fits[s].test[-1] if name == "network" else getattr(fits[s], name))
+            for s in sorted(usual, key=lambda s: s.alpha)
+        ]
+        _bars(regression, points, shift, **look)
+    log(regression, "x", alphas)
     regression.set_yscale("log")
     _say(regression, "Test error at the end", "output scale alpha")
     return figure
