@@ -30,8 +30,7 @@ def test_exact_where_there_are_no_more_columns_than_products(name: str) -> None:
         assert found[layer].method == "exact" and found[layer].matvecs == len(H)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize("name", ["batchnorm_eval", "tied_weights"])
+@pytest.mark.parametrize(("name", "rank"), [("batchnorm_eval", 4), ("tied_weights", 0)])
 def test_intervals_cover(name: str, rank: int) -> None:
     """Nominal 95 %: of 120 seeds and three or four layers, whose errors go together, no less than 90 %."""
     B = BlockDiagonal(Hessian(build(name).objective()))
@@ -46,10 +45,10 @@ def test_intervals_cover(name: str, rank: int) -> None:
 def test_the_mean_over_seeds_is_the_trace() -> None:
     B = BlockDiagonal(Hessian(build("scaled_dot_product_attention").objective()))
     exact = dense_traces(B, reference("scaled_dot_product_attention")[2])
-    runs = [layer_traces(B, vectors=8, rank=4, seed=seed) for seed in range(40)]
+    runs = [layer_traces(B, vectors=8, rank=4, seed=seed) for seed in range(25)]
     for layer, expected in exact.items():
         values = torch.tensor([each[layer].value for each in runs], dtype=torch.float64)
-        assert abs(float(values.mean()) - expected) < 4 * float(values.std()) / 40**0.5
+        assert abs(float(values.mean()) - expected) < 4 * float(values.std()) / 25**0.5
 
 
 def test_layers_add_up_and_the_number_of_products_is_known() -> None:
