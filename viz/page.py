@@ -280,7 +280,7 @@ def _policy(scripts: Sequence[str], *, live: bool) -> str:
     rules = [
         "default-src 'none'",
         "style-src 'unsafe-inline'",
-        "img-src data:",
+        "img-src data: blob:" if scripts else "img-src data:",  # plotly saves a picture by way of a blob
         "base-uri 'none'",
         "form-action 'none'",
     ]

@@ -99,6 +99,15 @@ def test_the_pointer_reads_out_numbers(browser: Any, pages: dict[str, Path]) -> 
         assert quiet(page, pages["page"])
 
 
+def test_a_picture_can_be_saved(browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages["page"]) as page:
+        page.locator("#figure-0-0-sharpness .plot").hover()
+        with page.expect_download(timeout=20_000) as waiting:
+            page.locator("#figure-0-0-sharpness .modebar-btn[data-title*='Download']").click()
+        assert Path(waiting.value.path()).read_bytes().startswith(b"\x89PNG")
+        assert page.complaints == [] and not [each for each in page.requests if each.startswith("http")]
+
+
 def test_zooms_are_linked_by_step(browser: Any, pages: dict[str, Path]) -> None:
     with opened(browser, pages["page"]) as page:
         ranges = """() => ['sharpness', 'stability', 'outliers'].map((name) =>
