@@ -148,7 +148,7 @@ def _draw_map(ax: Axes, path: WeightTrajectory, *, own: bool) -> None:
     for index, marker, word in ((0, "o", "start"), (len(at) - 1, "s", "end")):
         ax.plot(
             *at[index, :2], linestyle="none", marker=marker, markersize=7, markerfacecolor=PAPER, markeredgecolor=INK,
-            markeredgewidth=1.2, zorder=5, label=f"{word}, step {steps[index]:,}", gid=word,
+            markeredgewidth=1.2, zorder=5, label=f"{word}, step {steps[index]:,}", gid=word, clip_on=False,
         )  # fmt: skip
     _frame(ax)
     ax.set_xlabel(_share(path, 0, narrow=style.width_of(ax) <= 5), color=INK, fontsize=style.FONT)

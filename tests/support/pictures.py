@@ -16,7 +16,7 @@ NEAR = 1
 """Pixels by which an edge may lie elsewhere."""
 TOLERANCE = 40
 """Of 255, by which a colour may differ: less than the lightest of our colours differs from paper and grid together."""
-MOST = 8
+MOST = 2
 """Pixels that may differ nevertheless, as where a letter is hinted otherwise."""
 
 BASELINES = Path(__file__).parent.parent / "viz" / "baseline"
