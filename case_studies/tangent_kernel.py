@@ -316,15 +316,15 @@ def gap_claims(fits: Mapping[Setting, Fit], seeds: Sequence[int]) -> list[Claim]
     if last < 0.5:
         lags = {s: _lag(by[lazy, last, s]) for s in seeds}
         claims.append(judge(
-            "delayed_drop", f"Steps until test error is a tenth, over those of training error, alpha = {lazy:g}, "
+            "delayed_drop", f"Steps until test error is a fifth, over those of training error, alpha = {lazy:g}, "
             f"eps = {last:g}", KUMAR, lags, between=(5, math.inf), predicted="much later (grokking)",
         ))  # fmt: skip
     return claims
 
 
 def _lag(fit: Fit) -> float:
-    """How many times later test error falls to a tenth; infinite where it never does."""
-    train, test = fit.when(fit.train), fit.when(fit.test)
+    """How many times later test error falls to a fifth; infinite where it never does."""
+    train, test = fit.when(fit.train, 0.2), fit.when(fit.test, 0.2)
     return math.inf if train is None or test is None else test / train
 
 
