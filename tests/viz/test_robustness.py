@@ -87,8 +87,13 @@ def test_every_figure_of_a_result_is_here() -> None:
 # --------------------------------------------------------------------------- long runs
 
 
+def in_time(work: Callable[[], Any]) -> bool:
+    """Whether it takes less than two seconds of a core that nobody else is on, at one of three times."""
+    return any(seconds(work) < SECONDS for _ in range(3))
+
+
 def seconds(work: Callable[[], Any]) -> float:
-    """Of the processor, in units of a core that nobody else is on, which this loop takes a quarter of a second of."""
+    """Of the processor, in units in which this loop takes a quarter of a second."""
     start = time.process_time()
     for _ in range(10**7):
         pass
@@ -106,10 +111,10 @@ def test_long_runs_are_drawn_at_once_and_small(name: str) -> None:
 
     def work() -> None:
         made.append(figure(run, name))
-        made[0].savefig(files[0], format="png", dpi=100)
+        made[-1].savefig(files[0], format="png", dpi=100)
 
-    assert seconds(work) < SECONDS
-    made[0].savefig(files[1], format="svg")
+    assert in_time(work)
+    made[-1].savefig(files[1], format="svg")
     assert len(files[1].getvalue()) < 1e6
 
 
@@ -117,7 +122,7 @@ def test_long_runs_are_drawn_at_once_and_small(name: str) -> None:
 def test_long_results_are_drawn_at_once(plot: str) -> None:
     shown = RESULTS[plot]["long"]()
     draw = getattr(viz, plot)
-    assert seconds(lambda: figure_of(draw(shown)).savefig(io.BytesIO(), format="png", dpi=100)) < SECONDS
+    assert in_time(lambda: figure_of(draw(shown)).savefig(io.BytesIO(), format="png", dpi=100))
 
 
 def test_a_peak_of_one_step_is_still_there() -> None:
@@ -146,7 +151,7 @@ def plots() -> Iterator[Any]:
         yield pytest.param(getattr(viz, plot), next(iter(cases.values())), id=plot)
 
 
-@pytest.mark.parametrize(("plot", "make"), [*plots()])
+@pytest.mark.parametrize(("plot", "make"), [each for each in plots() if each.id not in FIGURES])  # see test_figure.py
 def test_on_any_backend_without_a_trace(plot: Callable[..., Any], make: Callable[[], Any]) -> None:
     shown, before = make(), settings()
     made = figure_of(plot(shown))
