@@ -31,10 +31,7 @@ extensions = [
 exclude_patterns = ["_build", "_digits.md", "gallery", "**sg_execution_times.rst"]
 myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 4
-suppress_warnings = [
-    "config.cache",  # the gallery's scraper is an object, which Sphinx cannot compare with the last build
-    "toc.empty_glob",  # a pattern of the index may be ahead of its page
-]  # the gallery's scraper is an object, which Sphinx cannot compare with the last build
+suppress_warnings = ["config.cache"]  # the scraper is an object: Sphinx cannot compare it with the last build's
 
 # In docstrings a name in single backticks is a link where a page knows it, and code where none does.
 default_role = "name"

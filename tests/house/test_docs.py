@@ -30,7 +30,7 @@ def test_every_figure_has_an_example() -> None:
 
 def test_every_page_has_a_place_in_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    named = re.findall(r"^[\w/*-]+$", index, re.MULTILINE)
+    named = re.findall(r"^[\w/*\[\]-]+$", index, re.MULTILINE)
     docs = ROOT / "docs"
     found = {str(page.relative_to(docs).with_suffix("")) for page in (*docs.glob("*.md"), *docs.glob("migration/*.md"))}
     pages = {name for name in found if not name.startswith("_")}
