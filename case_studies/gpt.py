@@ -1,8 +1,8 @@
 """A GPT of 10.8 million parameters on Python's own sources, watched: sharpness, trace, spectrum and stability.
 
 The loop has the shape of nanoGPT's: batches of bytes drawn at random, gradients accumulated over micro-batches under
-bfloat16 autocast, clipped, AdamW with linear warm-up and half a cosine. What is measured is the loss of two fixed
-batches in float32. With a budget the measurements take at most that share of the time.
+bfloat16 autocast, clipped, AdamW with linear warm-up and half a cosine. What is measured is the loss of one fixed
+batch in float32. With a budget the measurements take at most that share of the time.
 
     pip install "losscope[transformers]"
     python case_studies/gpt.py --out runs/gpt            # minutes on four cores
@@ -101,7 +101,7 @@ def train(size: Size, out: Path | None = None, seed: int = 0, budget: float | No
     ]
     optimizer = torch.optim.AdamW(groups, lr=size.rate, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(seed)
-    fixed = [drawn(train_text, size, generator) for _ in range(2)]
+    fixed = [drawn(train_text, size, generator)]
     check = [drawn(held_out, size, generator) for _ in range(8)]
     batch = drawn(train_text, size, generator)
     with watch(
