@@ -84,7 +84,7 @@ def probes(steps: int) -> list[Any]:
     fifth = max(1, steps // 5)
     return [
         Sharpness(every=max(1, steps // 20)),
-        Stability(level="sharpness", every=max(1, steps // 10)),
+        Stability(level="sharpness", every=fifth),
         Trace(rtol=0.3, max_matvecs=12, every=fifth),
         Spectrum(vectors=1, steps=20, outliers=4, every=2 * fifth),
     ]
