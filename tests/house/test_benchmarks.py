@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,37 +35,22 @@ def section(text: str, title: str) -> str:
     return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def test_the_tables_have_their_rows_and_one_can_be_measured_again(tmp_path: Path) -> None:
+    """In one test, since its first run takes long and every worker of several tests would make it anew."""
     pytest.importorskip("sklearn")
-    out = tmp_path_factory.mktemp("results")
-    run(out)
-    return out
-
-
-def test_kernels_runs(results: Path) -> None:
-    text = (results / "kernels-cpu.md").read_text(encoding="utf-8")
+    before = run(tmp_path)
     for name in ROWS:
-        assert [line for line in text.splitlines() if line.startswith(f"| {name}")], name
-    assert "wrong" not in text.split("## What must hold")[0]
-    assert not [line for line in text.splitlines() if "losscope" in line and "fails" in line]  # peers may
-    assert (results / "kernels-cpu.png").stat().st_size > 10_000
-    assert (results / "kernels-cpu.svg").exists()
-
-
-def test_ours_reach_the_error_that_all_are_compared_at(results: Path) -> None:
-    raw = json.loads((results / "kernels-cpu.json").read_text())
+        assert [line for line in before.splitlines() if line.startswith(f"| {name}")], name
+    assert "wrong" not in before.split("## What must hold")[0]
+    assert not [line for line in before.splitlines() if "losscope" in line and "fails" in line]  # peers may
+    assert (tmp_path / "kernels-cpu.png").stat().st_size > 10_000
+    assert (tmp_path / "kernels-cpu.svg").exists()
+    raw = json.loads((tmp_path / "kernels-cpu.json").read_text())
     for comparison in raw["eigenpairs"]:
         ours = [row for row in comparison["rows"] if row["package"] == "losscope"]
         assert ours
         assert all(row["reached"] and max(row["errors"]) <= comparison["limit"] for row in ours), comparison["task"]
-
-
-def test_one_table_is_measured_again_and_the_others_stay(results: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again"
-    shutil.copytree(results, again)
-    before = (results / "kernels-cpu.md").read_text(encoding="utf-8")
-    after = run(again, "--tables", "tracking")
+    after = run(tmp_path, "--tables", "tracking")
     for title in ("One product with the Hessian", "Forty steps of Lanczos", "The trace, to one percent"):
         assert section(after, title) == section(before, title)
     tracking = "The largest eigenvalue along training"

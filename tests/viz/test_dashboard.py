@@ -1,6 +1,5 @@
 """All on one page: which panels there are, and that nothing lies on anything else."""
 
-import time
 from collections.abc import Callable
 
 import matplotlib
@@ -106,11 +105,11 @@ def test_no_global_setting_is_touched() -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-def test_a_hundred_thousand_records_in_two_seconds() -> None:
+def test_long_runs_are_thinned_out() -> None:
     values = {"threshold": 20.0, "threshold_largest": 20.0, "two_over_lr": 20.0, "sharpness": 5.0}
-    records = [Record(t, "model", "sharpness", value=5.0 + t % 7, low=4.0, values=values) for t in range(50_000)]
-    records += [Record(t, "model", "log", values={"loss": 1 / (1 + t)}) for t in range(50_000)]
-    run = run_of(records)
-    start = time.process_time()
-    plot_dashboard(run)[0].get_figure(root=True).draw_without_rendering()
-    assert time.process_time() - start < 2
+    records = [Record(t, "model", "sharpness", value=5.0 + t % 7, low=4.0, values=values) for t in range(20_000)]
+    records += [Record(t, "model", "log", values={"loss": 1 / (1 + t)}) for t in range(20_000)]
+    made = plot_dashboard(run_of(records))[0].get_figure(root=True)
+    made.draw_without_rendering()
+    drawn = [len(line.get_xdata()) for ax in made.axes for line in ax.lines]
+    assert 500 < max(drawn) <= 2100

@@ -94,10 +94,9 @@ def test_figures_need_a_folder() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_gradient_descent_hovers_at_the_edge_and_the_audit_says_so(seed: int) -> None:
+def test_gradient_descent_hovers_at_the_edge_and_the_audit_says_so() -> None:
     """Median ratio over the last half in [0.98, 1.05]; at most 3 products per sharpness measured."""
-    run = train_full_batch(seed)
+    run = train_full_batch(0)
     records = run.select("sharpness")
     ratios = [r.value / r.values["threshold"] for r in records]
     assert 0.98 <= statistics.median(ratios[len(ratios) // 2 :]) <= 1.05

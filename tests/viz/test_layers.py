@@ -1,7 +1,5 @@
 """The heat map of the layers: rows, scale, and what is marked."""
 
-import time
-
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -103,11 +101,3 @@ def test_on_axes_of_the_user_and_by_name() -> None:
     ax = Figure().subplots()
     assert plot_layers(run, ax) is ax
     assert isinstance(figure(run, "layers"), Figure)
-
-
-def test_a_hundred_thousand_records_in_two_seconds() -> None:
-    values = {f"{i}/trace": 1.0 + i for i in range(4)}
-    run = run_of([Record(t, "model", "layer_traces", value=1.0, values=values) for t in range(100_000)])
-    start = time.process_time()
-    plot_layers(run).get_figure().draw_without_rendering()
-    assert time.process_time() - start < 2

@@ -1,7 +1,5 @@
 """Small multiples: which panels there are, what they share, and what is in each."""
 
-import time
-
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -92,8 +90,6 @@ def test_bad_input() -> None:
         plot_multiples([])
 
 
-def test_a_hundred_thousand_records_in_two_seconds() -> None:
-    run = run_of([Record(t, "model", "sharpness", value=5.0 + t % 7, low=4.0) for t in range(100_000)])
-    start = time.process_time()
-    plot_multiples(run)[0].figure.draw_without_rendering()
-    assert time.process_time() - start < 2
+def test_long_runs_are_thinned_out() -> None:
+    run = run_of([Record(t, "model", "sharpness", value=5.0 + t % 7, low=4.0) for t in range(30_000)])
+    assert 500 < max(len(line.get_xdata()) for line in plot_multiples(run)[0].lines) <= 2100

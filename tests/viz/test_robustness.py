@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -27,7 +26,6 @@ from losscope.viz.figure import FIGURES, figure
 SIZES = {"dashboard": [(11.7, 8.3)]}
 """Of figures that are not for a column."""
 COLUMNS = [(3.4, 5.0), (7.0, 5.0)]
-SECONDS = 2.0
 
 
 @cache
@@ -87,46 +85,20 @@ def test_every_figure_of_a_result_is_here() -> None:
 # --------------------------------------------------------------------------- long runs
 
 
-def in_time(work: Callable[[], Any]) -> bool:
-    """Whether it takes less than two seconds of a core that nobody else is on, at one of three times."""
-    return any(seconds(work) < SECONDS for _ in range(3))
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """Of the processor, in units in which this loop takes a quarter of a second."""
-    start = time.process_time()
-    for _ in range(10**7):
-        pass
-    pace = max((time.process_time() - start) / 0.25, 1.0)
-    start = time.process_time()
-    work()
-    return (time.process_time() - start) / pace
+MANY = 30_000  # records; benchmarks/long_runs.py times more
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if name != "dashboard"])
-def test_long_runs_are_drawn_at_once_and_small(name: str) -> None:
-    run, made = long_run(name), []
-    assert len(run.records) >= 99_999
-    files = io.BytesIO(), io.BytesIO()
-
-    def work() -> None:
-        made.append(figure(run, name))
-        made[-1].savefig(files[0], format="png", dpi=100)
-
-    assert in_time(work)
-    made[-1].savefig(files[1], format="svg")
-    assert len(files[1].getvalue()) < 1e6
-
-
-@pytest.mark.parametrize("plot", [plot for plot, cases in RESULTS.items() if "long" in cases])
-def test_long_results_are_drawn_at_once(plot: str) -> None:
-    shown = RESULTS[plot]["long"]()
-    draw = getattr(viz, plot)
-    assert in_time(lambda: figure_of(draw(shown)).savefig(io.BytesIO(), format="png", dpi=100))
+def test_figures_of_long_runs_are_small(name: str) -> None:
+    """Thinned out, with what is drawn counted in bytes: a point of a curve takes about twenty in an SVG."""
+    run, file = long_run(name, MANY), io.BytesIO()
+    assert len(run.records) >= MANY - len(FIGURES)
+    figure(run, name).savefig(file, format="svg")
+    assert len(file.getvalue()) < 1e6
 
 
 def test_a_peak_of_one_step_is_still_there() -> None:
-    run = long_run("sharpness")
+    run = long_run("sharpness", MANY)
     highest = max(r.value for r in run.select("sharpness") if r.value is not None)
     axes = figure(run, "sharpness").axes
     curve = next(each for each in axes[0].lines if each.get_gid() == "sharpness")
