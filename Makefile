@@ -14,7 +14,7 @@ DOCS_ARGS ?= -q
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test docs lint types format clean FORCE
+.PHONY: help demo test thorough docs lint types format clean FORCE
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -22,8 +22,11 @@ help:  ## say what there is
 demo: $(VENV)/.installed-demo  ## set up, then train the demo under watch and write its figure and page
 	$(BIN)/losscope demo $(DEMO_ARGS)
 
-test: $(VENV)/.installed-test  ## set up, then run all tests and doctests (PYTEST_ARGS="-k name")
-	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist worksteal --doctest-modules $(PYTEST_ARGS) --pyargs losscope tests
+test: $(VENV)/.installed-test  ## set up, then run tests and doctests (PYTEST_ARGS="-k name")
+	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist worksteal --doctest-modules -m "not thorough" $(PYTEST_ARGS) --pyargs losscope tests
+
+thorough: $(VENV)/.installed-test  ## the further cases that `test` leaves out, to stay under 25 minutes on two cores
+	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist worksteal -m thorough $(PYTEST_ARGS) tests
 
 docs: $(VENV)/.installed-docs  ## build the documentation, which runs its examples; warnings are errors
 	$(ONE_THREAD) $(BIN)/sphinx-build -b html -n -W --keep-going $(DOCS_ARGS) docs docs/_build/html

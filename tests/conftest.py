@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
 # Before torch and matplotlib are imported, and inherited by the processes that tests start.
 os.environ["MPLBACKEND"] = "Agg"
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from thorough import THOROUGH
+
 torch.set_num_threads(1)
 
 # A shell ignores Ctrl-C on behalf of what it runs in the background; tests send it to themselves.
@@ -26,6 +29,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test` leaves out."""
+    unmatched = set(THOROUGH)
+    for item in items:
+        for pattern in THOROUGH:
+            if fnmatchcase(item.nodeid, pattern):
+                item.add_marker(pytest.mark.thorough)
+                unmatched.discard(pattern)
+    if unmatched and len(items) > 5000:  # all of them: else a file or a case may have been asked for
+        raise pytest.UsageError(f"tests/support/thorough.py: nothing is called {sorted(unmatched)[0]!r}")
 
 
 @pytest.fixture(autouse=True)
