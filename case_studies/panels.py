@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-__all__ = ["BLUE", "GREEN", "GREY", "RED", "SKY", "band", "labels", "log", "panels", "shade"]
+__all__ = ["BLUE", "GREEN", "GREY", "RED", "SKY", "band", "describe", "labels", "log", "panels", "shade", "untitled"]
 
 BLUE, RED, GREEN, SKY, GREY = "#0072b2", "#d55e00", "#009e73", "#56b4e9", "#6e7781"
 
@@ -26,6 +26,20 @@ def panels(*titles: str, width: float = 3.6) -> tuple[Figure, list[Axes]]:
         ax.grid(color="#d8dee4", linewidth=0.6)
         ax.set_axisbelow(True)
     return figure, axes
+
+
+def untitled(count: int, width: float = 3.1) -> tuple[Figure, list[Axes]]:
+    """So many panels, which `describe` gives their titles."""
+    return panels(*[""] * count, width=width)
+
+
+def describe(ax: Axes, title: str, x: str, y: str = "", **legend: Any) -> None:
+    """A panel's title and the names of its axes, and a legend where something in it has a label."""
+    ax.set_title(title, fontsize=9, loc="left")
+    ax.set_xlabel(x, fontsize=8)
+    ax.set_ylabel(y, fontsize=8)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=7, frameon=False, **legend)
 
 
 def band(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from losscope.probes import Record, Run
-from losscope.probes.phases import CATAPULT, EDGE, SHARPENING, Phase, phases
+from losscope.probes.phases import CATAPULT, EDGE, SHARPENING, Phase
 
 from . import series
 from .sentences import Sentence, step, steps_between
@@ -74,7 +74,7 @@ def edge_story(run: Run, player: str | None = None) -> list[Sentence]:
     if not found:
         return _without_threshold(run, player)
     said = [_crossing(found, run, player), *_unseen(found)]
-    said += [_phase(phase, found) for phase in phases(run, player)]
+    said += [_phase(phase, found) for phase in run.phases(player)]
     if len(found) > 1:
         last = found[-1]
         text = f"At the last measurement, {step(last.step)}, it was {times(last.ratio)} times the threshold."

@@ -25,7 +25,6 @@ from losscope.landscape.errors import first_line
 from losscope.probes import Criterion, Run
 from losscope.probes.audit_json import run_audit_as_dict, strict
 from losscope.probes.catalogue import CATALOGUE
-from losscope.probes.phases import phases
 
 from . import words
 from .captions import CAPTIONS, NARROW, WIDE, kinds
@@ -234,7 +233,7 @@ def _title(kind: str) -> str:
 
 
 def _caption(run: Run, name: str, kind: str) -> str:
-    course = words.course(phases(run, name)) if kind == "stability" else ""
+    course = words.course(run.phases(name)) if kind == "stability" else ""
     return f"{CAPTIONS[kind]} Phases: {course}." if course else CAPTIONS[kind]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from losscope.probes import Run
 from losscope.probes.catalogue import CATALOGUE
-from losscope.probes.phases import CATAPULT, EDGE, SHARPENING, phases
+from losscope.probes.phases import CATAPULT, EDGE, SHARPENING
 
 from . import page_spectra, series
 from .collapse import HEIGHTS, PANELS
@@ -68,7 +68,7 @@ def _stability(run: Run, player: str) -> Drawn:
 
 
 def _phases(run: Run, player: str) -> list[dict[str, Any]]:
-    return [span(phase.first, phase.last, SHADES[phase.name]) for phase in phases(run, player)]
+    return [span(phase.first, phase.last, SHADES[phase.name]) for phase in run.phases(player)]
 
 
 def _collapse(run: Run, player: str) -> Drawn:

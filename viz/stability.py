@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 
 from losscope.probes import Audit, Criterion, Run
 from losscope.probes.catalogue import CATALOGUE
-from losscope.probes.phases import phases
 
 from . import series, style
 from .lines import draw_bounds
@@ -100,7 +99,7 @@ def plot_stability(
     mark_unmeasured(ax, series.unmeasured(run, "stability", player), "measurement")
     style.step_axis(ax, curves[0].data.steps if curves else np.array([]))
     if curves:
-        shade_phases(ax, phases(run, player))
+        shade_phases(ax, run.phases(player))
     style.legend(ax, outside=own, columns=2 if len(curves) > 3 else 1)
     if curves and (style.width_of(ax) > 5 or len(curves) <= CROWD):  # else the legend has to do
         _label_ends(ax, curves, settle=own)

@@ -9,23 +9,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from panels import BLUE, GREEN, GREY, RED, log, panels
+from panels import BLUE, GREEN, GREY, RED, describe, log, untitled
 
 __all__ = ["draw_free", "draw_networks", "draw_properties"]
 
 ORANGE = "#e69f00"
-
-
-def _panels(count: int, width: float = 3.1) -> tuple[Figure, list[Axes]]:
-    return panels(*[""] * count, width=width)
-
-
-def _say(ax: Axes, title: str, x: str, y: str, **legend: Any) -> None:
-    ax.set_title(title, fontsize=9, loc="left")
-    ax.set_xlabel(x, fontsize=8)
-    ax.set_ylabel(y, fontsize=8)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=7, frameon=False, **legend)
 
 
 def _band(ax: Axes, x: Sequence[float], columns: Iterable[Sequence[float]], color: str, **look: Any) -> None:
@@ -41,7 +29,7 @@ def _of(found: Mapping[Any, Any], normalised: bool, decay: float, rare: int = 1)
 
 def draw_properties(found: Mapping[Any, Any], properties: Sequence[str]) -> Figure:
     """NC1 to NC3 over training, with batch normalisation and without."""
-    figure, axes = _panels(len(properties), 2.6)
+    figure, axes = untitled(len(properties), 2.6)
     titles = {
         "nc1": "NC1: within classes", "equinorm": "NC2: spread of lengths", "equiangularity": "NC2: angles from -1/9",
         "nc3": "NC3: classifier from means",
@@ -58,7 +46,7 @@ def draw_properties(found: Mapping[Any, Any], properties: Sequence[str]) -> Figu
         if fitted:
             ax.axvline(median(fitted), color=GREY, linewidth=1, linestyle=":", label="normalised: all samples fitted")
         log(ax, "y")
-        _say(ax, titles[name], "epoch", "")
+        describe(ax, titles[name], "epoch", "")
         if ax.get_legend():
             ax.get_legend().remove()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
@@ -67,7 +55,7 @@ def draw_properties(found: Mapping[Any, Any], properties: Sequence[str]) -> Figu
 
 def draw_networks(found: Mapping[Any, Any]) -> Figure:
     """The quotient along the path by weight decay, at the end against it, and by layer."""
-    figure, (along, against, layers) = _panels(3)
+    figure, (along, against, layers) = untitled(3)
     decays = sorted({c.decay for c in found if c.normalised and c.rare == 1})
     looks = dict(zip(decays, zip((GREY, ORANGE, BLUE, GREEN), (":", "--", "-", "-."), strict=False), strict=False))
     for decay, (color, style) in looks.items():
@@ -75,7 +63,7 @@ def draw_networks(found: Mapping[Any, Any]) -> Figure:
         _band(along, runs[0].epochs, [t.column("nc1_quotient") for t in runs], color, linestyle=style,
               label=f"decay {decay:g}")  # fmt: skip
     log(along, "y")
-    _say(along, "The quotient along the path", "epoch", "tr $\\Sigma_W$ / tr $\\Sigma_B$")
+    describe(along, "The quotient along the path", "epoch", "tr $\\Sigma_W$ / tr $\\Sigma_B$")
     for normalised, color, marker, label in ((True, BLUE, "o", "normalised"), (False, RED, "s", "plain")):
         for position, decay in enumerate(decays):
             ends = [t.values[-1]["nc1_quotient"] for t in _of(found, normalised, decay)]
@@ -83,14 +71,14 @@ def draw_networks(found: Mapping[Any, Any]) -> Figure:
                          label=label if ends and decay == 5e-3 else None)  # fmt: skip
     against.set_xticks(range(len(decays)), [f"{d:g}" for d in decays])
     log(against, "y")
-    _say(against, "At the end, each seed", "weight decay", "")
+    describe(against, "At the end, each seed", "weight decay", "")
     for when, color, style in ((0, GREY, ":"), (-1, BLUE, "-")):
         chains = [_chain(t, when) for t in _of(found, True, 5e-3)]
         _band(layers, range(1, len(chains[0]) + 1), chains, color, linestyle=style, marker="o", markersize=3,
               label="before training" if when == 0 else "at the end")  # fmt: skip
     layers.set_xticks([1, 2, 3])
     log(layers, "y")
-    _say(layers, "By layer, decay 5e-3", "hidden layer", "")
+    describe(layers, "By layer, decay 5e-3", "hidden layer", "")
     return figure
 
 
@@ -101,18 +89,18 @@ def _chain(training: Any, when: int) -> list[float]:
 
 def draw_free(found: Mapping[int, Mapping[str, float]], betas: Sequence[float], ratios: Sequence[int]) -> Figure:
     """The models of free features: along the path, against the tether, and with rare classes."""
-    figure, (descent, tether, rare) = _panels(3)
+    figure, (descent, tether, rare) = untitled(3)
     runs = list(found.values())
     steps = sorted(int(name[5:]) for name in runs[0] if name.startswith("path "))
     _band(descent, [10 * s for s in steps], [[r[f"path {s}"] for s in steps] for r in runs], BLUE)
-    _say(descent, "Tethered features: along the path", "step of gradient descent", "quotient / that at the start")
+    describe(descent, "Tethered features: along the path", "step of gradient descent", "quotient / that at the start")
     _band(tether, betas, [[r[f"beta {b:g}"] for b in betas] for r in runs], BLUE, marker="o", markersize=4)
     log(tether, "xy")
-    _say(tether, "Tethered features: at the minimum", "tether $\\beta$", "quotient / that of the given ones")
+    describe(tether, "Tethered features: at the minimum", "tether $\\beta$", "quotient / that of the given ones")
     _band(rare, ratios, [[r[f"ratio {q}"] for q in ratios] for r in runs], RED, marker="s", markersize=4)
     rare.axhline(-1 / 9, color=GREY, linestyle=":", linewidth=1)
     rare.annotate("simplex, -1/9", (ratios[0], -1 / 9), xytext=(0, -10), textcoords="offset points", fontsize=7)
     log(rare, "x")
     rare.set_ylim(-0.3, 1.08)
-    _say(rare, "Rare classes: cosine of their rows", "ratio of class sizes", "")
+    describe(rare, "Rare classes: cosine of their rows", "ratio of class sizes", "")
     return figure

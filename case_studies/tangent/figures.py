@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from panels import BLUE, GREEN, GREY, RED, log, panels
+from panels import BLUE, GREEN, GREY, RED, describe, log, untitled
 
 __all__ = ["draw_early", "draw_gap", "draw_lazy"]
 
@@ -19,18 +19,6 @@ PREDICTORS: dict[str, dict[str, str]] = {
     "first": {"color": GREY, "marker": "s", "linestyle": ":", "label": "regression with $K_0$"},
     "last": {"color": ORANGE, "marker": "^", "linestyle": "--", "label": "regression with $K_T$"},
 }
-
-
-def _panels(count: int, width: float = 3.1) -> tuple[Figure, list[Axes]]:
-    return panels(*[""] * count, width=width)
-
-
-def _say(ax: Axes, title: str, x: str, y: str = "", **legend: Any) -> None:
-    ax.set_title(title, fontsize=9, loc="left")
-    ax.set_xlabel(x, fontsize=8)
-    ax.set_ylabel(y, fontsize=8)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=7, frameon=False, **legend)
 
 
 def _band(ax: Axes, points: Iterable[tuple[float, float]], color: str, **look: Any) -> list[tuple[float, float]]:
@@ -65,7 +53,7 @@ def _bars(ax: Axes, points: Iterable[tuple[float, float]], shift: float, **look:
 
 def draw_lazy(by_width: Mapping[Any, Any], by_scale: Mapping[Any, Any], by_kink: Mapping[Any, Any]) -> Figure:
     """Drift against width and against alpha, alignment, and accuracy beside kernel regression."""
-    figure, (width, scale, alignment, accuracy) = _panels(4, 2.8)
+    figure, (width, scale, alignment, accuracy) = untitled(4, 2.8)
     looks = (
         ("change", BLUE, "o", "-", "$|K_T - K_0|/|K_0|$"), ("distance", RED, "s", "--", "1 - cos, centred"),
         ("linearisation", GREEN, "^", "-.", "linearised model's error"),
@@ -82,25 +70,25 @@ def draw_lazy(by_width: Mapping[Any, Any], by_scale: Mapping[Any, Any], by_kink:
         ax.set_yscale("log")
     _band(scale, [(c[1], d.change) for c, d in by_kink.items()], ORANGE, marker="x", linestyle=(0, (4, 2)),
           label="the first for ReLU")  # fmt: skip
-    _say(width, "Drift, alpha = 1", "width", "")
-    _say(scale, "Drift, width 64", "output scale alpha", "", loc="lower left")
+    describe(width, "Drift, alpha = 1", "width", "")
+    describe(scale, "Drift, width 64", "output scale alpha", "", loc="lower left")
     xs = sorted({c[1] for c in by_scale})
     _band(alignment, [(c[1], d.alignment) for c, d in by_scale.items()], BLUE, marker="o")
     alignment.axhline(0, color=GREY, linewidth=1, linestyle=":")
     log(alignment, "x", xs)
-    _say(alignment, "Kernel-label alignment gained", "output scale alpha")
+    describe(alignment, "Kernel-label alignment gained", "output scale alpha")
     for (name, look), shift in zip(PREDICTORS.items(), (0.9, 1.0, 1.1), strict=True):
         _bars(accuracy, [(c[1], getattr(d, name)) for c, d in sorted(by_scale.items())], shift, **look)
     low, high = accuracy.get_ylim()
     accuracy.set_ylim(low - 0.4 * (high - low), high)
     log(accuracy, "x", xs)
-    _say(accuracy, "Test accuracy, trained on 200 digits", "output scale alpha", loc="lower left")
+    describe(accuracy, "Test accuracy, trained on 200 digits", "output scale alpha", loc="lower left")
     return figure
 
 
 def draw_early(found: Mapping[tuple[int, int], Any], early: int) -> Figure:
     """Distance from the start and alignment over the epochs of SGD, and regression with kernels of three times."""
-    figure, (distance, alignment, errors) = _panels(3)
+    figure, (distance, alignment, errors) = untitled(3)
     widths = sorted({width for width, _ in found})
     looks = dict(zip(widths, ((RED, "--"), (ORANGE, "-."), (BLUE, "-")), strict=True))
     for width, (color, style) in looks.items():
@@ -110,9 +98,9 @@ def draw_early(found: Mapping[tuple[int, int], Any], early: int) -> Figure:
             _band(ax, points, color, linestyle=style, label=f"width {width}")
     distance.axvline(early, color=GREY, linestyle=":", linewidth=1)
     distance.annotate(f"epoch {early}", (early, 0), xytext=(3, 2), textcoords="offset points", fontsize=7, color=GREY)
-    _say(distance, "Distance of the kernel from $K_0$", "epoch of SGD", "1 - cos$(K_0, K_t)$", loc="upper left")
+    describe(distance, "Distance of the kernel from $K_0$", "epoch of SGD", "1 - cos$(K_0, K_t)$", loc="upper left")
     distance.set_ylim(0, 1.3 * distance.get_ylim()[1])
-    _say(alignment, "Alignment with the labels", "epoch of SGD")
+    describe(alignment, "Alignment with the labels", "epoch of SGD")
     runs = [(c, s) for (c, s) in found if c == widths[0]]
     names = ("$K_0$", f"$K_{early}$", "$K_{30}$", "network")
     for key in runs:
@@ -120,13 +108,13 @@ def draw_early(found: Mapping[tuple[int, int], Any], early: int) -> Figure:
         errors.plot(range(4), [100 * v for v in values], color=RED, marker="o", markersize=3, linewidth=0.7, alpha=0.7)
     errors.set_xticks(range(4), names)
     errors.set_ylim(0, None)
-    _say(errors, f"Test error, width {widths[0]}, each seed", "", "%")
+    describe(errors, f"Test error, width {widths[0]}, each seed", "", "%")
     return figure
 
 
 def draw_gap(fits: Mapping[Any, Any]) -> Figure:
     """Training and test error of the quadratic network, by alpha and by eps; test error beside kernel regression."""
-    figure, (rich, lazy, regression) = _panels(3)
+    figure, (rich, lazy, regression) = untitled(3)
     usual = [s for s in fits if s.eps == 0.5]
     alphas = sorted({s.alpha for s in usual})
     most = alphas[-1]
@@ -134,12 +122,12 @@ def draw_gap(fits: Mapping[Any, Any]) -> Figure:
         seed = min(s.seed for s in usual)
         fit = next(f for s, f in fits.items() if (s.alpha, s.eps, s.seed) == (alpha, 0.5, seed))
         _course(rich, fit, color, f"alpha = {alpha:g} ({word})")
-    _say(rich, "Solid: test error, dotted: training", "step", "mean squared error", loc="lower left")
+    describe(rich, "Solid: test error, dotted: training", "step", "mean squared error", loc="lower left")
     for eps, color in zip(sorted({s.eps for s in fits}, reverse=True), (RED, GREEN), strict=True):
         seed = min(s.seed for s in fits if s.eps == eps)
         fit = next(f for s, f in fits.items() if (s.alpha, s.eps, s.seed) == (most, eps, seed))
         _course(lazy, fit, color, f"eps = {eps:g}")
-    _say(lazy, f"alpha = {most:g}, by the activation's eps", "step", loc="lower left")
+    describe(lazy, f"alpha = {most:g}, by the activation's eps", "step", loc="lower left")
     for ax in (rich, lazy):
         ax.set_xscale("symlog", linthresh=10)
         ax.set_yscale("log")
@@ -152,7 +140,7 @@ def draw_gap(fits: Mapping[Any, Any]) -> Figure:
         _bars(regression, points, shift, **look)
     log(regression, "x", alphas)
     regression.set_yscale("log")
-    _say(regression, "Test error at the end", "output scale alpha")
+    describe(regression, "Test error at the end", "output scale alpha")
     return figure
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from composed import F64, TOLERANCE, close, probes
 from landscape_cases import build, flat, labelled, reference
 from losscope.landscape import (
     BlockDiagonal,
@@ -26,20 +27,6 @@ from losscope.landscape import (
 )
 from losscope.landscape.operators import Combination, DenseOperator
 from spectra import rotated
-
-F64 = torch.float64
-
-
-TOLERANCE = {F64: 1e-12, torch.float32: 1e-5}
-
-
-def close(found: Tensor, expected: Tensor, rtol: float = 1e-12) -> None:
-    torch.testing.assert_close(found.to(F64), expected, rtol=0, atol=rtol * float(expected.abs().max()))
-
-
-def probes(n: int, k: int, dtype: torch.dtype = F64) -> Tensor:
-    return torch.randn(n, k, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(dtype)
-
 
 # --------------------------------------------------------------------------- sums, multiples, shifts
 

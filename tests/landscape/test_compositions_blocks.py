@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from composed import F64, TOLERANCE, close, probes
 from landscape_cases import build, labelled, reference
 from losscope.landscape import (
     BlockDiagonal,
@@ -24,20 +25,6 @@ from losscope.landscape.operators import DenseOperator
 from losscope.landscape.space import ParameterSpace
 from residual import digits, resnet20
 from spectra import rotated
-
-F64 = torch.float64
-
-
-TOLERANCE = {F64: 1e-12, torch.float32: 1e-5}
-
-
-def close(found: Tensor, expected: Tensor, rtol: float = 1e-12) -> None:
-    torch.testing.assert_close(found.to(F64), expected, rtol=0, atol=rtol * float(expected.abs().max()))
-
-
-def probes(n: int, k: int, dtype: torch.dtype = F64) -> Tensor:
-    return torch.randn(n, k, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(dtype)
-
 
 BLOCK_CASES = ["mlp_cross_entropy", "uneven_batches", "batchnorm_train", "tied_weights"]
 
