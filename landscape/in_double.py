@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves
 
 from .batches import Batch, map_tensors
 from .errors import first_line
+from .isolation import replaced
 from .objective import Objective
-from .reach import CONTAINERS, MODULE_INTERNALS, all_modules
+from .reach import MODULE_INTERNALS, all_modules
 from .space import ParameterSpace
 
 __all__ = ["double_where_it_can", "in_double"]
@@ -132,7 +133,7 @@ def _exchanged(modules: Sequence[nn.Module]) -> Iterator[None]:
         for module, state in states:
             for name, content in state.items():
                 if name == "_buffers" or name not in MODULE_INTERNALS:
-                    module.__dict__[name] = _in_double(content, known)
+                    module.__dict__[name] = replaced(content, known, _doubled)
         yield
     except GeneratorExit:
         values, states = [], []
@@ -142,26 +143,6 @@ def _exchanged(modules: Sequence[nn.Module]) -> Iterator[None]:
             module.__dict__.update(state)
         for p, value in values:
             p.data = value
-
-
-def _in_double(content: Any, known: dict[int, Any]) -> Any:
-    """A constant tensor, or a container of such, in float64; shared ones stay shared, and anything else as it is."""
-    if id(content) in known:
-        return known[id(content)]
-    if isinstance(content, Tensor):
-        constant = not isinstance(content, nn.Parameter) and not content.requires_grad
-        known[id(content)] = _doubled(content) if constant else content
-    elif type(content) in CONTAINERS and type(content) is not set:
-        known[id(content)] = fresh = content.copy()
-        if isinstance(fresh, dict):
-            for key, item in content.items():
-                fresh[key] = _in_double(item, known)
-        else:
-            fresh.clear()
-            fresh.extend(_in_double(item, known) for item in content)
-    elif type(content) is tuple:
-        return tuple(_in_double(item, known) for item in content)
-    return known.get(id(content), content)
 
 
 def _doubled(tensor: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from .interrupts import PostponedSignals
 from .precision import float32_arithmetic
 from .reach import CONTAINERS, MODULE_INTERNALS, all_modules, preserved_generators, reseed_generators
 
-__all__ = ["MODES", "isolated", "preserved_rng", "reseed", "unchanged"]
+__all__ = ["MODES", "isolated", "preserved_rng", "replaced", "reseed", "unchanged"]
 
 MODES = ("eval", "train", "train_frozen")
 """The modes an objective can be evaluated in; see `set_mode`."""
@@ -158,16 +158,16 @@ def _untouched_modules(modules: list[nn.Module], *, within: bool = False) -> Ite
 
 def _stand_in(name: str, value: Any, known: dict[int, Any]) -> Any:
     if name == "_buffers":
-        return {key: _copied(buffer, known) for key, buffer in value.items()}
+        return {key: replaced(buffer, known) for key, buffer in value.items()}
     if name in _HOOK_TABLES:
         return _without_watchers(value)
-    return value if name in MODULE_INTERNALS else _copied(value, known)
+    return value if name in MODULE_INTERNALS else replaced(value, known)
 
 
-def _copied(value: Any, known: dict[int, Any]) -> Any:
+def replaced(value: Any, known: dict[int, Any], by: Callable[[Tensor], Tensor] = torch.clone) -> Any:
     """A stand-in for a constant tensor, or for a container and what is in it; anything else stays as it is.
 
-    Parameters and tensors with a graph are not copied either. ``known`` maps what was copied already, so that
+    Parameters and tensors with a graph are not replaced either. ``known`` maps what was replaced already, so that
     what two modules share is shared by their stand-ins.
     """
     if id(value) in known:
@@ -175,19 +175,19 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
     if isinstance(value, Tensor):
         if isinstance(value, nn.Parameter) or value.requires_grad or is_lazy(value):
             return value
-        known[id(value)] = value.detach().clone()
+        known[id(value)] = by(value.detach())
     elif type(value) is tuple:
-        return tuple(_copied(item, known) for item in value)
+        return tuple(replaced(item, known, by) for item in value)
     elif type(value) not in CONTAINERS:
         return value
     else:
         copied = known[id(value)] = value.copy()
         if isinstance(copied, dict):
             for key, item in value.items():
-                copied[key] = _copied(item, known)
+                copied[key] = replaced(item, known, by)
         elif not isinstance(copied, set):
             copied.clear()
-            copied.extend(_copied(item, known) for item in value)
+            copied.extend(replaced(item, known, by) for item in value)
     return known[id(value)]
 
 
