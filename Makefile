@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Half of an installation's time would go into compiling what is never imported; Python compiles what is.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 PACKAGES := landscape probes viz
 
 # One worker per core, one thread per worker: more of either only thrashes.
@@ -11,6 +13,10 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 DOCS_ARGS ?= -q
 
+# What each command needs of pyproject.toml's extras; EXTRAS=dev,docs installs those once, for all of them.
+EXTRAS ?=
+installed = $(VENV)/.installed-$(or $(EXTRAS),$(1))
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -19,28 +25,28 @@ DOCS_ARGS ?= -q
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{ printf "  make %-8s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.installed-demo  ## set up, then train the demo under watch and write its figure and page
+demo: $(call installed,demo)  ## set up, then train the demo under watch and write its figure and page
 	$(BIN)/losscope demo $(DEMO_ARGS)
 
-test: $(VENV)/.installed-test  ## set up, then run tests and doctests (PYTEST_ARGS="-k name")
+test: $(call installed,test)  ## set up, then run tests and doctests (PYTEST_ARGS="-k name")
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist worksteal --doctest-modules -m "not thorough" $(PYTEST_ARGS) --pyargs losscope tests
 
-thorough: $(VENV)/.installed-test  ## the further cases that `test` leaves out, to stay under 25 minutes on two cores
+thorough: $(call installed,test)  ## the further cases that `test` leaves out, to stay under 25 minutes on two cores
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist worksteal -m thorough $(PYTEST_ARGS) tests
 
-docs: $(VENV)/.installed-docs  ## build the documentation, which runs its examples; warnings are errors
+docs: $(call installed,docs)  ## build the documentation, which runs its examples; warnings are errors
 	$(ONE_THREAD) $(BIN)/sphinx-build -b html -n -W --keep-going $(DOCS_ARGS) docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-lint: $(VENV)/.installed-dev  ## ruff: rules and format
+lint: $(call installed,dev)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(VENV)/.installed-dev  ## ruff: mend what can be mended
+format: $(call installed,dev)  ## ruff: mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.installed-dev  ## mypy on the installed packages
+types: $(call installed,dev)  ## mypy on the installed packages
 	$(BIN)/mypy
 
 clean:  ## remove the environment and everything built (not runs/)
@@ -50,7 +56,7 @@ clean:  ## remove the environment and everything built (not runs/)
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "losscope needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet 'setuptools>=77'
+	$(PIP) 'setuptools>=77'
 	@touch $@
 
 # The names of the package files. Rewritten only when one came or went (or build/ was removed), because only then must
@@ -63,7 +69,7 @@ $(VENV)/.files: FORCE | $(VENV)/.created
 # build/ and *.egg-info go first: setuptools would carry deleted files over from them.
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.files | $(VENV)/.created
 	rm -rf build *.egg-info
-	$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings editable_mode=strict --editable '.[$*]'
+	$(PIP) --no-build-isolation --config-settings editable_mode=strict --editable '.[$*]'
 	@touch $@
 
 .PRECIOUS: $(VENV)/.installed-%

@@ -20,10 +20,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from scipy.stats import linregress, spearmanr
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from claims import Claim, check_claims, judge, print_claims, write_claims
@@ -51,9 +52,10 @@ UPDATES, HALF, FINENESS = 200, 0.5, 2**0.125
 FACTORS, FIXED, MEASURED_EVERY, LONG = (0.5, 1.0, 1.5, 2.0, 3.0), (0.1, 0.2, 0.4, 0.6, 0.8, 1.2), 20, 600
 
 
-def network(seed: int) -> nn.Sequential:
+def network(seed: int, data: tuple[Tensor, Tensor]) -> nn.Sequential:
     """Another model goes here, other data into `digits_of`."""
-    return relu_network(WIDTH, 10, seed, 64)
+    x, y = data
+    return relu_network(WIDTH, int(y.max()) + 1, seed, x.shape[1])
 
 
 # --------------------------------------------------------------------------- the extremal shift
@@ -62,7 +64,7 @@ def network(seed: int) -> nn.Sequential:
 def shift(seed: int, sizes: Sequence[int] = SHIFT_SIZES) -> BatchEffect:
     """After some training, eigenvalues of mini-batches of each size."""
     data = digits_of(10, seed, SAMPLES)
-    model = train(network(seed), data, rate=0.05, steps=300, seed=seed)
+    model = train(network(seed, data), data, rate=0.05, steps=300, seed=seed)
     return batch_effect(Objective(model, data, criterion=squared_error), list(sizes), draws=10, seed=seed)
 
 
@@ -104,7 +106,7 @@ def errors(effect: BatchEffect) -> list[float]:
 def exact(seed: int, sizes: Sequence[int] = EXACT_SIZES) -> dict[int, float]:
     """The largest stable rate of SGD at a minimum, over that of gradient descent, by batch size."""
     data = digits_of(4, seed, EXACT_SAMPLES)
-    model = train(relu_network(WIDTH, 4, seed, 64), data, rate=0.05, steps=1000, seed=seed)
+    model = train(network(seed, data), data, rate=0.05, steps=1000, seed=seed)
     rows = linearised_rows(Objective(model, data, criterion=squared_error))
     rates = {B: mean_square_threshold(rows, B, replacement=False, tol=1e-3, seed=seed).value for B in sizes}
     return {B: rate / rates[EXACT_SAMPLES] for B, rate in rates.items()}
@@ -137,7 +139,8 @@ def exponent(rates: Mapping[int, float], between: tuple[int, int]) -> float:
 
 def trains(rule: str, rate: float, size: int, seed: int) -> bool:
     """Whether the loss of all samples is halved in `UPDATES` updates."""
-    data, model = digits_of(10, seed, SAMPLES), network(seed)
+    data = digits_of(10, seed, SAMPLES)
+    model = network(seed, data)
     with torch.no_grad():
         before = float(squared_error(model(data[0]), data[1]))
     optimizer = RULES[rule][0](model.parameters(), lr=rate)
@@ -212,14 +215,16 @@ class Trained:
     rates: dict[int, float]
 
 
-def from_spectrum(case: tuple[float, bool, int], steps: int = LONG, size: int = 64) -> Trained:
+def from_spectrum(case: tuple[float, bool, int], steps: int = LONG, size: int = 64, out: Path | None = None) -> Trained:
     """SGD at a fixed rate, or at a factor over lambda_max, which `watch` measures every `MEASURED_EVERY` updates."""
     factor, fixed, seed = case
-    data, model = digits_of(10, seed, SAMPLES), network(seed)
+    data = digits_of(10, seed, SAMPLES)
+    model = network(seed, data)
     optimizer = SGD(model.parameters(), lr=factor)
     rates = {0: factor} if fixed else {}
+    folder = out / "runs" / f"{'fixed' if fixed else 'spectrum'}-{factor:g}-seed-{seed}" if out else None
     with watch(
-        model, optimizer, data=data, criterion=squared_error, probes=[Sharpness()], every=10**9, seed=seed
+        model, optimizer, data=data, criterion=squared_error, probes=[Sharpness()], every=10**9, seed=seed, out=folder
     ) as live:
         for made, (x, y) in zip(range(steps), draws(data, size, seed), strict=False):
             if not fixed and made % MEASURED_EVERY == 0:
@@ -285,13 +290,20 @@ def study(options: Options) -> list[Claim]:
     fixed = (0.4, 0.8) if quick else FIXED
     runs = [(rate, True, s) for rate in fixed for s in seeds]
     runs += [(c, False, s) for c in ((1.0, 2.0, 3.0) if quick else FACTORS) for s in seeds]
-    spectra = dict(zip(runs, in_parallel(from_spectrum, runs, jobs, name="from the spectrum"), strict=True))
+    spectra = dict(
+        zip(
+            runs,
+            in_parallel(partial(from_spectrum, out=options.out), runs, jobs, name="from the spectrum"),
+            strict=True,
+        )
+    )
     claims = shift_claims(seeds, effects) + spectrum_claims(seeds, spectra)
     if quick:
         return claims
     rates = dict(zip(cases, in_parallel(largest_rate, cases, jobs, name="largest rates"), strict=True))
-    save_figure(draw_shift(effects), options.out, "shift")
-    save_figure(draw_rates(rates, thresholds, effects), options.out, "rates")
+    by_seed = dict(zip(seeds, effects, strict=True))
+    save_figure(draw_shift(by_seed), options.out, "shift")
+    save_figure(draw_rates(rates, thresholds, by_seed), options.out, "rates")
     save_figure(draw_spectrum(spectra), options.out, "on_the_fly")
     return [*claims, *exact_claims(seeds, thresholds), *rate_claims(seeds, rates)]
 

@@ -24,9 +24,10 @@ from pathlib import Path
 
 from claims import Claim, check_claims, judge, print_claims, write_claims
 from edge.beside import Beside, beside
-from edge.cifar import trained_on_cifar
+from edge.cifar import cifar, trained_on_cifar
 from edge.figures import draw, draw_sweep
 from edge.sweep import ABSENT, FAMILIES, Trained, trained
+from losscope.landscape import DataError
 from study import Options, command_line, in_parallel
 
 STUDY = "edge_of_stability"
@@ -35,7 +36,7 @@ CENTRAL = "Cohen et al. 2024, arXiv 2410.24206"
 BANDS = {
     "gradient descent": (GD, (0.98, 1.05), ""),
     "heavy ball 0.5": (GD, (0.95, 1.05), ""),
-    "heavy ball 0.9": (GD, (0.95, 1.05), "It crosses, then converges before it could hover"),
+    "heavy ball 0.9": (GD, (0.95, 1.05), ""),
     "Nesterov": (GD, (0.95, 1.05), "Momentum 0.9"),
     "Adam": (ADAPTIVE, (0.93, 1.05), "Betas 0.9 and 0.99"),
     "RMSprop": (ADAPTIVE, (0.98, 1.12), ""),
@@ -55,12 +56,17 @@ def hovers(
     family: str, runs: Runs, source: str, between: tuple[float, float], names: Sequence[str], note: str = ""
 ) -> Claim:
     """The claim that a family hovers at its threshold at all of its rates."""
+    crossed = [run.crossing < math.inf for name in names for run in runs[name]]
     return judge(
-        f"{family.replace(' ', '_')}_hovers", f"At its own threshold: {family}, {len(names)} rates", source,
+        f"{family.replace(' ', '_')}_hovers", f"At its own threshold: {family}, rates: {len(names)}", source,
         by_seed(runs, names, lambda some: farthest(run.late for run in some)), between=between,
         predicted=f"median of sharpness over threshold in {between[0]:g} to {between[1]:g} (later half)",
-        note="; ".join(filter(None, ["Of the rates the one farthest from 1", note])),
+        note="; ".join(filter(None, ["Of the rates the one farthest from 1", _share(crossed), note])),
     )  # fmt: skip
+
+
+def _share(crossed: Sequence[bool]) -> str:
+    return f"{sum(crossed)} of {len(crossed)} runs cross" if not all(crossed) else ""
 
 
 def by_seed(runs: Runs, names: Iterable[str], number: Callable[[list[Trained]], float]) -> dict[int, float]:
@@ -125,6 +131,9 @@ def flows_judged(found: dict[int, Beside]) -> list[Claim]:
         measured = {seed: number(each) for seed, each in found.items()}
         return judge(name, text, source, measured, between=(low, high), predicted=words, **more)
 
+    windows = ", ".join(str(each.single) for each in found.values())
+    bursts = sum(each.burst for each in found.values())
+    few = f"The oscillation comes in bursts, of which {bursts} of these {len(found)} windows hold any"
     return [
         claim(
             "flow_before", "Until the crossing gradient descent follows gradient flow", GD, lambda b: b.before, 0, 0.05,
@@ -141,17 +150,17 @@ def flows_judged(found: dict[int, Beside]) -> list[Claim]:
         claim(
             "central_loss", "The central flow predicts the time average of the loss", CENTRAL,
             lambda b: b.mean(b.averages) / b.measured, 0.98, 1.02, "predicted over measured 0.98 to 1.02",
-            note="Over the updates after the crossing with one unstable mode",
+            note=f"Over the updates after the crossing with one unstable mode, {windows}",
         ),
         claim(
             "central_excess", "It predicts what the oscillation adds to the loss", CENTRAL,
             lambda b: (b.mean(b.averages) - b.mean(b.below)) / (b.measured - b.mean(b.below)), 0.5, 2,
             "predicted over measured 0.5 to 2",
-            note="The oscillation comes in bursts, of which these updates hold a few at most",
+            note=few,
         ),
         claim(
             "central_variance", "It predicts the variance sigma^2 of the oscillation", CENTRAL,
-            lambda b: b.mean(b.variances) / b.mean(b.squares), 0.5, 2, "predicted over measured 0.5 to 2",
+            lambda b: b.mean(b.variances) / b.mean(b.squares), 0.5, 2, "predicted over measured 0.5 to 2", note=few,
         ),
         claim(
             "central_path", "The weights follow the central flow", CENTRAL, lambda b: b.away[1], 0, 0.05,
@@ -222,6 +231,10 @@ def folder(out: Path, name: str, seed: int) -> Path:
 def on_cifar(options: Options) -> list[Claim]:
     """The published network on CIFAR-10 from a local folder."""
     given = options.more
+    try:
+        cifar(given.cifar, given.samples)
+    except DataError as error:
+        raise SystemExit(f"--cifar: {error}") from error
     names = {edge: f"CIFAR-10, GD 2/{edge:g}" for edge in CIFAR_EDGES}
     jobs = [
         (given.cifar, given.samples, edge, seed, given.steps, folder(options.out, name, seed))

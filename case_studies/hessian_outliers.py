@@ -226,13 +226,13 @@ def elsewhere_claims(seeds: Sequence[int], real: Found, entropy: Found) -> list[
     gaps = {s: [entropy[Case(s, k, entropy=True)] for k in counts] for s in seeds}
     return [
         judge(
-            "digits_first", f"Digits of k classes, k of {_listed(classes)}: share of k for which the largest gap in "
+            "digits_first", f"Real data of k classes, k of {_listed(classes)}: share of k for which the largest gap in "
             "the first 2k is after k or k - 1", SAGUN16,
             {s: sum(digit(s, k).gap(2 * k) in (k, k - 1) for k in classes) / len(classes) for s in seeds},
             between=(1, 1), predicted="1",
         ),
         judge(
-            "digits_grow", "Digits: rank correlation of k and the eigenvalues beyond 10% of the largest", SAGUN17,
+            "digits_grow", "Real data: rank correlation of k and the eigenvalues beyond 10% of the largest", SAGUN17,
             {s: float(spearmanr(classes, [_tenth(digit(s, k)) for k in classes]).statistic) for s in seeds},
             between=(0.8, 1), predicted="1",
         ),
@@ -279,8 +279,9 @@ class Batches:
 def batches(seed: int, *, steps: int = 4000, epochs: int = 150) -> Batches:
     """Digits with cross-entropy: all samples at once, then mini-batches of 16 from there."""
     data, entropy = digits_of(10, seed, 1000), nn.CrossEntropyLoss()
-    start, elsewhere = (relu_network(64, 10, s, 64) for s in (seed, 1000 + seed))
-    large = train(copy.deepcopy(start), data, criterion=entropy, rate=0.1, size=1000, steps=60)
+    inputs, outputs = data[0].shape[1], int(data[1].max()) + 1
+    start, elsewhere = (relu_network(64, outputs, s, inputs) for s in (seed, 1000 + seed))
+    large = train(copy.deepcopy(start), data, criterion=entropy, rate=0.1, size=len(data[0]), steps=60)
     small = partial(train, data=data, criterion=entropy, momentum=0.0, size=16, steps=steps, seed=seed)
     objective = Objective(large, data, criterion=entropy)
     straight = partial(linear_path, objective, large, names=("large batches", "small batches"))
@@ -305,7 +306,7 @@ def batch_claims(seeds: Sequence[int], found: Sequence[Batches]) -> list[Claim]:
         judge(
             "no_barrier_faster", "The same at three times the rate", SAGUN17,
             {s: b.faster.above_worse_end for s, b in by_seed.items()}, between=(-math.inf, 0.01), predicted="0",
-            note=f"where it stops: such steps leave the region ({moved[1]} times as far)",
+            note=f"small batches move it {moved[1]} times as far",
         ),
         judge(
             "barrier_apart", "To a small-batch solution from other initial weights: the same",
@@ -346,7 +347,7 @@ def study(options: Options) -> list[Claim]:
     save_figure(draw_widths(widths, BEYOND), options.out, "widths")
     save_figure(draw_clusters(clusters, apart, CLUSTERS, BEYOND), options.out, "clusters")
     save_figure(draw_elsewhere(real, entropy), options.out, "elsewhere")
-    save_figure(draw_paths(paths), options.out, "batches")
+    save_figure(draw_paths(dict(zip(seeds, paths, strict=True))), options.out, "batches")
     return [
         *claims, *separability_claims(seeds, apart), *elsewhere_claims(seeds, real, entropy),
         *batch_claims(seeds, paths),

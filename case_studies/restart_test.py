@@ -51,7 +51,7 @@ class Checkpoint:
             return "at the edge"
         return "far below" if self.verdict == "BELOW_EDGE" and self.ratio < LOW else None
 
-    def losses(self, times: float) -> list[float]:
+    def losses(self, times: float, steps: int) -> list[float]:
         """Restarted with this multiple of the rate: the loss before each update and after the last."""
         x, y = digits(self.seed)
         model = self.case.model()
@@ -61,7 +61,7 @@ class Checkpoint:
         for group in optimizer.param_groups:
             group["lr"] *= times
         found = []
-        for _ in range(STEPS + 1):
+        for _ in range(steps + 1):
             optimizer.zero_grad()
             loss = self.case.criterion(model(x), y)
             found.append(loss.item())
@@ -72,7 +72,7 @@ class Checkpoint:
     def rise(self) -> float:
         """The largest loss at the larger rate, in units of the largest at the old one."""
         within = STEPS if self.kind == "at the edge" else SOON
-        faster, same = (max(self.losses(times)[: within + 1]) for times in (FASTER, 1.0))
+        faster, same = (max(self.losses(times, within)) for times in (FASTER, 1.0))
         return faster / same if math.isfinite(faster) else math.inf
 
     def predicted(self, rise: float) -> bool:

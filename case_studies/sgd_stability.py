@@ -6,7 +6,7 @@ lambda_max(H) <= 2/lr (Wu and Su 2023, arXiv 2305.17490; Wu, Wang and Su 2022, a
 - linear models: the exact mean-square threshold against 2/tr(H), for three kinds of rows;
 - identities: the networks of `sgd/networks.py`, whose trace or sharpness is a norm of the parameters;
 - diagonal: sparse regression by a diagonal linear network, where a larger rate finds the sparse solution;
-- bounds: a tanh network on digits (even or odd), at several rates and batch sizes, under watch;
+- bounds: a tanh network on real data (digits, even or odd), at several rates and batch sizes, under watch;
 - outputs: `multi_output_trace.py`, where tr(H) exceeds 2/lr and S_mu does not.
 
     python case_studies/sgd_stability.py --quick
@@ -21,7 +21,7 @@ from functools import partial
 
 import multi_output_trace
 from claims import Claim, check_claims, judge, print_claims, write_claims
-from sgd.bounds import DIGITS, RATES, digits_claims, digits_run
+from sgd.bounds import RATES, TRAINED, real_claims, real_run
 from sgd.figures import draw_bounds, draw_diagonal, draw_rows
 from sgd.identities import identities, path_norms
 from sgd.linear import BATCHES, ROWS, linear_claims, rows_of
@@ -73,16 +73,16 @@ def study(options: Options) -> list[Claim]:
         "two_layer_path", "Two-layer ReLU network, single samples: path norm sqrt(d) sum |a||w| lr/2", WU_SU,
         dict(zip(seeds, paths, strict=True)), between=(0, 1),
     ))  # fmt: skip
-    rates = {1: (0.04,), DIGITS: (0.04,)} if quick else RATES
+    rates = {1: (0.04,), TRAINED: (0.04,)} if quick else RATES
     runs = [(s, size, rate) for size in rates for s in seeds for rate in rates[size]]
-    watched = partial(digits_run, out=options.out, shorter=5 if quick else 1)
-    digits = dict(zip(runs, in_parallel(watched, runs, jobs, name="digits"), strict=True))
-    claims += digits_claims(seeds, digits)
+    watched = partial(real_run, out=options.out, shorter=5 if quick else 1)
+    real = dict(zip(runs, in_parallel(watched, runs, jobs, name="real data"), strict=True))
+    claims += real_claims(seeds, real)
     if not quick:
         claims += outputs_claims(seeds, in_parallel(outputs_run, seeds, jobs, name="ten outputs"))
         save_figure(draw_rows(linear, BATCHES), options.out, "linear_models")
         save_figure(draw_diagonal(sparse), options.out, "diagonal_network")
-        save_figure(draw_bounds(digits, DIGITS), options.out, "digits")
+        save_figure(draw_bounds(real, TRAINED), options.out, "real_data")
     return claims
 
 

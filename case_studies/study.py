@@ -1,6 +1,6 @@
 """What every case study's script needs beside its science: a command line, seeds in parallel, figures on disk.
 
-options = command_line(__doc__, "edge_of_stability", seeds=5, quick_seeds=2)
+options = command_line(__doc__, "edge_of_stability", seeds=5, quick_seeds=2, first=5)
 runs = in_parallel(train, [(seed, rate) for seed in options.seeds for rate in RATES], options.jobs)
 save_figure(drawn, options.out, "hover")
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,17 +20,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
 from losscope.viz.demo import fresh_folder
 
-__all__ = ["COLOURS", "Options", "command_line", "in_parallel", "one_thread", "panels", "save_figure"]
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1f2328")
-"""Okabe and Ito's palette, in an order that keeps neighbours apart with every kind of colour vision."""
+__all__ = ["Options", "command_line", "in_parallel", "one_thread", "save_figure"]
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -42,7 +39,7 @@ class Options:
     Attributes:
         quick: the short version, which asserts what is robust.
         out: folder for runs, figures and claims; it exists and was empty.
-        seeds: 0, 1, ...
+        seeds: from ``--first`` on.
         jobs: processes.
         more: the script's own arguments.
     """
@@ -55,16 +52,19 @@ class Options:
 
 
 def command_line(
-    doc: str, study: str, *, seeds: int = 5, quick_seeds: int = 2,
+    doc: str, study: str, *, seeds: int = 5, quick_seeds: int = 2, first: int = 5,
     more: Callable[[argparse.ArgumentParser], object] | None = None, arguments: Sequence[str] | None = None,
 ) -> Options:  # fmt: skip
-    """Read ``--quick``, ``--out DIR``, ``--seeds N`` and ``--jobs N``; an argument that is wrong ends the script.
+    """Read ``--quick``, ``--out DIR``, ``--seeds N``, ``--first N`` and ``--jobs N``; a wrong argument ends the script.
+
+    The full version begins after the seeds that were looked at while its bands were set, the short one at 0.
 
     Args:
         doc: of the script, shown by ``--help``.
         study: its name; without ``--out`` a fresh folder ``runs/<study>`` is made.
         seeds: how many the full version takes.
         quick_seeds: how many ``--quick`` takes.
+        first: the smallest seed of the full version.
         more: adds arguments of the script's own to the parser.
         arguments: instead of those the script was called with.
     """
@@ -72,6 +72,7 @@ def command_line(
     parser.add_argument("--quick", action="store_true", help="the short version, which asserts what is robust")
     parser.add_argument("--out", type=Path, help=f"folder for runs, figures and claims (default runs/{study})")
     parser.add_argument("--seeds", type=_count, help=f"how many (default {seeds}, with --quick {quick_seeds})")
+    parser.add_argument("--first", type=_whole, help=f"the smallest of them (default {first}, with --quick 0)")
     parser.add_argument("--jobs", type=_count, default=1, help="processes, with one thread each (default 1)")
     if more is not None:
         more(parser)
@@ -79,14 +80,26 @@ def command_line(
     out = found.out or fresh_folder(Path("runs") / study)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         parser.error(f"--out {out} holds something already: give a new folder, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {out} cannot be made: {error.strerror}")
+    if not os.access(out, os.W_OK):
+        parser.error(f"--out {out} cannot be written to")
     count = found.seeds or (quick_seeds if found.quick else seeds)
-    return Options(found.quick, out, tuple(range(count)), found.jobs, found)
+    start = found.first if found.first is not None else (0 if found.quick else first)
+    return Options(found.quick, out, tuple(range(start, start + count)), found.jobs, found)
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if _whole(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number, not {text!r}")
     return int(text)
 
 
@@ -144,29 +157,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def panels(
-    count: int, titles: Sequence[str] = (), *, size: tuple[float, float] = (3.6, 3.1), columns: int = 4
-) -> tuple[Figure, list[Axes]]:
-    """Panels in rows, plainly dressed, lettered where they have titles; ``size`` is that of one."""
-    columns = min(count, columns)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    for spare in axes[count:]:
-        spare.remove()
-    axes = axes[:count]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="#d8dee4", linewidth=0.5)
-        ax.set_axisbelow(True)
-        ax.tick_params(labelsize=8)
-        ax.xaxis.label.set_fontsize(9)
-        ax.yaxis.label.set_fontsize(9)
-    for ax, letter, title in zip(axes, "abcdefgh", titles, strict=False):
-        ax.set_title(f"({letter}) {title}", loc="left", fontsize=9)
-    return figure, axes
 
 
 def save_figure(figure: Figure, out: Path, name: str, *, dpi: int = 110) -> Path:

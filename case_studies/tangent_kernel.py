@@ -7,7 +7,8 @@
 - early: SGD in torch's own parametrisation, where most of the motion falls into the first epochs and the kernel of
   later predicts better than that of the start (Fort et al. 2020, arXiv 2010.15110);
 - gap: what lazy training costs where the kernel of the start is wrong, by `tangent/quadratic_network.py`, and how test
-  error lags behind training error (Kumar et al. 2024, arXiv 2310.06110).
+  error lags behind training error (Kumar et al. 2024, arXiv 2310.06110);
+- grokking: large initial weights on digits, by `tangent/grokking.py`, which fit at once and generalise late.
 
     python case_studies/tangent_kernel.py --quick
     python case_studies/tangent_kernel.py --out runs/tangent --jobs 4
@@ -34,7 +35,8 @@ from losscope.landscape.tangent import kernel_regression, lazy_summary
 from losscope.probes import TangentKernel, watch
 from losscope.viz.demo import digits
 from study import Options, command_line, in_parallel, save_figure
-from tangent.figures import draw_early, draw_gap, draw_lazy
+from tangent.figures import draw_early, draw_gap, draw_grokking, draw_lazy
+from tangent.grokking import Start, grokked, grokking_claims
 from tangent.quadratic_network import Fit, Setting, fitted
 
 JACOT, CHIZAT = "Jacot et al. 2018, arXiv 1806.07572", "Chizat et al. 2019, arXiv 1812.07956"
@@ -48,6 +50,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 FORT_WIDTHS, EPOCHS, EARLY, BATCH, RATE = (32, 128, 512), 30, 3, 64, 0.2
 GAPS, LAGS = (1.0, 10.0), (0.5, 0.1)
 """Output scales of the quadratic network; its activation's eps at alpha = 10, for the lag."""
+STARTS = ((6.0, 12_000), (1.0, 1000))
+"""Scales of the initial weights, and updates, for grokking and its absence."""
 
 
 def centred_digits(seed: int, samples: int = 1797) -> tuple[Tensor, Tensor]:
@@ -74,10 +78,19 @@ class Layer(nn.Linear):
         return self.factor * super().forward(x)
 
 
-def network(width: int, activation: str = "tanh") -> nn.Sequential:
+def network(width: int, activation: str = "tanh", inputs: int = 64, outputs: int = 10) -> nn.Sequential:
     """Two hidden layers in the parametrisation that has a limit; any other can stand here."""
     act = ACTIVATIONS[activation]
-    return nn.Sequential(Layer(64, width, 1.0), act(), Layer(width, width, 2**0.5), act(), Layer(width, 10, 2**0.5))
+    return nn.Sequential(
+        Layer(inputs, width, 1.0), act(), Layer(width, width, 2**0.5), act(), Layer(width, outputs, 2**0.5)
+    )  # fmt: skip
+
+
+def torch_network(width: int, inputs: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers in torch's own parametrisation, for SGD; any other can stand here."""
+    return nn.Sequential(
+        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
+    )  # fmt: skip
 
 
 class Scaled(nn.Module):
@@ -132,8 +145,9 @@ def drifted(
     width, alpha, seed = case
     torch.manual_seed(seed)
     x, y = centred_digits(seed)
-    model = Scaled(network(width, activation), alpha)
-    target = F.one_hot(y, 10).float() - 0.1
+    classes = int(y.max()) + 1
+    model = Scaled(network(width, activation, x.shape[1], classes), alpha)
+    target = F.one_hot(y, classes).float() - 1 / classes
     samples = slice(0, TRAIN + TEST) if regression else slice(0, WATCHED)
     objective = Objective(model, (x[samples], y[samples]), criterion=nn.CrossEntropyLoss())
     start = objective.space.flatten([p.detach().clone() for p in objective.parameters.values()])
@@ -246,9 +260,7 @@ def watched(case: tuple[int, int], epochs: int = EPOCHS, out: Path | None = None
     width, seed = case
     torch.manual_seed(seed)
     x, y = centred_digits(seed)
-    model = nn.Sequential(
-        nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
-    )  # fmt: skip
+    model = torch_network(width, x.shape[1], int(y.max()) + 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     train, some = len(y) - TEST, torch.cat([torch.arange(TRAIN), torch.arange(len(y) - TEST, len(y))])
     objective = Objective(model, (x[some], y[some]), criterion=nn.CrossEntropyLoss())
@@ -355,6 +367,12 @@ def study(options: Options) -> list[Claim]:
     claims += kink_claims(by_kink, seeds) if by_kink else []
     claims += early_claims(courses, seeds) + gap_claims(fits, seeds)
     if not quick:
+        starts = [Start(s, scale, updates) for s in seeds for scale, updates in STARTS]
+        late = dict(
+            zip(starts, in_parallel(partial(grokked, out=options.out), starts, jobs, name="grokking"), strict=True)
+        )
+        claims += grokking_claims(late, seeds)
+        save_figure(draw_grokking(late), options.out, "grokking")
         save_figure(draw_lazy(by_width, by_scale, by_kink), options.out, "lazy")
         save_figure(draw_early(courses, EARLY), options.out, "early")
         save_figure(draw_gap(fits), options.out, "gap")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .errors import SettingError
+from .html_table import Shown
 from .intervals import student_quantile
 from .noise_scale import fieller
 
@@ -36,7 +37,7 @@ ORTHOGONALITY_NU = 5.84
 
 
 @dataclass(frozen=True)
-class BatchSizeTest:
+class BatchSizeTest(Shown):
     """One test at a batch size b.
 
     Attributes:

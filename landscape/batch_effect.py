@@ -23,6 +23,7 @@ from torch import Tensor
 from .errors import SettingError
 from .groups import Group, deal, lengths_of, part
 from .hessian import Hessian
+from .html_table import Shown
 from .intervals import Moments
 from .krylov import top_eigenpairs
 from .objective import Objective
@@ -40,7 +41,7 @@ _HALVINGS = 6  # of the data, down to the smallest batch that is measured where 
 
 
 @dataclass(frozen=True, eq=False)
-class BatchEffect:
+class BatchEffect(Shown):
     r"""Extreme eigenvalues of mini-batch matrices, measured and as a random matrix has them.
 
     Attributes:

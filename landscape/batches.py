@@ -118,6 +118,8 @@ def _read(data: Any) -> Generator[Any, None, None]:
         raise DataError(
             f"data is a {type(data).__name__}, which yields single samples; wrap it: DataLoader(data, batch_size=...)"
         )
+    if isinstance(data, list | tuple) and data and all(type(item).__module__ == "numpy" for item in data):
+        raise DataError("data holds NumPy arrays, not tensors: make them with torch.from_numpy, of the model's dtype")
     if not isinstance(data, Iterable):
         raise DataError(f"data must be an iterable of batches, got {type(data).__name__}")
     yield from data

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from .errors import SettingError
+from .html_table import Shown
 from .kernels.jacobian import Evaluated, OutputGraph, OutputGraphs, OutputMetric, own
 from .kernels.once import second_order_errors
 from .objective import Objective
@@ -44,7 +45,7 @@ _MOST = 8192  # classes, whose pairs take 512 MiB
 
 
 @dataclass(frozen=True, eq=False)
-class ClassParts:
+class ClassParts(Shown):
     """The Gauss-Newton matrix of cross-entropy as a sum, ``class_part + cross_part + within_part``.
 
     Each is positive semi-definite, and follows the objective's parameters as `GaussNewton` does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 import math
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .class_structure import ClassStructure
 from .collapse import Collapse
+from .html_fields import fields_html
 from .html_table import between, html_table, number
 from .noise import NoiseStatistics
 from .noise_scale import NoiseScale
@@ -29,8 +31,8 @@ CURVATURE = "in the unit of the operator's entries: loss / parameter² for a Hes
 
 @functools.singledispatch
 def as_html(result: object) -> str:
-    """A result as HTML; of one that is not known here, its ``repr``."""
-    return f"<pre>{html.escape(repr(result))}</pre>"
+    """A result as HTML; of one that is not known here, its fields, or its ``repr``."""
+    return fields_html(result) if dataclasses.is_dataclass(result) else f"<pre>{html.escape(repr(result))}</pre>"
 
 
 @as_html.register

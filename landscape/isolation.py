@@ -15,15 +15,10 @@ may pass (the reentrant ones refuse it), dense gradients of embeddings.
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import dis
-import functools
-import inspect
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FunctionType
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,9 +29,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils import checkpoint as checkpointing
 
 from .errors import SettingError
+from .hooks import GLOBAL_HOOK_TABLES, HOOK_TABLES, Parts
 from .interrupts import PostponedSignals
 from .precision import float32_arithmetic
 from .reach import CONTAINERS, MODULE_INTERNALS, all_modules, preserved_generators, reseed_generators
+from .scripted import scripted_state, write_scripted
 
 __all__ = ["MODES", "isolated", "preserved_rng", "replaced", "reseed", "unchanged"]
 
@@ -47,14 +44,6 @@ LIVE = "live"
 """Not a mode one asks for: every flag as the model has it, to compare a mode with."""
 
 _NORMALISATION = (nn.modules.batchnorm._NormBase,)
-_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOK_TABLES = tuple(f"_global{name}" for name in _HOOK_TABLES)
-_RECORDERS = frozenset(
-    (
-        "append", "appendleft", "add", "extend", "insert", "update", "put", "put_nowait", "write", "print", "log",
-        "debug", "info", "warning", "record", "add_scalar", "add_histogram", "setdefault", "__setitem__", "copy_",
-    )
-)  # fmt: skip
 
 
 # --------------------------------------------------------------------------- random streams
@@ -128,28 +117,41 @@ def set_mode(model: nn.Module, others: Iterable[nn.Module], mode: str) -> None:
 
 
 @contextlib.contextmanager
-def _untouched_modules(modules: list[nn.Module], *, within: bool = False) -> Iterator[None]:
+def _untouched_modules(modules: list[nn.Module], parts: Parts | None = None) -> Iterator[None]:
     """Swap stand-ins for all state a forward pass may write, and put the originals back.
+
+    Of the hooks those stay that ``parts`` knows to be; without, within an isolation, all that are left.
 
     An interrupt as the ``with`` block is left may drop the generator, which is then closed whenever its traceback is
     freed: what stands within an isolation must not write then, since that has put back everything long before.
     """
-    modules = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
-    saved = [(module, dict(module.__dict__)) for module in modules]
+    scripts = [(m, scripted_state(m)) for m in modules if isinstance(m, torch.jit.ScriptModule)]
+    saved = [(m, dict(m.__dict__)) for m in modules if not isinstance(m, torch.jit.ScriptModule)]
+    tables = [(table, dict(table)) for _, state in saved for table in (state["_parameters"], state["_modules"])]
     known: dict[int, Any] = {}
     try:
+        for script, state in scripts:
+            write_scripted(script, {name: replaced(value, known) for name, value in state.items()})
         for module, state in saved:
             for name, value in state.items():
                 module.__dict__[name] = _stand_in(name, value, known)
+            if parts is not None:
+                module.__dict__ |= {name: parts.of(state[name], name, module) for name in HOOK_TABLES}
             if isinstance(module, nn.parallel.DistributedDataParallel):
                 # Its own would get it ready to add up gradients in the next backward pass, which is the training's.
                 module.__dict__["forward"] = module.module.__call__
         yield
     except GeneratorExit:
-        if within:
-            saved = []
+        if parts is None:
+            scripts, saved, tables = [], [], []
         raise
     finally:
+        for script, state in scripts:
+            write_scripted(script, state)
+        for table, held in tables:
+            if len(table) != len(held) or any(table.get(name) is not own for name, own in held.items()):
+                table.clear()
+                table.update(held)
         for module, state in saved:
             for name in [name for name in module.__dict__ if name not in state]:
                 del module.__dict__[name]
@@ -159,8 +161,8 @@ def _untouched_modules(modules: list[nn.Module], *, within: bool = False) -> Ite
 def _stand_in(name: str, value: Any, known: dict[int, Any]) -> Any:
     if name == "_buffers":
         return {key: replaced(buffer, known) for key, buffer in value.items()}
-    if name in _HOOK_TABLES:
-        return _without_watchers(value)
+    if name in HOOK_TABLES:  # those that are put on for one evaluation go with it
+        return value.copy()
     return value if name in MODULE_INTERNALS else replaced(value, known)
 
 
@@ -192,56 +194,16 @@ def replaced(value: Any, known: dict[int, Any], by: Callable[[Tensor], Tensor] =
 
 
 @contextlib.contextmanager
-def _no_watchers_of_all_modules() -> Iterator[None]:
-    """Hide the hooks that are called for every module there is, as `_stand_in` does those of one module."""
-    saved = {name: getattr(nn.modules.module, name) for name in _GLOBAL_HOOK_TABLES}
+def _no_watchers_of_all_modules(parts: Parts) -> Iterator[None]:
+    """Hide the hooks that are called for every module there is, as `_untouched_modules` does those of one module."""
+    saved = {name: getattr(nn.modules.module, name) for name in GLOBAL_HOOK_TABLES}
     try:
         for name, table in saved.items():
-            setattr(nn.modules.module, name, _without_watchers(table))
+            setattr(nn.modules.module, name, parts.of(table, name))
         yield
     finally:
         for name, table in saved.items():
             setattr(nn.modules.module, name, table)
-
-
-def _without_watchers(table: Mapping[int, Callable[..., Any]]) -> dict[int, Callable[..., Any]]:
-    return collections.OrderedDict((key, hook) for key, hook in table.items() if _is_part_of_the_function(hook))
-
-
-def _is_part_of_the_function(hook: Callable[..., Any]) -> bool:
-    """Whether a module hook changes what the module computes, rather than watching it.
-
-    torch's own (weight norm, spectral norm, pruning, sharding) do. A user's hook does if it is a
-    ``def`` that returns a value; one that returns nothing watches, and must not see the measurement.
-    A lambda always returns something: it watches if it names a typical recorder (`_RECORDERS`), as
-    ``lambda m, i, o: saved.append(o)`` does, and else it is part, as ``lambda m, i, o: 3 * o`` is.
-    """
-    if isinstance(hook, functools.partial):
-        hook = hook.func
-    function = inspect.unwrap(getattr(hook, "__func__", hook))
-    owner = getattr(function, "__module__", None) or type(hook).__module__
-    if owner == "torch" or owner.startswith("torch."):
-        return True
-    if not isinstance(function, FunctionType):
-        function = getattr(type(hook), "__call__", None)  # noqa: B004 - its code is wanted
-    if not isinstance(function, FunctionType):
-        return False
-    if function.__name__ == "<lambda>":
-        return not _RECORDERS & set(function.__code__.co_names)
-    return _returns_a_value(function)
-
-
-def _returns_a_value(function: FunctionType) -> bool:
-    previous = None
-    for instruction in dis.get_instructions(function):
-        if instruction.opname == "RETURN_CONST" and instruction.argval is not None:
-            return True
-        if instruction.opname == "RETURN_VALUE" and not (
-            previous is not None and previous.opname == "LOAD_CONST" and previous.argval is None
-        ):
-            return True
-        previous = instruction
-    return False
 
 
 # --------------------------------------------------------------------------- parameters
@@ -336,7 +298,7 @@ def unchanged(model: nn.Module, also: Iterable[nn.Module] = ()) -> contextlib.Ab
     So that the next evaluation is of the same function. A layer in train mode may move on at each
     pass (spectral norm iterates, a schedule counts).
     """
-    return _untouched_modules(all_modules([model, *also]), within=True)
+    return _untouched_modules(all_modules([model, *also]))
 
 
 @contextlib.contextmanager
@@ -348,6 +310,7 @@ def isolated(
     at: Mapping[nn.Parameter, Tensor] | None = None,
     generators: Iterable[Any] = (),
     tf32: bool = False,
+    read: Collection[Any] = (),
 ) -> Iterator[None]:
     """Evaluate ``model`` inside, and leave no trace of it behind.
 
@@ -358,6 +321,7 @@ def isolated(
         at: values at which to evaluate instead of the parameters' own; exchanged by reference.
         generators: random generators that the evaluation may draw from, besides the global streams.
         tf32: let tensor cores round float32 products; otherwise they do not, whatever the process has set.
+        read: containers and objects that the loss reads: hooks that write there are part of the function.
 
     Raises:
         SettingError: if ``mode`` is not one of `MODES`.
@@ -366,6 +330,7 @@ def isolated(
         raise SettingError(f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
     others = [m for m in also if m is not model]
     modules = all_modules([model, *others])
+    parts = Parts(modules, read)
     device = next((p.device for m in modules for p in m._parameters.values() if p is not None), torch.device("cpu"))
     with (
         PostponedSignals() as signals,  # until everything is back
@@ -373,8 +338,8 @@ def isolated(
         preserved_generators(generators),
         _twice_differentiable(modules, device, tf32),  # first, so that no stand-in is an inference tensor
         _untouched_parameters(modules, at),
-        _untouched_modules(modules),
-        _no_watchers_of_all_modules(),
+        _untouched_modules(modules, parts),
+        _no_watchers_of_all_modules(parts),
     ):
         set_mode(model, others, mode)
         _dense_gradients(modules)

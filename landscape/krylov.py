@@ -18,7 +18,7 @@ from .results import Eigenpairs
 from .ritz import ENDS, Ritz
 from .space import VectorSpace, generator_for
 
-__all__ = ["Search", "top_eigenpairs"]
+__all__ = ["Search", "check_tolerance", "top_eigenpairs"]
 
 MIX = 0.05
 """Size of the random direction mixed into a warm start, relative to the start itself."""
@@ -96,13 +96,7 @@ def top_eigenpairs(
         tensor([4., 3.], dtype=torch.float64)
     """
     operator = as_operator(A)
-    search = Search(operator, k, which, tol, start, block, guards, max_matvecs, memory, confidence, seed)
-    with operator.held():
-        operator.plan(search.planned, search.block)
-        observed = Observed(operator)
-        while search.found is None:
-            search.absorb(observed.unchecked(search.newest))
-        return search.found
+    return Search(operator, k, which, tol, start, block, guards, max_matvecs, memory, confidence, seed).run()
 
 
 class Search:
@@ -144,6 +138,20 @@ class Search:
         self._step, self._next_check, self._spent = 0, 1, 0
         self._rest: Rest | None = None
         self._risk, self._spent_before = 1.0 - confidence, 0
+
+    def run(self) -> Eigenpairs:
+        """Go on until it is over."""
+        with self.operator.held():
+            self.operator.plan(self.planned, self.block)
+            observed = Observed(self.operator)
+            while self.found is None:
+                self.absorb(observed.unchecked(self.newest))
+            return self.found
+
+    def leading(self, count: int) -> tuple[np.ndarray, Tensor]:
+        """What the search has seen of the leading ``count`` pairs: Ritz values and vectors (n, count), unconverged."""
+        ritz = Ritz(self._basis, min(count, self._basis.size), self.which, self._share)
+        return ritz.values, self._basis.combined(ritz.Y[:, ritz.chosen])
 
     @property
     def newest(self) -> Tensor:
@@ -252,15 +260,24 @@ def _check(
         raise SettingError(f"block must be None or an integer between 1 and n = {n}, got {block!r}")
     if isinstance(guards, bool) or not isinstance(guards, int) or guards < 0:
         raise SettingError(f"guards must be an integer of 0 or more, got {guards!r}")
+    check_tolerance(space, tol)
+    if max_matvecs is not None and max_matvecs < k:
+        raise SettingError(f"max_matvecs must be at least k = {k}, got {max_matvecs!r}")
+    if not 0 < confidence < 1:
+        raise SettingError(f"confidence must be between 0 and 1, got {confidence!r}")
+
+
+def check_tolerance(space: VectorSpace, tol: float) -> None:
+    """Refuse a relative residual that products in a space cannot reach.
+
+    Raises:
+        SettingError: naming the least that they can.
+    """
     floor = space.rounding
     if not floor <= tol < 1:
         raise SettingError(
             f"tol must be in [{floor:.1e}, 1): {space.dtype} cannot resolve residuals below that; got {tol!r}"
         )
-    if max_matvecs is not None and max_matvecs < k:
-        raise SettingError(f"max_matvecs must be at least k = {k}, got {max_matvecs!r}")
-    if not 0 < confidence < 1:
-        raise SettingError(f"confidence must be between 0 and 1, got {confidence!r}")
 
 
 def _begin(basis: LanczosBasis, start: Tensor | None, risk: float) -> float:

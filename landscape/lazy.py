@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SettingError
+from .html_table import Shown
 from .jacobian import Jacobian
 from .objective import Objective
 from .tangent_distance import kernel_distance, label_alignment, relative_change
@@ -76,7 +77,7 @@ def _outputs(objective: Objective) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LazySummary:
+class LazySummary(Shown):
     """How far training has gone from where it began.
 
     Attributes:

@@ -50,6 +50,10 @@ class Loss:
             raise SettingError("forward= and targets= go with criterion=; with loss_fn= they are not used")
         for name in ("criterion", "loss_fn", "forward", "targets", "weight"):
             value = getattr(self, name)
+            if isinstance(value, type):
+                raise SettingError(
+                    f"{name} must be a function, got the class {value.__name__}: write {value.__name__}()"
+                )
             if value is not None and not callable(value):
                 raise SettingError(f"{name} must be callable, got {type(value).__name__}")
 

@@ -52,18 +52,34 @@ class Mean:
         return float(self._moments.spread) / math.sqrt(m) if m > 1 and math.isfinite(self.value) else math.inf
 
     @functools.cached_property
-    def degrees(self) -> float:
+    def skewness(self) -> float:
+        """Of what was sampled, without most of the bias that few samples have: Fisher and Pearson's G1.
+
+        D. N. Joanes and C. A. Gill, "Comparing measures of sample skewness and kurtosis", The Statistician 47, 183
+        (1998).
+        """
+        m, apart = len(self.samples), self.samples - self.samples.mean()
+        square = float(apart.square().mean()) if m > 2 else 0.0
+        return float(apart.pow(3).mean()) / square**1.5 * math.sqrt(m * (m - 1)) / (m - 2) if square > 0 else 0.0
+
+    def degrees(self, skewness: float) -> float:
         """Of freedom of the spread, by its own variance, which heavy tails enlarge; m - 1 of normal samples.
+
+        The excess kurtosis that says so is that of the samples without its bias (G2), and at least ``1.5 skewness^2``,
+        that of gamma samples: few samples show too little of both.
 
         F. E. Satterthwaite, "An approximate distribution of estimates of variance components", Biometrics Bull. 2,
         110 (1946).
+
+        Args:
+            skewness: of what was sampled.
         """
-        m, apart = len(self.samples), self.samples - self.samples.mean()
-        squares = apart.square()
-        if m < 3 or not float(squares.sum()) > 0:
+        m, squares = len(self.samples), (self.samples - self.samples.mean()).square()
+        if m < 4 or not float(squares.sum()) > 0:
             return max(1.0, m - 1.0)
-        kurtosis = float(squares.square().mean() / squares.mean() ** 2)
-        return max(2.0, min(m - 1.0, 2 * m / (kurtosis - 1))) if kurtosis > 1 else m - 1.0
+        seen = float(squares.square().mean() / squares.mean() ** 2) - 3
+        excess = max((m - 1) / ((m - 2) * (m - 3)) * ((m + 1) * seen + 6), 1.5 * skewness**2)
+        return max(2.0, min(m - 1.0, 2 * m / (excess + 2))) if excess > -2 else m - 1.0
 
     def interval(
         self, confidence: float, least_skewness: float = -math.inf, degrees: float | None = None
@@ -81,6 +97,16 @@ class Mean:
         factor = 1.0 if degrees is None else student_quantile(degrees, confidence) / usual
         low, high = self._moments.interval(confidence, skewed=True, factor=factor, least_skewness=least_skewness)
         return float(low), float(high)
+
+    def interval_of_tails(self, confidence: float, least_skewness: float = -math.inf) -> tuple[float, float]:
+        """The same of samples that may have heavy tails, as squared lengths: skewness and degrees without bias.
+
+        Args:
+            confidence: nominal coverage.
+            least_skewness: of the samples.
+        """
+        skewness = max(self.skewness, least_skewness)
+        return self.interval(confidence, skewness, self.degrees(skewness))
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ from torch import Tensor
 from .compositions import Preconditioned
 from .errors import SettingError
 from .hessian import Hessian
+from .html_table import Shown
 from .mean_estimates import Accuracy, Mean, Ratio
 from .minibatch_draws import MinibatchDraws
 from .objective import Objective
@@ -51,7 +52,7 @@ _GROWTH = 4.0  # most draws after a look, relative to those before it
 
 
 @dataclass(frozen=True, eq=False)
-class MinibatchSharpness:
+class MinibatchSharpness(Shown):
     """The curvature along mini-batch gradients, and what the same draws tell of the gradients' noise.
 
     With a preconditioner there are only the first two, of ``u = P^-1 g_B``: ``u'H_B u / g_B'u``.

@@ -22,6 +22,7 @@ from .reach import closed_over_modules, generators_within, objects_within, prese
 from .seen_sum import adds_over_samples
 from .selection import checked_modules, select_parameters
 from .space import ParameterSpace
+from .variables import Variables
 
 __all__ = ["Objective"]
 
@@ -116,7 +117,7 @@ class Objective:
         self.also = tuple({id(m): m for m in [*checked_modules(also), *reached] if m is not model}.values())
         functions = [*self.loss.functions, *([weight] if weight is not None else [])]
         self._generators = generators_within([*functions, model, *self.also])
-        self._objects = objects_within(functions)
+        self._objects, self._variables = objects_within(functions), Variables(functions)
         self._fixed: tuple[Batch, ...] = ()  # as read; those without a share are not in batches
         self._batches: tuple[Batch, ...] | None = None
         self._weights: Tensor | None = None
@@ -296,7 +297,10 @@ class Objective:
             yield
             return
         tf32 = self.precision == "tf32"
-        with isolated(self.model, also=self.also, mode=self.mode, at=at, generators=self._generators, tf32=tf32):
+        with isolated(
+            self.model, also=self.also, mode=self.mode, at=at, generators=self._generators, tf32=tf32,
+            read=self._objects,
+        ):  # fmt: skip
             self._depth += 1
             self.isolations += 1
             try:
@@ -334,7 +338,7 @@ class Objective:
         """An `evaluation` that does not put the modules' state back, for a pass that is seen to leave it alone."""
         content = self.batches[index].content if content is None else content
         self.ranks.refuse_parts("this")
-        with preserved_objects(self._objects):
+        with preserved_objects(self._objects), self._variables.preserved():
             reseed(hash((self.seed, self._mask_seed, self._whole.before + index, mask)) % 2**63, self._generators)
             with torch.autocast(self.space.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 yield copied(content)

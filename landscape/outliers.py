@@ -32,7 +32,7 @@ __all__ = ["OutlierSide", "Outliers", "SideMethod", "outliers"]
 
 
 @dataclass(frozen=True, eq=False)
-class OutlierSide:
+class OutlierSide(Shown):
     """The outliers above, or below, the bulk.
 
     Attributes:

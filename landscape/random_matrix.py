@@ -20,12 +20,13 @@ from scipy.special import airy, roots_legendre
 from torch import Tensor
 
 from .errors import SettingError
+from .html_table import Shown
 
 __all__ = ["MarchenkoPastur", "Semicircle", "tracy_widom_cdf", "tracy_widom_quantile"]
 
 
 @dataclass(frozen=True)
-class Semicircle:
+class Semicircle(Shown):
     r"""Eigenvalues of :math:`c I + W`, W symmetric with independent entries of variance :math:`s^2 / n`.
 
     .. math:: \rho(x) = \frac{\sqrt{4 s^2 - (x - c)^2}}{2 \pi s^2}
@@ -94,7 +95,7 @@ class Semicircle:
 
 
 @dataclass(frozen=True)
-class MarchenkoPastur:
+class MarchenkoPastur(Shown):
     r"""Eigenvalues of :math:`X^T X / n`, X of n rows and P columns, independent entries of variance ``scale``.
 
     With :math:`\gamma = P / n` and :math:`x_\pm = \sigma^2 (1 \pm \sqrt\gamma)^2`

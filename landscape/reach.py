@@ -27,7 +27,9 @@ __all__ = [
     "MODULE_INTERNALS",
     "all_modules",
     "closed_over_modules",
+    "functions_within",
     "generators_within",
+    "is_installed",
     "objects_within",
     "preserved_generators",
     "preserved_objects",
@@ -130,6 +132,12 @@ def closed_over_modules(function: Any) -> list[nn.Module]:
     return [item for item in _reached([function]) if isinstance(item, nn.Module)]
 
 
+def functions_within(roots: Iterable[Any]) -> list[FunctionType]:
+    """The user's functions within reach: none of Python's, torch's or of installed packages, nor what lies behind."""
+    found = (item for item in _reached(roots, stops=_is_closed) if isinstance(item, FunctionType))
+    return [f for f in found if f.__module__.partition(".")[0] not in _FOREIGN and not is_installed(f.__module__)]
+
+
 def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
     """The modules below ``roots``, also those kept from registration in plain attributes, lists or dicts."""
     found: dict[int, nn.Module] = {}
@@ -223,10 +231,11 @@ def reseed_generators(generators: Iterable[Any], seed: int) -> None:
 
 
 def objects_within(roots: Iterable[Any], *, data: bool = False) -> list[Any]:
-    """The user's objects whose attributes a call of their functions, or reading their data, may change.
+    """The user's objects that a call of their functions, or reading their data, may change.
 
-    Not modules (see `isolation`), optimizers, or what belongs to Python, torch, NumPy or losscope, nor
-    what lies behind them; of installed packages, only what a function is bound to, or is.
+    Those with attributes, and, but for data, plain containers. Not modules (see `isolation`), optimizers, or what
+    belongs to Python, torch, NumPy or losscope, nor what lies behind them; of installed packages, only what a function
+    is bound to, or is.
 
     Args:
         roots: functions or objects.
@@ -237,10 +246,13 @@ def objects_within(roots: Iterable[Any], *, data: bool = False) -> list[Any]:
     found = (
         item
         for item in _reached(roots, _DEEPEST_IN_DATA if data else _DEEPEST, _is_closed)
-        if isinstance(getattr(item, "__dict__", None), dict)
-        and not isinstance(item, (*CONTAINERS, tuple, FunctionType, MethodType, functools.partial))
-        and not _is_closed(item)
-        and (data or id(item) in bound or not _is_installed(item))
+        if (type(item) in CONTAINERS and not data)
+        or (
+            isinstance(getattr(item, "__dict__", None), dict)
+            and not isinstance(item, (*CONTAINERS, tuple, FunctionType, MethodType, functools.partial))
+            and not _is_closed(item)
+            and (data or id(item) in bound or not is_installed(type(item).__module__))
+        )
     )
     return list(itertools.islice(found, _MOST_KEPT))
 
@@ -252,14 +264,15 @@ def _is_closed(item: Any) -> bool:
     return isinstance(item, (*_NEVER_KEPT, _GENERATORS)) or type(item).__module__.partition(".")[0] in _FOREIGN
 
 
-def _is_installed(item: Any) -> bool:
-    path = getattr(sys.modules.get(type(item).__module__), "__file__", None) or ""
+def is_installed(module: str) -> bool:
+    """Whether the module of this name is from an installed package, and none of the user's."""
+    path = getattr(sys.modules.get(module), "__file__", None) or ""
     return "site-packages" in path or "dist-packages" in path
 
 
 @contextlib.contextmanager
 def preserved_objects(objects: Iterable[Any], *, data: bool = False) -> Iterator[None]:
-    """Put back the attributes of these objects on exit, and the content of their plain containers.
+    """Put back the attributes of these objects on exit, and the content of plain containers, theirs and among these.
 
     By identity: no tensor, array or other object is copied. Containers of very many entries, and objects
     that run a thread (which goes on writing on them), stay as they become.
@@ -269,9 +282,11 @@ def preserved_objects(objects: Iterable[Any], *, data: bool = False) -> Iterator
         data: whether they belong to a loader, where longer containers are put back too.
     """
     longest = _LONGEST_IN_DATA if data else _LONGEST
-    attributes = [(vars(item), dict(vars(item))) for item in objects]
+    objects = list(objects)
+    attributes = [(vars(item), dict(vars(item))) for item in objects if type(item) not in CONTAINERS]
     saved = [(live, kept) for live, kept in attributes if not _runs_a_thread(kept)]
-    values = {id(v): v for _, kept in saved for v in kept.values() if type(v) in CONTAINERS and len(v) <= longest}
+    held = [*objects, *(value for _, kept in saved for value in kept.values())]
+    values = {id(v): v for v in held if type(v) in CONTAINERS and len(v) <= longest}
     contents = [(live, live.copy()) for live in values.values()]
     try:
         yield

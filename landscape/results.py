@@ -112,7 +112,7 @@ class Eigenpairs(Shown):
 
 
 @dataclass(frozen=True, eq=False)
-class NegativeCurvature:
+class NegativeCurvature(Shown):
     """A direction p along which a damped matrix, and so the matrix itself, bends downwards.
 
     Attributes:

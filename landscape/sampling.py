@@ -15,6 +15,7 @@ from .columns import parts, units
 from .errors import SettingError
 from .groups import Group, deal, lengths_of
 from .hessian import Hessian
+from .html_table import Shown
 from .intervals import Moments, student_quantile
 from .objective import Objective
 from .operators import Observed, SymmetricOperator
@@ -28,7 +29,7 @@ _Measured = TypeVar("_Measured", Estimate, DiagonalEstimate)
 
 
 @dataclass(frozen=True, eq=False)
-class SamplingError:
+class SamplingError(Shown):
     """A curvature of a population, measured on some of its samples: two errors, kept apart.
 
     Attributes:

@@ -83,7 +83,7 @@ def checked_modules(also: Any) -> list[nn.Module]:
     Raises:
         SettingError: if something else is among them.
     """
-    modules = [also] if isinstance(also, nn.Module) else list(also)
+    modules = [also] if isinstance(also, nn.Module) or not isinstance(also, Iterable) else list(also)
     for module in modules:
         if not isinstance(module, nn.Module):
             raise SettingError(f"also= takes modules, got {type(module).__name__}")

@@ -14,6 +14,7 @@ from scipy.special import chdtri
 from torch import Tensor
 
 from .bulk_edge import Bulk, BulkEdge, bulk_of
+from .html_table import Shown
 from .quadrature import Quadrature
 from .results import Eigenpairs
 from .spectral_measure import SpectralDensity
@@ -32,7 +33,7 @@ _AFTER = range(3, 10)  # how many gaps a gap is compared with
 
 
 @dataclass(frozen=True)
-class SideMethod:
+class SideMethod(Shown):
     """What one method says of one side of the spectrum.
 
     Attributes:

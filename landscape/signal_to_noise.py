@@ -18,6 +18,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from .errors import DataError
+from .html_table import Shown
 from .intervals import Moments
 from .noise_scale import check_confidence
 from .objective import Objective
@@ -29,7 +30,7 @@ _EPS = 1e-8  # of SGD-SaI
 
 
 @dataclass(frozen=True, eq=False)
-class ParameterSignal:
+class ParameterSignal(Shown):
     """The gradient signal-to-noise ratio of each parameter, over samples.
 
     Attributes:

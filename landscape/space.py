@@ -21,6 +21,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from .errors import SettingError
 
 __all__ = [
+    "PIECE",
     "ParameterSpace",
     "VectorSpace",
     "adds_up_badly",
@@ -32,7 +33,9 @@ __all__ = [
 
 
 _MERE_ROUNDING = 100.0  # times eps
-_PIECE = 1 << 16  # entries of a vector that are summed at a time, where it is long
+PIECE = 1 << 16
+"""Entries of a vector that are summed at a time, where it is long."""
+
 _LONG = 4  # pieces
 
 
@@ -89,7 +92,7 @@ class VectorSpace:
     def inner(self, U: Tensor, V: Tensor) -> Tensor:
         """Inner products of the columns, ``U.T @ V``: (n, a), (n, b) -> (a, b)."""
         if adds_up_badly(V):
-            pieces = [self.inner(u, v) for u, v in zip(U.split(_PIECE), V.split(_PIECE), strict=True)]
+            pieces = [self.inner(u, v) for u, v in zip(U.split(PIECE), V.split(PIECE), strict=True)]
             return torch.stack(pieces).sum(dim=0)
         if 1 < V.shape[1] < U.shape[1]:
             return (V.T @ U).T  # a narrow block from the left: 1.7 times as fast, as memory goes
@@ -98,7 +101,7 @@ class VectorSpace:
     def norms(self, V: Tensor) -> Tensor:
         """Lengths of the columns: (n, k) -> (k,)."""
         if adds_up_badly(V):
-            pieces = [torch.linalg.vector_norm(v, dim=0) for v in V.split(_PIECE)]
+            pieces = [torch.linalg.vector_norm(v, dim=0) for v in V.split(PIECE)]
             return torch.linalg.vector_norm(torch.stack(pieces), dim=0)
         return torch.linalg.vector_norm(V.T, dim=1)
 
@@ -201,7 +204,7 @@ def adds_up_badly(V: Tensor) -> bool:
     On a CPU, terms are added one after the other: in single precision a length is 1e-4 off for 5 million entries and
     1e-3 for 20 million.
     """
-    return V.shape[0] > _LONG * _PIECE and V.device.type == "cpu" and V.dtype != torch.float64
+    return V.shape[0] > _LONG * PIECE and V.device.type == "cpu" and V.dtype != torch.float64
 
 
 def common_space(spaces: Sequence[VectorSpace]) -> VectorSpace:

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from .errors import NonFiniteError, SettingError
+from .html_table import Shown
 from .objective import Objective
 from .results import Eigenpairs
+from .space import PIECE, VectorSpace, adds_up_badly
 
 __all__ = ["GradientShare", "SubspaceOverlap", "gradient_share", "subspace_overlap"]
 
@@ -28,7 +30,7 @@ _SAME = 4.0  # times eps and the number of vectors: squared lengths below are ro
 
 
 @dataclass(frozen=True, eq=False)
-class GradientShare:
+class GradientShare(Shown):
     r"""The part of a gradient that lies in the top eigenspace, :math:`\|U_j^T g\|^2 / \|g\|^2` for j = 1, 2, ..., k.
 
     Attributes:
@@ -93,7 +95,7 @@ def gradient_share(gradient: Objective | Tensor, pairs: Eigenpairs) -> GradientS
     if norm == 0:
         raise SettingError("the gradient is zero: it has no share in any subspace")
     # Ritz vectors are orthonormal but for rounding, which over k of them adds up to no more than that.
-    parts = (U.T @ g.to(U)).to("cpu", torch.float64) / norm
+    parts = _space(U).inner(U, g.to(U)[:, None])[:, 0].to("cpu", torch.float64) / norm
     shares = parts.square().cumsum(0).clamp(max=1.0)
     angles = _angles(pairs)
     root = shares.sqrt()
@@ -104,7 +106,7 @@ def gradient_share(gradient: Objective | Tensor, pairs: Eigenpairs) -> GradientS
 
 
 @dataclass(frozen=True, eq=False)
-class SubspaceOverlap:
+class SubspaceOverlap(Shown):
     r"""How far two subspaces are the same.
 
     Attributes:
@@ -162,11 +164,10 @@ def subspace_overlap(U: Tensor | Eigenpairs, V: Tensor | Eigenpairs) -> Subspace
     if P.shape[1] < Q.shape[1]:
         P, Q = Q, P
     Q = Q.to(P)
-    inner = P.T @ Q
+    inner = _space(P).inner(P, Q)
     rest = Q - P @ inner
     cosines = torch.linalg.svdvals(inner.to("cpu", torch.float64)).clamp(max=1.0)
-    triangle = torch.linalg.qr(rest, mode="r")[1].to("cpu", torch.float64)
-    sines = torch.linalg.svdvals(triangle).flip(0).clamp(max=1.0)
+    sines = torch.linalg.svdvals(_triangle(rest)).flip(0).clamp(max=1.0)
     angles = torch.where(cosines.square() > 0.5, torch.asin(sines), torch.acos(cosines))
     value = float(cosines.square().mean())
     # tr(P (Q - Q')) over the smaller dimension: each principal sine of Q and Q' counts once at most.
@@ -177,6 +178,11 @@ def subspace_overlap(U: Tensor | Eigenpairs, V: Tensor | Eigenpairs) -> Subspace
     )
 
 
+def _space(V: Tensor) -> VectorSpace:
+    """Where the columns live: it adds up long ones without loss."""
+    return VectorSpace(V.shape[0], V.dtype, V.device)
+
+
 def _basis(X: Tensor | Eigenpairs, name: str) -> tuple[Tensor, float]:
     """An orthonormal basis of the span, and the sine of the angle by which it may be off."""
     sine = float(_angles(X)[-1]) if isinstance(X, Eigenpairs) else 0.0
@@ -185,17 +191,24 @@ def _basis(X: Tensor | Eigenpairs, name: str) -> tuple[Tensor, float]:
         given = f"{V.dtype} {tuple(V.shape)}" if isinstance(V, Tensor) else type(V).__name__
         raise SettingError(f"{name} must be eigenpairs or a real tensor of shape (n, k), got {given}")
     V = V[:, None] if V.ndim == 1 else V
-    norms = torch.linalg.vector_norm(V, dim=0)
+    norms = _space(V).norms(V)
     if not bool(torch.isfinite(norms).all()):
         raise NonFiniteError(f"{name} has a NaN or infinite entry")
     V = V[:, norms > 0] / norms[norms > 0]
-    gram = (V.T @ V).to("cpu", torch.float64)
+    gram = _space(V).inner(V, V).to("cpu", torch.float64)
     lengths, turned = torch.linalg.eigh((gram + gram.T) / 2) if V.shape[1] else (gram[0:0], gram)
     kept = lengths > _SAME * torch.finfo(V.dtype).eps * V.shape[1]
     if not bool(kept.any()):
         raise SettingError(f"{name} spans nothing: all its vectors are zero")
     Q = V @ (turned[:, kept] / lengths[kept].sqrt()).to(V)
-    return torch.linalg.qr(Q)[0], sine  # what is left of rounding
+    return Q @ torch.linalg.inv(_triangle(Q)).to(Q), sine  # what is left of rounding
+
+
+def _triangle(V: Tensor) -> Tensor:
+    """R of V = Q R, float64 on the CPU; of long columns from the R of their pieces, which add up without loss."""
+    pieces = V.split(PIECE) if adds_up_badly(V) else [V]
+    triangles = [torch.linalg.qr(piece, mode="r")[1].to("cpu", torch.float64) for piece in pieces]
+    return torch.linalg.qr(torch.cat(triangles), mode="r")[1]
 
 
 def _angles(pairs: Eigenpairs) -> Tensor:

@@ -20,7 +20,7 @@ from .tangent_positions import Factors, entries, pays
 
 __all__ = ["Pass", "contracted", "fewest_passes"]
 
-_FOR_ROWS = 0.7  # of the memory; the rest is for the graphs of a few samples
+_FOR_GRAPHS = 0.3  # of the memory, at most
 _AT_ONCE = 128 << 20  # bytes for the graphs and Jacobians of a few samples: more are no faster
 _STRIPES = 8  # of rows: of a symmetric product only the upper half is computed
 _NARROWEST = 64  # rows of a stripe: products of fewer are slow
@@ -33,12 +33,12 @@ class Pass:
     Attributes:
         rows: which combinations of outputs.
         pieces: (position of a parameter, which of its entries), or of what is kept in place of them.
-        at_positions: the parameters whose inner products are taken position by position.
+        factored: the parameters whose derivatives are kept as the factors that they are products of.
     """
 
     rows: slice
     pieces: tuple[tuple[int, slice], ...]
-    at_positions: frozenset[int] = frozenset()
+    factored: frozenset[int] = frozenset()
 
     @property
     def width(self) -> int:
@@ -53,9 +53,10 @@ def fewest_passes(jacobians: SampleJacobians, form: str, samples: int, memory: i
         SettingError: if not one entry fits.
     """
     k, space = len(jacobians.rows), jacobians.objective.space
-    room = int(_FOR_ROWS * memory) // (samples * torch.finfo(space.dtype).bits // 8)  # entries for each sample
+    room = (memory - _for_graphs(memory)) // (samples * torch.finfo(space.dtype).bits // 8)  # entries for each sample
     for rows in range(k, 0, -1) if form == "trace" else (k,):
-        if rows * sum(_kept(jacobians, form, rows)[0]) <= room:
+        kept = _kept(jacobians, form, rows)
+        if rows * sum(kept.entries) + kept.remade <= room:
             starts = range(0, k, rows)
             return [_whole(jacobians, form, slice(first, min(first + rows, k))) for first in starts]
     rows = 1 if form == "trace" else k
@@ -64,31 +65,50 @@ def fewest_passes(jacobians: SampleJacobians, form: str, samples: int, memory: i
             f"memory={memory} bytes beside the kernel is too little for one parameter's derivatives of {samples} "
             f"samples with {rows} outputs; allow more, or take fewer samples"
         )
-    numels, at_positions = _kept(jacobians, form, rows, width)
+    kept = _kept(jacobians, form, rows, width)
     return [
-        Pass(slice(first, first + rows), group, at_positions & {i for i, _ in group})
+        Pass(slice(first, first + rows), group, kept.factored & {i for i, _ in group})
         for first in range(0, k, rows)
-        for group in _groups(numels, width)
+        for group in _groups(kept.entries, width)
     ]
+
+
+def _for_graphs(memory: int) -> int:
+    """Bytes for the graphs of a few samples at once."""
+    return min(_AT_ONCE, int(_FOR_GRAPHS * memory))
 
 
 def _whole(jacobians: SampleJacobians, form: str, rows: slice) -> Pass:
     """All parameters at once."""
-    numels, at_positions = _kept(jacobians, form, rows.stop - rows.start)
-    return Pass(rows, tuple((i, slice(0, n)) for i, n in enumerate(numels)), at_positions)
+    kept = _kept(jacobians, form, rows.stop - rows.start)
+    return Pass(rows, tuple((i, slice(0, n)) for i, n in enumerate(kept.entries)), kept.factored)
 
 
-def _kept(
-    jacobians: SampleJacobians, form: str, rows: int, most: float = math.inf
-) -> tuple[tuple[int, ...], frozenset[int]]:
-    """How many entries of each parameter are kept for a sample and an output, and which ones are not derivatives."""
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of each sample.
+
+    Attributes:
+        entries: of each parameter, for an output.
+        factored: the parameters of which factors are kept.
+        remade: entries of the largest Jacobian, of one output, that is made of them again.
+    """
+
+    entries: tuple[int, ...]
+    factored: frozenset[int]
+    remade: int
+
+
+def _kept(jacobians: SampleJacobians, form: str, rows: int, most: float = math.inf) -> _Kept:
+    """Factors where they are fewer; with room for few entries only those of which no Jacobian is made again."""
     numels = list(jacobians.objective.space.numels)
-    at_positions = set()
+    factored, remade = set(), 0
     for i, shape in jacobians.shapes.items() if form != "full" else ():
-        if pays(shape, rows) and (kept := entries(shape, rows)) <= min(most, numels[i]):
-            numels[i] = kept
-            at_positions.add(i)
-    return tuple(numels), frozenset(at_positions)
+        again = 0 if pays(shape, rows) else numels[i]
+        if (kept := entries(shape, rows)) <= min(most, numels[i]) and not (again and most < math.inf):
+            factored.add(i)
+            numels[i], remade = kept, max(remade, again)
+    return _Kept(tuple(numels), frozenset(factored), remade)
 
 
 def _groups(numels: tuple[int, ...], width: int) -> Iterator[tuple[tuple[int, slice], ...]]:
@@ -122,16 +142,19 @@ def contracted(jacobians: SampleJacobians, form: str, samples: int, passes: list
         blocks = room[: samples * rows * each.width].split([samples * rows * width for width in widths])
         pieces: list[Tensor | Factors] = [
             Factors.within(block, jacobians.shapes[i], samples, rows)
-            if i in each.at_positions
+            if i in each.factored
             else block.view(samples, rows, -1)
             for block, (i, _) in zip(blocks, each.pieces, strict=True)
         ]
         _fill(pieces, jacobians, each, memory)
         for piece in pieces:
-            if isinstance(piece, Factors):
+            if isinstance(piece, Tensor):
+                _add_gram(kernel, piece.view(side, -1))
+            elif pays(piece.shape, rows):
                 piece.add_gram(kernel)
             else:
-                _add_gram(kernel, piece.view(side, -1))
+                for J in piece.jacobians():
+                    _add_gram(kernel, J)
     kernel = kernel.cpu()
     kernel = kernel.triu() + kernel.triu(1).T
     return kernel / k if form == "trace" else kernel
@@ -144,11 +167,11 @@ def _has_double(device: torch.device) -> bool:
 def _fill(pieces: list[Tensor | Factors], jacobians: SampleJacobians, each: Pass, memory: int) -> None:
     """Make what is kept of all samples, a few at a time: of each piece one block (n, rows, width), or its factors."""
     space, rows = jacobians.objective.space, len(jacobians.rows[each.rows])
-    directly = {i: part for i, part in each.pieces if i not in each.at_positions}
+    directly = {i: part for i, part in each.pieces if i not in each.factored}
     cut = {i: space.numels[i] for i, part in directly.items() if part.stop - part.start < space.numels[i]}
     size = torch.finfo(space.dtype).bits // 8
     per_sample = jacobians.bytes_of_sample(rows) + sum(cut.values()) * rows * size
-    at_once = max(1, min(_AT_ONCE, int((1 - _FOR_ROWS) * memory)) // per_sample)
+    at_once = max(1, _for_graphs(memory) // per_sample)
     named = {i: piece for piece, (i, _) in zip(pieces, each.pieces, strict=True)}
     done = 0
     for index, batch in enumerate(jacobians.objective.batches):

@@ -27,6 +27,8 @@ __all__ = ["MixedSamples", "PositionsChanged", "SampleJacobians", "sample_output
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}
 _TRIED = 4
 """Samples, and rows of outputs, that the trial looks at."""
+_BESIDE = 16
+"""Samples, these included, among which their outputs must be the same."""
 
 
 class MixedSamples(Exception):
@@ -258,8 +260,8 @@ class SampleJacobians:
             beside = outputs
             outputs = sample_outputs(self.objective, cut(whole, slice(count // 2, count)), 0)[0].detach()
         else:
-            beside = sample_outputs(self.objective, whole, 0)[0].detach()
-        beside = beside[count - len(outputs) :]
+            beside = sample_outputs(self.objective, cut(whole, slice(max(0, count - _BESIDE), count)), 0)[0].detach()
+        beside = beside[len(beside) - len(outputs) :]
         if not float((beside - outputs).norm()) <= _tolerance(outputs) * float(beside.norm()):
             raise MixedSamples("the outputs of a sample depend on the others in its batch")
 

@@ -1,17 +1,19 @@
-r"""A weight's share of the tangent kernel from inner products at single positions, without its Jacobians.
+r"""A weight's share of the tangent kernel from the factors that its Jacobians are products of.
 
 The derivative of an output by a linear layer's weight is a sum over positions, :math:`J = \sum_t b_t a_t^\top`, so that
 
 .. math:: \langle J(x), J(x') \rangle = \sum_{tt'} (a_t \cdot a'_{t'}) (b_t \cdot b'_{t'})
 
 (the structured derivatives of Novak et al. 2022, "Fast finite width neural tangent kernel"). Where a layer has few
-positions this is far less work, and memory, than the product of the Jacobians: in an MLP there is one.
+positions this is far less work than the product of the Jacobians: in an MLP there is one. The factors a and b take
+less memory as well; where only that is so, the Jacobians are made of them one output at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from .kernels.layer_jacobians import Shape
@@ -64,6 +66,19 @@ class Factors:
     def of(self, samples: slice) -> Factors:
         """Those of some samples."""
         return Factors(self.a[samples], self.b[samples])
+
+    @property
+    def shape(self) -> Shape:
+        """Of the products."""
+        return Shape(self.a.shape[1], self.a.shape[2], self.b.shape[3])
+
+    def jacobians(self) -> Iterator[Tensor]:
+        """Of one output after the other, (n, leaving * entering) in the same memory."""
+        n, _, k, leaving = self.b.shape
+        J = self.a.new_empty(n, leaving, self.a.shape[2])
+        for row in range(k):
+            torch.bmm(self.b[:, :, row].transpose(1, 2), self.a, out=J)
+            yield J.flatten(1)
 
     def add_gram(self, kernel: Tensor) -> None:
         """Add the inner products of Jacobians, summed over outputs, to the upper half of ``kernel`` (n, n)."""

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from .errors import SettingError
+from .html_table import Shown
 from .tangent_distance import Kernel, per_sample_kernel, target_matrix
 
 __all__ = ["KernelRegression", "kernel_regression"]
 
 
 @dataclass(frozen=True, eq=False)
-class KernelRegression:
+class KernelRegression(Shown):
     """What regression with a kernel predicts where it has not been fitted.
 
     Attributes:

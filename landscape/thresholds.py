@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .errors import ParameterError, SettingError
+from .html_table import Shown
 from .objective import Objective
 from .optimizer_rules import Rule, known_optimizers, rule_for
 from .sam import perturbed_threshold, radii, refusal, wrapped
@@ -28,7 +29,7 @@ State = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Threshold:
+class Threshold(Shown):
     """The largest curvature at which an optimizer's linearised dynamics is stable.
 
     Attributes:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from losscope.landscape.html_table import html_table
+
 if TYPE_CHECKING:
     from .records import Record
     from .run import Run
@@ -125,6 +127,11 @@ class Cost:
         said += [f"measured later than they were due, by the budget: {late}"] if late else []
         said += [f"{each.probe} of {each.player!r}: {failure}" for each in self.probes for failure in each.failures]
         return said
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table, and the notes below."""
+        header, *rows = self.table()
+        return html_table("Cost", header, rows, "; ".join(self.notes()))
 
     def __repr__(self) -> str:
         """A table; products and gradients are those of one measurement."""

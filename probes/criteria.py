@@ -17,6 +17,9 @@ __all__ = ["not_applicable", "not_what_is_trained", "sharpness", "unchecked"]
 # --------------------------------------------------------------------------- what bars a verdict
 
 
+NOTHING = "no measurement: it takes the Stability() probe, at a step that every= reaches"
+
+
 def not_applicable(facts: dict[str, Any], window: Sequence[Record]) -> str | None:
     """Why no criterion can apply, or None."""
     if facts.get("optimizers", 1) > 1:
@@ -27,7 +30,7 @@ def not_applicable(facts: dict[str, Any], window: Sequence[Record]) -> str | Non
         )
     if not window:
         failure = facts.get("failure")
-        return f"every measurement failed: {failure}" if failure else "no measurement: the Stability() probe is needed"
+        return f"every measurement failed: {failure}" if failure else NOTHING
     if facts.get("perturbed") and facts["full_batch"] is False:
         return "SAM's threshold is one of full batches: mini-batches perturb along gradients of their own norm"
     if window[-1].values.get("threshold") is None:

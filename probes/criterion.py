@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from losscope.landscape.html_table import Shown
+
 __all__ = ["Assumption", "Criterion"]
 
 
@@ -16,7 +18,7 @@ class Assumption:
 
 
 @dataclass(frozen=True)
-class Criterion:
+class Criterion(Shown):
     """One line of the audit.
 
     Attributes:

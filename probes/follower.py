@@ -34,6 +34,7 @@ from .schedule import Schedule
 from .seen import SeenCurvature
 from .skipped import SkippedUpdates
 from .snapshot import Snapshot
+from .stray import StrayWrites
 from .update import Update
 
 __all__ = ["Follower"]
@@ -85,7 +86,7 @@ class Follower:
         self.guarded = Guard(player.name, lambda: self.step, raise_errors=raise_errors, speaks=self._speaks)
         self._facts_told = self._modes_compared = False
         self._gradient: Tensor | None = None
-        self._selection = player.signature()
+        self._selection, self.stray = player.signature(), StrayWrites(player)
         self._outside = self._outside_versions()
 
     def _speaks(self) -> bool:
@@ -141,10 +142,13 @@ class Follower:
                         self._notice_changes()
                         self._copy = {p: p.detach().clone() for p in self.player.moved}
                         self._gradient = None if closure or self.player.steps_off else self._training_gradient()
-                except Exception:
-                    if self._ranks.size > 1:  # another one may have no copy: none measures
-                        self._copy = None
-                    raise
+                except Exception as error:
+                    self._copy = None  # of several ranks another one may have none: none measures
+                    if self.guarded.raises:
+                        raise
+                    self._late = self.agenda.taken(self._chosen, self.step)
+                    for probe in self._chosen:
+                        self._failed(probe, error)
 
     def closed(self) -> None:
         """The update is done: measure at the weights before it, and count it."""
@@ -156,6 +160,7 @@ class Follower:
             self._gradient = None
             self._made = True
             self.step += 1
+            self.stray.explained()
 
     def skipped(self) -> None:
         """The optimizer was called for an update, and did nothing because of infinite gradients."""
@@ -175,6 +180,7 @@ class Follower:
     def measure_live(self, probes: Sequence[Probe]) -> list[Record]:
         """Measure at the present weights."""
         self._settings = (self.player.rate(), self.player.threshold())
+        self.stray.explained()
         return self.measure(probes, at=None) if probes else []
 
     def flush(self) -> None:
@@ -325,8 +331,8 @@ class Follower:
     def _notice_changes(self) -> None:
         """Layers that were frozen, unfrozen or handed to the optimizer since; weights that somebody else moves."""
         if (selection := self.player.signature()) != self._selection:
-            self._selection = selection
             self.objective = self.player.objective(self._seed, self._ranks)
+            self._selection = selection
             self._memory, self._midpoint = Memory(), None
             self._outside = self._outside_versions()
             facts = self.player.facts(self.objective)

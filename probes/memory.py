@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from losscope.landscape import Objective
+from losscope.landscape.tracked_pair import TrackedPair
 from losscope.landscape.tracked_trace import TrackedTrace
 
 from .checkpoint import Room, stored
@@ -20,18 +22,18 @@ class Memory:
     """What is carried from one snapshot of a player to the next.
 
     Attributes:
-        eigenvectors: (n, k) top eigenvectors at the last measurement and their guards, where the next one starts.
+        pairs: what is known of the top eigenvectors since the last measurement, where the next one starts.
         bound_step: step of the last cold start, which is what bounds the sharpness from above.
-        seen: (n, k) the same of the preconditioned Hessian, as directions of the parameters.
+        seen: the same of the preconditioned Hessian.
         seen_bound_step: of that.
         trace: the dominant subspace that the last trace has left for the next.
         critical_rate: that of the last update, where the search for the next begins.
         kept: what single probes keep, by their names.
     """
 
-    eigenvectors: Tensor | None = None
+    pairs: TrackedPair | None = None
     bound_step: int | None = None
-    seen: Tensor | None = None
+    seen: TrackedPair | None = None
     seen_bound_step: int | None = None
     trace: TrackedTrace = field(default_factory=TrackedTrace)
     critical_rate: float | None = None
@@ -40,11 +42,9 @@ class Memory:
     def state_dict(self, room: Room) -> dict[str, Any]:
         """The warm starts of all probes, as far as there is room; what is left out begins afresh."""
         state: dict[str, Any] = {"critical_rate": self.critical_rate}
-        for name, vectors, bound in (
-            ("eigenvectors", self.eigenvectors, self.bound_step), ("seen", self.seen, self.seen_bound_step),
-        ):  # fmt: skip
-            if room.takes(vectors):
-                state[name] = {"vectors": stored(vectors), "bound_step": bound}
+        for name, known, bound in (("pairs", self.pairs, self.bound_step), ("seen", self.seen, self.seen_bound_step)):
+            if known is not None and (content := _as_much_as_fits(known, room)) is not None:
+                state[name] = content | {"bound_step": bound}
         if room.takes((self.trace.basis, self.trace.leading)):
             state["trace"] = {"basis": stored(self.trace.basis), "leading": stored(self.trace.leading)}
         return state
@@ -56,9 +56,27 @@ class Memory:
             return None if tensor is None else tensor.to(objective.space.device, objective.space.dtype)
 
         self.critical_rate = state["critical_rate"]
-        if found := state.get("eigenvectors"):
-            self.eigenvectors, self.bound_step = here(found["vectors"]), found["bound_step"]
+
+        def known(found: dict[str, Any]) -> TrackedPair:
+            vectors, values = found["vectors"].to(objective.space.device, objective.space.dtype), found["values"]
+            return TrackedPair(
+                vectors, np.array(values), here(found["before"]), tuple(found["came_true"]), found["since"]
+            )
+
+        if found := state.get("pairs"):
+            self.pairs, self.bound_step = known(found), found["bound_step"]
         if found := state.get("seen"):
-            self.seen, self.seen_bound_step = here(found["vectors"]), found["bound_step"]
+            self.seen, self.seen_bound_step = known(found), found["bound_step"]
         if found := state.get("trace"):
             self.trace.basis, self.trace.leading = here(found["basis"]), here(found["leading"])
+
+
+def _as_much_as_fits(known: TrackedPair, room: Room) -> dict[str, Any] | None:
+    """What is known of eigenvectors, or of the first one only; None where there is no room for it either."""
+    for count, before in ((len(known.values), known.before), (1, None)):
+        if room.takes((known.vectors[:, :count], before)):
+            return {
+                "vectors": stored(known.vectors[:, :count]), "values": known.values[:count].tolist(),
+                "before": stored(before), "came_true": list(known.came_true), "since": known.since,
+            }  # fmt: skip
+    return None

@@ -26,8 +26,9 @@ class Outlets:
         failures: how often each sink has failed, by its name; those that have not are left out.
     """
 
-    def __init__(self, sinks: Iterable[Any]) -> None:
-        self._sinks = [sinks] if callable(sinks) else list(sinks)
+    def __init__(self, sinks: Any) -> None:
+        one = callable(sinks) or isinstance(sinks, str) or not isinstance(sinks, Iterable)
+        self._sinks: list[Any] = [sinks] if one else list(sinks)
         for sink in self._sinks:
             if not callable(sink) or isinstance(sink, type):
                 given = repr(sink) if isinstance(sink, type | str) else type(sink).__name__

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from losscope.landscape import DataError, Hessian, Objective, ParameterError, SettingError
+from losscope.landscape import DataError, Hessian, LosscopeError, Objective, ParameterError, SettingError
 from losscope.landscape.batches import is_one_shot
 from losscope.landscape.distributed import ALONE, Alone
 from losscope.landscape.stability import Threshold, stability_threshold
@@ -109,8 +109,14 @@ class Player:
         checked_scaler(self.scaler)
         objective = self.objective(seed, ranks)
         Hessian(objective, self.kernel)
-        with contextlib.suppress(torch.OutOfMemoryError):  # the first measurement will tell; the training may fit
-            objective.check()
+        try:
+            with contextlib.suppress(torch.OutOfMemoryError):  # the first measurement will tell; the training may fit
+                objective.check()
+        except LosscopeError:
+            raise
+        except Exception as error:
+            error.add_note(f"losscope: this is how the loss of {self.name!r} fails on the first batch of data=")
+            raise
         return objective
 
     def objective(self, seed: int, ranks: Alone = ALONE) -> Objective:
@@ -136,7 +142,7 @@ class Player:
                 f"the optimizer of {self.name!r} moves none of the model's {len(own)} trainable parameters; is it the "
                 "optimizer of another model?"
             )
-        return lambda _, p: id(p) in moved if own else True
+        return (lambda _, p: id(p) in moved) if own else None
 
     def rate(self) -> float | None:
         """The learning rate, None where parameter groups or optimizers differ, or say nothing of one."""

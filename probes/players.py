@@ -18,10 +18,12 @@ def checked_players(given: Any) -> list[Player]:
     Raises:
         SettingError: if they are none, or two have the same name.
     """
-    players = [given] if isinstance(given, Player) else list(given)
+    players = list(given) if isinstance(given, list | tuple) else [given]
     if not players or not all(isinstance(p, Player) for p in players):
+        found = ", ".join(type(p).__name__ for p in players) or "an empty list"
         raise SettingError(
-            "the first argument must be a torch.nn.Module or a list of Player(name, model, optimizer, data)"
+            "the first argument must be a torch.nn.Module or a list of Player(name, model, optimizer, data); got "
+            f"{found}"
         )
     names = [p.name for p in players]
     if len(set(names)) < len(names):

@@ -187,6 +187,8 @@ _SQUARES = (
 
 def _square_ratio(record: Record) -> tuple[float, float] | None:
     """The ratio at one measurement, and the standard deviation of a mini-batch's square relative to its mean."""
+    if record.values.get("training_gradient_norm") is None:
+        return None
     values = {name: v for name in _SQUARES if (v := record.values.get(name)) is not None and math.isfinite(v)}
     norm, own, draws = (values.get(n) for n in ("training_gradient_norm", "batch_gradient_square", "minibatch_draws"))
     index = values.get("s_mu")  # E|g_B|^2 / 2L

@@ -123,13 +123,15 @@ class Run:
         """Load an array of a record.
 
         Raises:
-            RunError: if the record has no such array, or its file is gone.
+            RunError: if the record has no such array, or its file is gone or outside the folder.
         """
         path = record.arrays.get(name, "")
         if path in self._arrays:
             return self._arrays[path]
         if not path or self.path is None:
             raise RunError(f"record {record.key} has no array {name!r}; it has {sorted(record.arrays)}")
+        if Path(path).is_absolute() or ".." in Path(path).parts:  # folders may come from anyone
+            raise RunError(f"array {name!r} of record {record.key} is said to be at {path!r}, outside the run folder")
         try:
             return np.asarray(np.load(self.path / path, allow_pickle=False))
         except (OSError, ValueError) as error:
@@ -204,6 +206,13 @@ class ShownAsRun:
     def run(self) -> Run:
         """The run."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """Of what, and the run so far."""
+        try:
+            return f"{type(self).__name__} of {self.run!r}"
+        except RunError:
+            return f"{type(self).__name__}(no run yet)"
 
     def _repr_html_(self) -> str:
         return run_html(self.run)

@@ -45,16 +45,22 @@ def _row(player: str, records: list[Record]) -> list[str]:
 
 
 def audit_html(audit: Audit) -> str:
-    """The lines of an audit: what was measured against what, the verdict and its reason."""
+    """The criteria that apply: what was measured against what, verdict and reason; the others below, by reason."""
     rows = [
         [
-            line.name, line.symbol, number(line.measured, 4), between(line.low, line.high),
+            line.name, line.verdict.lower().replace("_", " "), number(line.ratio, 3), line.symbol,
+            number(line.measured, 4), between(line.low, line.high),
             f"{line.formula} = {number(line.threshold, 4)}" if line.threshold is not None else line.formula,
-            number(line.ratio, 3), line.verdict.lower().replace("_", " "), line.reason,
+            line.reason,
         ]
-        for line in audit.criteria
+        for line in audit.criteria if line.verdict != "NOT_APPLICABLE"
     ]  # fmt: skip
+    left_out: dict[str, list[str]] = {}
+    for line in audit.criteria:
+        if line.verdict == "NOT_APPLICABLE":
+            left_out.setdefault(line.reason, []).append(line.name)
+    not_applied = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in left_out.items())
     where = "nothing measured" if audit.steps is None else f"steps {audit.steps[0]:,} to {audit.steps[1]:,}"
-    header = ("criterion", "", "measured", "interval", "threshold", "ratio", "verdict", "reason")
-    note = "; ".join(filter(None, (audit.evidence, audit.note)))
+    header = ("criterion", "verdict", "ratio", "", "measured", "interval", "threshold", "reason")
+    note = ". ".join(filter(None, (audit.evidence, audit.note, not_applied and f"Does not apply: {not_applied}")))
     return html_table(f"Stability audit of {audit.player}: {where}", header, rows, note)

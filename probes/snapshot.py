@@ -28,6 +28,7 @@ from losscope.landscape import (
 from losscope.landscape.kernels.choice import Choice
 from losscope.landscape.operators import Observed, SymmetricOperator
 from losscope.landscape.stability import Threshold
+from losscope.landscape.tracked_pair import TrackedPair
 
 from .memory import Memory
 from .probe import Needs
@@ -198,33 +199,46 @@ class Snapshot:
     def eigenpairs(self, k: int = 1, tol: float = 1e-2) -> Eigenpairs:
         """At least the top k eigenpairs of the Hessian, to at least this relative residual.
 
-        Started from the last snapshot's eigenvectors, and afresh when the last upper bound is older
-        than the probes allow: only a random start bounds the sharpness from above, and finds an
-        eigenvector that has crossed the one that was followed.
+        Started from what the last snapshots have learnt (`losscope.landscape.tracked_pair`), and afresh when the last
+        upper bound is older than the probes allow: only a random start bounds the sharpness from above, and finds for
+        sure an eigenvector that has crossed the one that was followed.
         """
         k = min(max(k, self.needs.eigenpairs), self.objective.space.size)
         tol = min(tol, self.needs.eigenpair_tol)
         if self._eigenpairs is None or len(self._eigenpairs.values) < k or self._eigenpairs.tol > tol:
-            start = self._start()
-            cold = start is None or self._bound_is_due(self.memory.bound_step)
+            cold = self.memory.pairs is None or self._bound_is_due(self.memory.bound_step)
             most = max(100, 20 * (k + self.needs.guards))
-
-            def found(start: Tensor | None) -> Eigenpairs:
-                return top_eigenpairs(
-                    self.hessian, k, tol=tol, start=start, guards=self.needs.guards, max_matvecs=most,
-                    seed=self._seed_of("eigenpairs"),
-                )  # fmt: skip
-
-            self._eigenpairs = _renewed(self.hessian, found, start) if cold else found(start)
-            self.memory.eigenvectors = torch.cat((self._eigenpairs.vectors, self._eigenpairs.guards), dim=1)
+            find = self._one_pair if k == 1 and not self.needs.guards else self._several_pairs
+            self._eigenpairs = find(k, tol, most, cold=cold)
             if cold:
                 self.memory.bound_step = self.step
         return self._eigenpairs
 
-    def _start(self) -> Tensor | None:
+    def _one_pair(self, k: int, tol: float, most: int, *, cold: bool) -> Eigenpairs:
+        leading = None if self._trace is None else self.memory.trace.leading  # which the trace of this step has found
+        found, self.memory.pairs = _followed(
+            self.hessian, self.memory.pairs, tol, most, self._seed_of("eigenpairs"), cold=cold, start=leading
+        )
+        return found
+
+    def _several_pairs(self, k: int, tol: float, most: int, *, cold: bool) -> Eigenpairs:
+        def found(start: Tensor | None) -> Eigenpairs:
+            return top_eigenpairs(
+                self.hessian, k, tol=tol, start=start, guards=self.needs.guards, max_matvecs=most,
+                seed=self._seed_of("eigenpairs"),
+            )  # fmt: skip
+
+        start = self._start(k + self.needs.guards)
+        pairs = _renewed(self.hessian, found, start) if cold else found(start)
+        self.memory.pairs = TrackedPair.of(pairs)
+        return pairs
+
+    def _start(self, most: int) -> Tensor | None:
         """The last eigenvectors; in place of the first, what the trace of this very step has found, if it was taken."""
-        start, leading = self.memory.eigenvectors, self.memory.trace.leading
-        if self._trace is None or start is None or leading is None:
+        if self.memory.pairs is None:
+            return None
+        start, leading = self.memory.pairs.vectors[:, :most], self.memory.trace.leading
+        if self._trace is None or leading is None:
             return start
         return torch.cat((leading[:, None].to(start), start[:, 1:]), dim=1)
 
@@ -239,17 +253,11 @@ class Snapshot:
         if self.seen is None or self._seen_pair is not None:
             return self._seen_pair
         operator = self.seen.of(self.hessian)
-        start = None if self.memory.seen is None else operator.from_parameters(self.memory.seen)
-        cold = start is None or self._bound_is_due(self.memory.seen_bound_step)
         tol = max(tol, operator.space.rounding)  # where P is small, differences of gradients resolve little
         if not tol < 1:
             raise KernelError(f"{operator.kernel} resolves nothing of P^-1 H: its error is {tol:.2g} times the largest")
-
-        def found(start: Tensor | None) -> Eigenpairs:
-            return top_eigenpairs(operator, tol=tol, start=start, max_matvecs=100, seed=self._seed_of("seen"))
-
-        pair = _renewed(operator, found, start) if cold else found(start)
-        self.memory.seen = operator.to_parameters(pair.vectors)
+        cold = self.memory.seen is None or self._bound_is_due(self.memory.seen_bound_step)
+        pair, self.memory.seen = _followed(operator, self.memory.seen, tol, 100, self._seed_of("seen"), cold=cold)
         if cold:
             self.memory.seen_bound_step = self.step
         self._seen_pair = operator, pair
@@ -330,6 +338,18 @@ class Snapshot:
     def _seed_of(self, purpose: str) -> int:
         """An independent seed for each purpose and step."""
         return random.Random(f"{self.seed} {self.step} {purpose}").getrandbits(62)
+
+
+def _followed(
+    operator: SymmetricOperator, known: TrackedPair | None, tol: float, most: int, seed: int, *, cold: bool,
+    start: Tensor | None = None,
+) -> tuple[Eigenpairs, TrackedPair]:  # fmt: skip
+    """The largest eigenpair from what is known, or afresh; and what is known then."""
+    if known is None:
+        return TrackedPair.cold(operator, tol=tol, max_matvecs=most, seed=seed)
+    if cold:
+        return known.renewed(operator, tol=tol, max_matvecs=most, seed=seed)
+    return known.warm(operator, tol=tol, max_matvecs=most, start=start)
 
 
 def _renewed(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from losscope.landscape.html_table import Shown
+
 from .audit import Audit, audit
 from .records import Record
 from .run import Run
@@ -21,7 +23,7 @@ OTHERS = 16
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Shown):
     """What ``watch(..., on_verdict=)`` is told.
 
     Attributes:

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import nn
 
 from losscope.landscape import SettingError
@@ -21,7 +20,8 @@ from .checkpoint import Room, packed, unpack
 from .cost import Cost, cost, spent_by
 from .environment import describe_environment
 from .follower import Follower
-from .options import check_options
+from .guard import say
+from .options import check_options, checked_number, checked_step
 from .outlets import Outlets
 from .player import Player
 from .players import check_hookable, check_unwatched, checked_players, is_coupled
@@ -141,14 +141,14 @@ def watch(
             )
         players = [Player("model", model, optimizer, data, batch_size, kernel=kernel, **objective)]
     else:
+        players = checked_players(model)
         if optimizer is not None or data is not None or batch_size is not None or kernel != "auto" or objective:
             raise SettingError(
                 "with players, optimizer, data, batch_size, kernel and objective options belong to each Player"
             )
-        players = checked_players(model)
     players, ranks = joined(players, data_parallel)
     with ranks.together():  # what one rank refuses, all do
-        check_options(drive, on_error, on_verdict, first_step, resume=resume, out=out)
+        check_options(drive, on_error, on_verdict, first_step, seed, resume=resume, out=out)
         chosen = as_probes([Sharpness(), Trace(), Stability()] if probes is None else probes)
         return Watch(
             players, chosen, every, out=None if out is None else Path(out), manual=drive == "manual",
@@ -257,6 +257,9 @@ class Watch(ShownAsRun):
             cost=self._cost(),
             steps={name: follower.step for name, follower in self._followers.items()},
         )  # fmt: skip
+        for follower in self._followers.values() if error is None and self._ranks.speaks else ():
+            if reason := follower.stray.reason(follower.step - self._first_step, manual=self._manual):
+                say(reason)
         self._ranks.close()
         if error is None:  # what was measured as the last round was closed
             self._judge(*self._followers.values())
@@ -276,8 +279,8 @@ class Watch(ShownAsRun):
         """
         self._check_open("log")
         follower = self._follower(player)
-        numbers: dict[str, float | None] = {name: _number(name, value) for name, value in values.items()}
-        step = max(self._made(follower) - 1, 0) if step is None else step
+        numbers: dict[str, float | None] = {name: checked_number(name, value) for name, value in values.items()}
+        step = max(self._made(follower) - 1, 0) if step is None else checked_step(step)
         rate = follower.player.rate()
         with self._budget.spending():
             self._emit(Record(step, follower.player.name, "log", lr=rate, values=numbers, time=time.time()), {})
@@ -293,6 +296,7 @@ class Watch(ShownAsRun):
             raise SettingError('step() is for drive="manual"; with hooks the optimizer drives the run')
         follower = self._follower(player)
         follower.step += 1
+        follower.stray.explained()
         follower.measure_due()
         self._judge(follower)
 
@@ -437,14 +441,3 @@ class Watch(ShownAsRun):
     def _check_open(self, method: str) -> None:
         if self._state != "open":
             raise SettingError(f"{method}() works inside `with watch(...) as run:`; this watch is {self._state}")
-
-
-def _number(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SettingError(f"log({name}=...) takes a number or a scalar tensor, got {type(value).__name__}") from error

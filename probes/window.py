@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .records import Record
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ __all__ = [
     "Bound",
     "Oscillation",
     "Ratio",
+    "Window",
     "ambiguity",
     "column",
     "curvature_records",
@@ -40,13 +43,25 @@ SAME_GRADIENT = 0.995
 """Cosine from which a step's gradient counts as that of all the data; mini-batches are far below late in training."""
 
 
-def last_part(records: Sequence[Record]) -> list[Record]:
+class Window(list[Record]):
+    """Measurements whose columns are read once, however many criteria ask for them.
+
+    Attributes:
+        columns: those that were read, by name.
+    """
+
+    def __init__(self, records: Sequence[Record] = ()) -> None:
+        super().__init__(records)
+        self.columns: dict[str, np.ndarray] = {}
+
+
+def last_part(records: Sequence[Record]) -> Window:
     """The last quarter of the measured steps, at least five measurements where there are as many."""
     if not records:
-        return []
+        return Window()
     first, last = records[0].step, records[-1].step
     late = [r for r in records if r.step >= last - (last - first) / 4]
-    return late if len(late) >= 5 else list(records[-5:])
+    return Window(late if len(late) >= 5 else records[-5:])
 
 
 @dataclass(frozen=True)
@@ -92,20 +107,37 @@ def _bound(
     if len(bounds) >= len(values) or not bounds:
         return median(bounds)
     middle = statistics.median(values)
-    some = [r for r in window if r.values.get(bound[0]) is not None]
-    pairs = [(v[0], b[0]) for r in some if (v := column([r], *value)) and (b := column([r], *bound))]
-    if middle > 0 and all(v > 0 for v, _ in pairs):
-        ways = [b / v for v, b in pairs]
+    of, ends = _aligned(window, *value), _aligned(window, *bound)
+    both = ~(np.isnan(of) | np.isnan(ends))
+    if middle > 0 and (of[both] > 0).all():
+        ways = (ends[both] / of[both]).tolist()
         return middle * statistics.median(max(w, LEAST_GAP) if bound[0].endswith("_high") else w for w in ways)
-    return middle + statistics.median(b - v for v, b in pairs)
+    return middle + statistics.median((ends[both] - of[both]).tolist())
 
 
 def column(window: Sequence[Record], name: str, divisor: str | None = None) -> list[float]:
     """The finite values of that name over the window, divided by those of ``divisor`` if one is given."""
+    values = _aligned(window, name, divisor)
+    found: list[float] = values[~np.isnan(values)].tolist()
+    return found
+
+
+def _aligned(window: Sequence[Record], name: str, divisor: str | None = None) -> np.ndarray:
+    """The same at every measurement, NaN where there is none."""
+    values = _read(window, name)
+    known = np.where(np.isfinite(values), values, np.nan)
     if divisor is None:
-        return [v for r in window if (v := r.values.get(name)) is not None and math.isfinite(v)]
-    known = [(v, r.values.get(divisor)) for r in window if (v := r.values.get(name)) is not None and math.isfinite(v)]
-    return [value / unit for value, unit in known if unit is not None and unit > 0]
+        return known
+    units = _read(window, divisor)
+    with np.errstate(over="ignore"):
+        return np.divide(known, units, out=np.full(len(known), np.nan), where=units > 0)
+
+
+def _read(window: Sequence[Record], name: str) -> np.ndarray:
+    columns = window.columns if isinstance(window, Window) else {}
+    if name not in columns:
+        columns[name] = np.array([r.values.get(name) for r in window], dtype=float)  # which makes None NaN
+    return columns[name]
 
 
 def median(values: list[float]) -> float | None:

@@ -19,6 +19,7 @@ from .outliers import plot_outliers
 from .overlay import plot_overlay
 from .path import plot_path
 from .report import report
+from .save_html import save_html
 from .sharpness import plot_sharpness
 from .spectrum import plot_spectrum
 from .spectrum_over_time import plot_spectrum_over_time
@@ -54,6 +55,7 @@ __all__ = [
     "plot_tangent_kernel",
     "plot_trajectory",
     "report",
+    "save_html",
 ]
 
 _register()  # in a notebook, runs are shown with a picture

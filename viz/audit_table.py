@@ -12,8 +12,22 @@ from rich.text import Text
 from losscope.probes import Assumption, Audit, Criterion
 from losscope.probes.phases import Phase
 
+from .cleaned import Cleaned
 from .explain import explanation
-from .words import against, course, evidence, headline, interval, number, short_symbol, split, together, verdict
+from .inert import clean
+from .words import (
+    against,
+    course,
+    evidence,
+    headline,
+    interval,
+    number,
+    rests_on,
+    short_symbol,
+    split,
+    together,
+    verdict,
+)
 
 __all__ = ["audit_table", "print_audit"]
 
@@ -48,7 +62,7 @@ def print_audit(
     """
     console = console or Console(highlight=False)
     shown = audit_table(audit, title=title, phases=phases, signs=_can_show_signs(console), explain=explain)
-    console.print(shown, highlight=False)
+    console.print(Cleaned(shown), highlight=False)
 
 
 def audit_table(
@@ -66,15 +80,14 @@ def audit_table(
     said = headline(audit)
     parts: list[RenderableType] = [Text()]
     if title:
-        parts.append(Text(title, style="bold"))
-    parts.append(Text.assemble((f"{said.title}: ", STYLES[said.shown.tone]), said.sentence))
+        parts.append(Text(clean(title), style="bold"))
+    parts.append(Text.assemble((f"{said.title}: ", STYLES[said.shown.tone]), clean(said.sentence)))
     if audit.steps is not None:
-        many = f"{audit.measurements} measurement" + ("s" if audit.measurements != 1 else "")
-        parts.append(Text(f"Medians over {many}, steps {audit.steps[0]:,} to {audit.steps[1]:,}.", style="dim"))
+        parts.append(Text(rests_on(audit), style="dim"))
     if phases:
         parts.append(Text(f"Phases: {course(phases)}.", style="dim"))
     if audit.note:
-        parts.append(Text(f"Note: {audit.note}."))
+        parts.append(Text(f"Note: {clean(audit.note)}."))
     lines, rest = split(audit)
     if lines:
         parts += [Text(), _table(lines, signs)]
@@ -104,10 +117,12 @@ def _table(lines: Sequence[Criterion], signs: bool) -> Table:
         ratio, within = number(line.ratio), interval(line.ratio_low, line.ratio_high)
         sign, dash = (shown.symbol, "–") if signs else (shown.plain, "-")
         table.add_row(
-            Text.assemble(line.name, "\n", (short_symbol(line), "dim")),
+            Text.assemble(line.name, "\n", (clean(short_symbol(line)), "dim")),
             Text.assemble(ratio.replace("–", dash), "\n", (within, "dim")),
             Text.assemble(
-                (f"{sign} {shown.words}", STYLES[shown.tone]), "\n", (against(line).replace("–", dash), "dim")
+                (f"{sign} {shown.words}", STYLES[shown.tone]),
+                "\n",
+                (clean(against(line)).replace("–", dash), "dim"),
             ),
         )
     return table
@@ -147,8 +162,8 @@ def _section(heading: str, said: Sequence[str], style: str = "") -> list[Rendera
     """A heading and what stands below it, indented; nothing where nothing does."""
     if not said:
         return []
-    indented = [Padding(Text(each, style=style), (0, 0, 0, 2), expand=False) for each in said]
-    return [Text(), Text(heading, style=f"bold {style}".strip()), *indented]
+    indented = [Padding(Text(clean(each), style=style), (0, 0, 0, 2), expand=False) for each in said]
+    return [Text(), Text(clean(heading), style=f"bold {style}".strip()), *indented]
 
 
 def _can_show_signs(console: Console) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from losscope.probes import Run
 
-__all__ = ["CAPTIONS", "NARROW", "WIDE", "kinds"]
+__all__ = ["CAPTIONS", "DASHED", "NARROW", "WIDE", "kinds"]
 
 WIDE = {
     "sharpness": (8.6, 5.2), "stability": (8.6, 5.0), "spectrum": (8.6, 4.4), "spectrum_over_time": (8.6, 4.8),
@@ -22,8 +22,7 @@ NARROW = {
 }  # fmt: skip
 CAPTIONS = {
     "sharpness": (
-        "Sharpness, the largest eigenvalue of the Hessian, at the weights before each step. Dashed: the threshold "
-        "above which the optimizer's linearised step grows. Below: the loss."
+        "Sharpness, the largest eigenvalue of the Hessian, at the weights before each step. Below: the loss."
     ),
     "stability": (
         "Each criterion as a ratio to its threshold. At 1 the threshold is met; from 0.9 to 1.1 the audit speaks of "
@@ -67,6 +66,8 @@ CAPTIONS = {
         "an interval that holds zero; what is empty was not measured."
     ),
 }
+DASHED = "Dashed: the threshold above which the optimizer's linearised step grows."
+"""Under the sharpness where the threshold concerns it: that of a preconditioned optimizer is compared elsewhere."""
 OF_PROBE = {
     "spectrum": "spectrum", "spectrum_over_time": "spectrum", "outliers": "spectrum", "collapse": "neural_collapse",
     "tangent_kernel": "tangent_kernel", "gradient_noise": "gradient_noise", "trajectory": "trajectory",

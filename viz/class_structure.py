@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
@@ -68,7 +67,7 @@ def plot_class_structure(
 
 
 def _new_axes(size: tuple[float, float]) -> np.ndarray:
-    figure = Figure(figsize=size, layout="constrained", facecolor=style.PAPER)
+    figure = style.blank(size)
     beside = size[0] >= 5
     axes = figure.subplots(1 if beside else 2, 2 if beside else 1, squeeze=False).ravel()
     for ax in axes:

@@ -31,10 +31,12 @@ def _one_line_errors() -> Iterator[None]:
     """What the user can mend is said in one line, without a traceback."""
     from losscope.landscape import LosscopeError
 
+    from .inert import clean
+
     try:
         yield
     except (LosscopeError, OSError) as error:
-        print(f"losscope: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"losscope: {clean(' '.join(str(error).split()))}", file=sys.stderr)
         raise typer.Exit(EXIT_BAD) from None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from losscope.landscape import Collapse
-from losscope.probes import Record, Run
+from losscope.probes import Run
 
 from . import series, style
 from .lines import draw_line
@@ -20,6 +20,7 @@ from .style import BLUE, GREEN, MUTED, ORANGE, PURPLE, VERMILLION
 __all__ = ["plot_collapse"]
 
 PROBE = "neural_collapse"
+Row = Mapping[str, float | None]
 Curve = tuple[str, str, str, str, str]  # name of the number, label, colour, line style, marker
 
 PANELS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
@@ -93,7 +94,7 @@ def plot_collapse(
     """
     rows, places = _rows(shown, player)
     if isinstance(ax, Axes):
-        _draw(ax, rows, places, *PANELS[0], own=False)
+        _draw(ax, rows, places, *PANELS[0])
         axes = np.array([ax], dtype=object)
     elif ax is None:
         figure, axes = style.new_figure(HEIGHTS, size)
@@ -103,9 +104,12 @@ def plot_collapse(
         axes = style.given_axes(ax, 3, "plot_collapse", "three")
     if not isinstance(ax, Axes):
         for panel, drawn in zip(axes, PANELS, strict=True):
-            _draw(panel, rows, places, *drawn, own=ax is None)
+            _draw(panel, rows, places, *drawn)
     if isinstance(shown, Run):
         mark_unmeasured(axes[0], series.unmeasured(shown, PROBE, player), "collapse")
+    for panel in axes:
+        style.legend(panel, outside=ax is None, columns=3)
+    if isinstance(shown, Run):
         style.step_axis(axes[-1], places)
     else:
         room = max(int(LETTERS_PER_INCH * style.width_of(axes[-1])), 1)
@@ -116,21 +120,15 @@ def plot_collapse(
     return ax if isinstance(ax, Axes) else axes
 
 
-def _rows(shown: Run | Mapping[str, Collapse], player: str | None) -> tuple[list[dict[str, float]], np.ndarray]:
+def _rows(shown: Run | Mapping[str, Collapse], player: str | None) -> tuple[list[Row], np.ndarray]:
     """The numbers of each measurement, and where it is on the x-axis."""
     if isinstance(shown, Run):
         records = shown.select(PROBE, player)
-        return [_finite(record) for record in records], np.array([r.step for r in records], dtype=int)
+        return [record.values for record in records], np.array([r.step for r in records], dtype=int)
     return [each.numbers for each in shown.values()], np.arange(len(shown))
 
 
-def _finite(record: Record) -> dict[str, float]:
-    return {name: value for name, value in record.values.items() if value is not None and math.isfinite(value)}
-
-
-def _draw(
-    ax: Axes, rows: list[dict[str, float]], places: np.ndarray, label: str, curves: Sequence[Curve], *, own: bool
-) -> None:
+def _draw(ax: Axes, rows: list[Row], places: np.ndarray, label: str, curves: Sequence[Curve]) -> None:
     ax.set_ylabel(label)
     drawn = []
     for name, words, colour, line, marker in curves:
@@ -151,15 +149,16 @@ def _draw(
         ax.set_ylim(-0.02, max(0.1, 1.1 * max(float(np.nanmax(values)) for values in drawn)))
     else:
         style.log_if_wide(ax, np.concatenate([values[values > 0] for values in drawn]))
-    style.legend(ax, outside=own, columns=3)
 
 
-def _draw_other_layers(ax: Axes, rows: list[dict[str, float]], places: np.ndarray) -> list[np.ndarray]:
+def _draw_other_layers(ax: Axes, rows: list[Row], places: np.ndarray) -> list[np.ndarray]:
     """NC1 of further layers, each named at its end."""
-    names = dict.fromkeys(name for row in rows for name in row if name.endswith("/nc1"))
+    every = dict.fromkeys(name for names in dict.fromkeys(tuple(row) for row in rows) for name in names)
     found = []
-    for name in names:
+    for name in [each for each in every if each.endswith("/nc1")]:
         values = _column(rows, name)
+        if not np.isfinite(values).any():
+            continue
         found.append(values)
         draw_line(ax, places, values, color=MUTED, linewidth=0.9, marker=".", markersize=3, zorder=2.5, gid=name)
         last = np.flatnonzero(np.isfinite(values))[-1:]
@@ -172,5 +171,5 @@ def _draw_other_layers(ax: Axes, rows: list[dict[str, float]], places: np.ndarra
     return found
 
 
-def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-    return series.numbers(row.get(name) for row in rows)
+def _column(rows: Sequence[Row], name: str) -> np.ndarray:
+    return series.numbers([row.get(name) for row in rows])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.ticker import NullLocator
@@ -15,6 +15,7 @@ from matplotlib.ticker import NullLocator
 from losscope.probes import Run
 
 from . import series, style
+from .cells import LEAST, cells, fit, grid
 from .collapse import plot_collapse
 from .gradient_noise import plot_gradient_noise
 from .layers import plot_layers
@@ -34,11 +35,17 @@ __all__ = ["plot_dashboard"]
 Draw = Callable[..., Any]
 WIDTH, HEIGHT = 11.69, 8.27
 """Of a landscape page of A4, in inches."""
+TITLE = 0.3
+"""Inches above the panels."""
 SMALL, SMALLEST = 6.5, 5.0
-MARGIN = 1.0
-"""Inches of a panel's width that a legend's words have not: the axis at the left, and the handles."""
+MARGIN = 0.4
+"""Inches of a panel's width that a legend's words have not: the handles have them."""
 ENTRIES = 6
-"""Of a panel's legend."""
+"""Of a panel's legend, at most."""
+LINE = 0.13
+"""Inches of height of an entry, about."""
+LEAST_AXES = 1.6
+"""Inches of height that a legend leaves to the axes and the words below them."""
 
 PANELS: dict[str, tuple[tuple[str, ...], Draw]] = {
     "Stability": (("stability",), plot_stability),
@@ -64,7 +71,8 @@ def plot_dashboard(run: Run, *, player: str | None = None, size: tuple[float, fl
     Args:
         run: the run.
         player: which player; default: the first.
-        size: width and height in inches; by default a landscape page of A4, less high where there is little.
+        size: width and height in inches; by default a landscape page of A4, less high where there is little. A page
+            that is too low for its panels is made higher.
 
     Returns:
         The panels' Axes, one after the other.
@@ -81,21 +89,25 @@ def plot_dashboard(run: Run, *, player: str | None = None, size: tuple[float, fl
     """
     panels = {title: draw for title, (probes, draw) in PANELS.items() if _is_there(run, player, title, probes)}
     titles = ("Loss", "Sharpness", *panels)
-    rows, columns = _grid(len(titles))
-    figure = Figure(figsize=size or (WIDTH, min(HEIGHT, 1 + 3.6 * rows)), layout="constrained", facecolor=style.PAPER)
-    parts = np.ravel(figure.subfigures(rows, columns, squeeze=False))[: len(titles)]
-    axes = [part.subplots() for part in parts]
+    width, height = size or (WIDTH, HEIGHT)
+    rows, columns = grid(len(titles), width)
+    height = max(height if size or rows > 2 else 1 + 3.6 * rows, TITLE + LEAST[1] * rows)
+    figure = style.blank((width, height), layout=None)
+    axes = cells(figure, rows, columns, len(titles), above=TITLE)
     for ax in axes:
         style.dress(ax)
     plot_sharpness(run, (axes[1], axes[0]), player=player)
     style.step_axis(axes[1], series.sharpness(run, player).steps)
     for ax, draw in zip(axes[2:], panels.values(), strict=True):
         draw(run, ax, player=player)
+    heads = []
     for ax, title in zip(axes, titles, strict=True):
         ax.set_xlabel(ax.get_xlabel() or "optimizer step")
-        _head(ax, title)
-        _settle_ends(ax, 72 * (figure.get_figheight() / rows - 1.2))
-    style.title(figure, _title(run, player))
+        heads.append(_head(ax, title, (height - TITLE) / rows))
+    style.title(figure, _title(run, player), y=1 - 0.08 / height)
+    fit(axes, heads)
+    for ax in axes:
+        _settle_ends(ax, 72 * ax.get_window_extent().height / figure.dpi)
     return np.array(axes, dtype=object)
 
 
@@ -103,19 +115,6 @@ def _is_there(run: Run, player: str | None, title: str, probes: tuple[str, ...])
     if title == "Trace" and not run.select("trace", player, ok=False):
         return any("trace" in record.values for record in run.select("stability", player)[:1])
     return any(run.select(probe, player, ok=False) for probe in probes)
-
-
-def _grid(count: int) -> tuple[int, int]:
-    """Rows and columns of so many panels on a page that is wider than high.
-
-    Example:
-        >>> from losscope.viz.dashboard import _grid
-        >>> [_grid(count) for count in (2, 3, 4, 6, 7, 9, 12)]
-        [(1, 2), (1, 3), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4)]
-    """
-    rows = 1 if count <= 3 else 2 if count <= 8 else 3
-    rows = max(rows, int(np.ceil(count / 4)))
-    return rows, int(np.ceil(count / rows))
 
 
 def _one(ax: Axes) -> None:
@@ -127,44 +126,63 @@ def _one(ax: Axes) -> None:
         line.set_label("_")
 
 
-def _head(ax: Axes, title: str) -> None:
-    """The panel's name, and below it its legend, as far as there is room, above what is drawn; all of it small."""
-    old = ax.get_legend()
+def _head(ax: Axes, title: str, height: float) -> float:
+    """The panel's name, and below it its legend, as far as there is room, above what is drawn; all of it small.
+
+    Args:
+        ax: the panel.
+        title: its name.
+        height: of its cell, in inches.
+
+    Returns:
+        Inches that they take.
+    """
+    part, old = ax.get_figure(root=False), ax.get_legend()
+    assert isinstance(part, SubFigure)
     handles, labels = ax.get_legend_handles_labels()
     if old is not None:
         old.remove()
-    bars = [each for each in ax.get_figure(root=False).axes if each is not ax]  # type: ignore[union-attr]
-    for each in (ax, *bars):
-        for axis in (each.xaxis, each.yaxis):
-            axis.label.set_fontsize(SMALL + 1)
-            axis.set_tick_params(labelsize=SMALL + 0.5, which="both")
-            if len(axis.get_majorticklocs()[1:-1]) > 1:  # at this size nobody counts the others, and they take time
-                axis.set_minor_locator(NullLocator())
-        for text in each.texts:
-            text.set_fontsize(SMALL)
-    if not handles:
-        ax.set_title(title, loc="left", fontdict={"fontsize": style.FONT, "fontweight": "bold"}, color=INK)
-        return
-    room = style.width_of(ax) - MARGIN
-    size = max(min(SMALL, SMALL * room / max(style._inches(label, SMALL) for label in labels[:ENTRIES])), SMALLEST)
-    if len(handles) > ENTRIES:  # then curves before areas
+    most = max(min(ENTRIES, int((height - LEAST_AXES - LINE) / LINE)), 1)
+    if len(handles) > most:  # then curves before areas
         order = sorted(range(len(handles)), key=lambda i: not isinstance(handles[i], Line2D))
         handles, labels = [handles[i] for i in order], [labels[i] for i in order]
-        rest = len(handles) - ENTRIES + 1
-        handles = [*handles[: ENTRIES - 1], Line2D([], [], linestyle="none")]
-        labels = [*labels[: ENTRIES - 1], f"and {rest} more"]
+        rest = len(handles) - most + 1
+        handles = [*handles[: most - 1], Line2D([], [], linestyle="none")]
+        labels = [*labels[: most - 1], f"and {rest} more"]
+    for each in part.axes:
+        _small(each, height - 0.6 - LINE * (1 + len(handles)))
+    room = style.width_of(ax) - MARGIN
+    longest = max((style.inches(label, SMALL) for label in labels), default=room)
+    size = max(min(SMALL, SMALL * room / longest), SMALLEST)
     made = ax.legend(
-        handles, [_cut(label, size, room) for label in labels], title=title, loc="lower left",
+        handles, [_cut(label, size, room) for label in labels], title=title, loc="upper left",
         title_fontproperties={"size": style.FONT, "weight": "bold"}, alignment="left", frameon=False, borderpad=0,
-        bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2, fontsize=size, handlelength=1.8, labelspacing=0.2,
+        bbox_to_anchor=(0.02, 1.0), bbox_transform=part.transSubfigure, borderaxespad=0.0, fontsize=size,
+        handlelength=1.8, labelspacing=0.2,
     )  # fmt: skip
+    made.set_in_layout(False)
     for text in (*made.get_texts(), made.get_title()):
         text.set_color(INK)
+    return float(made.get_window_extent().height / part.dpi)
+
+
+def _small(ax: Axes, height: float) -> None:
+    """Small words and few ticks; a label that is longer than so many inches in two lines."""
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_fontsize(SMALL + 1)
+        axis.set_tick_params(labelsize=SMALL + 0.5, which="both")
+        if len(axis.get_majorticklocs()[1:-1]) > 1:  # at this size nobody counts the others, and they take time
+            axis.set_minor_locator(NullLocator())
+    label = ax.yaxis.label
+    if style.inches(label.get_text(), SMALL + 1) > height:
+        label.set_text(label.get_text().replace(" [", "\n["))
+    for text in ax.texts:
+        text.set_fontsize(SMALL)
 
 
 def _cut(label: str, size: float, room: float) -> str:
     """A label as far as there is room; one with a formula is left whole."""
-    while "$" not in label and len(label) > 4 and style._inches(label, size) > room:
+    while "$" not in label and len(label) > 4 and style.inches(label, size) > room:
         label = f"{label[: -2 if label.endswith('…') else -1]}…"
     return label
 

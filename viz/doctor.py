@@ -16,6 +16,8 @@ from rich.text import Text
 from losscope.probes.capabilities import Capability, capabilities
 from losscope.probes.cost import Cost
 
+from .cleaned import Cleaned
+
 __all__ = ["environment", "print_cost", "print_doctor"]
 
 OPTIONAL = {
@@ -68,17 +70,17 @@ def print_cost(cost: Cost, console: Console | None = None, *, title: str = "") -
         ...
     """
     console = console or Console(highlight=False)
-    console.print(Text(f"\n{title}".rstrip(), style="bold") if title else "")
+    console.print(Cleaned(Text(f"\n{title}".rstrip(), style="bold")) if title else "")
     header, *rows = cost.table()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    console.print(table if rows else Text("Nothing was measured."))
+        table.add_row(*map(Text, row))
+    console.print(Cleaned(table) if rows else Text("Nothing was measured."))
     console.print()
     for note in cost.notes():
-        console.print(Text(f"{note[0].upper()}{note[1:]}."))
+        console.print(Cleaned(Text(f"{note[0].upper()}{note[1:]}.")))
     console.print(Text("Products, gradients and memory are those of one measurement.", style="dim"))
 
 

@@ -79,7 +79,7 @@ def edge_story(run: Run, player: str | None = None) -> list[Sentence]:
         last = found[-1]
         text = f"At the last measurement, {step(last.step)}, it was {times(last.ratio)} times the threshold."
         said.append(Sentence("edge", text, (last.step,)))
-    return said
+    return said + _no_verdict(run, player)
 
 
 def _of(record: Record) -> tuple[float | None, float | None]:
@@ -104,6 +104,15 @@ def _without_threshold(run: Run, player: str | None) -> list[Sentence]:
     reason = series.facts(run, player).get("threshold_reason")
     why = f": {reason}" if reason else ""
     return [Sentence("edge", f"The sharpness {course}. No threshold is known to compare it with{why}.", (first, last))]
+
+
+def _no_verdict(run: Run, player: str | None) -> list[Sentence]:
+    """Why the audit makes no verdict of this, where it does not."""
+    audit = run.audit(player)
+    line = next((each for each in audit.criteria if each.name == "sharpness"), None)
+    if audit.steps is None or line is None or line.verdict not in ("INCONCLUSIVE", "NOT_APPLICABLE"):
+        return []
+    return [Sentence("edge", f"For the audit these ratios are no verdict on stability: {line.reason}.")]
 
 
 def _crossing(found: Sequence[Reading], run: Run, player: str | None) -> Sentence:

@@ -9,8 +9,8 @@ from matplotlib.axis import XAxis, YAxis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from . import style
+from .loss_scale import said
 from .smoothing import Axis
-from .words import number
 
 __all__ = ["density_label", "eigenvalue_axis", "least_density", "power", "readable_ticks"]
 
@@ -53,8 +53,10 @@ def eigenvalue_axis(shown: XAxis | YAxis, axis: Axis, span: tuple[float, float])
         shown.set_major_locator(FixedLocator(ticks))
         shown.set_major_formatter(FuncFormatter(lambda v, _: _signed(v, f"{abs(v):g}") if plain else power(v)))
     else:
-        shown.set_major_locator(MaxNLocator(nbins=8 if wide else 5, steps=[1, 2, 2.5, 5, 10]))
-        shown.set_major_formatter(FuncFormatter(lambda v, _: _signed(v, number(abs(v)))))
+        short = 1e-3 <= max(map(abs, axis.value(np.array(span)))) < 1e4
+        nbins = (8 if wide else 5) if short else (6 if wide else 3)
+        shown.set_major_locator(MaxNLocator(nbins=nbins, steps=[1, 2, 2.5, 5, 10]))
+        shown.set_major_formatter(FuncFormatter(lambda v, _: said(v, 5)))
     shown.set_minor_locator(NullLocator())
     limit(*(float(v) for v in axis.value(np.array(span))))
 

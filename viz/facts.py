@@ -156,7 +156,7 @@ def _cost(cost: Any) -> str:
         return ""
     if not isinstance(total, int | float) or total <= 0:
         return seconds(spent)
-    return f"{seconds(spent)} of {seconds(total)} ({spent / total:.0%})"
+    return f"{seconds(spent)} of {seconds(total)} ({100 * spent / total:.0f} %)"
 
 
 def _git(git: Any) -> str:

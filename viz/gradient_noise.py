@@ -103,6 +103,7 @@ def _draw_scales(ax: Axes, records: Sequence[Record], steps: np.ndarray) -> None
             gid="batch-size",
         )  # fmt: skip
     _keep_in_view(ax)
+    style.log_ticks(ax, *ax.get_ylim())
     if not ax.get_lines():
         style.say(ax, "no finite gradient noise recorded")
 
@@ -151,6 +152,7 @@ def _draw_parts(ax: Axes, records: Sequence[Record], steps: np.ndarray) -> None:
             ax, steps, np.maximum(low, floor), np.maximum(high, floor), color=colour, zorder=2, gid=f"{name}-band"
         )
     ax.set_ylim(bottom=floor)
+    style.log_ticks(ax, *ax.get_ylim())
 
 
 def _draw_norms(ax: Axes, records: Sequence[Record], steps: np.ndarray) -> None:

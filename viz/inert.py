@@ -1,10 +1,22 @@
-"""Texts of a run in plotly figures: plotly reads tags, entities, templates and formulas in them, and must not here."""
+"""Texts of a run where they must not do anything: in plotly figures, which read tags and formulas, and on terminals."""
 
 from __future__ import annotations
 
-__all__ = ["inert"]
+__all__ = ["clean", "inert"]
 
-_SIGNS = {"&": "&amp;", "<": "&lt;", "$": "&#36;", "%{": "%&#123;", "\n": " "}
+_SIGNS = {"&": "&amp;", "<": "&lt;", "$": "&#36;", "%{": "%&#123;"}
+
+
+def clean(text: str, longest: int | None = None) -> str:
+    r"""A text of a run without what a terminal might obey: escape sequences, controls, marks of direction.
+
+    Example:
+        >>> from losscope.viz.inert import clean
+        >>> clean("model\x1b[2J[bold]\u202egnp")
+        'model·[2J[bold]·gnp'
+    """
+    shown = "".join(each if each.isprintable() else "·" for each in text)
+    return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 def inert(text: object, most: int = 80) -> str:
@@ -15,8 +27,7 @@ def inert(text: object, most: int = 80) -> str:
         >>> print(inert('<a href="x">$y$</a> %{x}'))
         &lt;a href="x">&#36;y&#36;&lt;/a> %&#123;x}
     """
-    shown = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    shown = shown if len(shown) <= most else shown[: most - 1] + "…"
+    shown = clean(str(text).replace("\n", " "), most)
     for sign, entity in _SIGNS.items():
         shown = shown.replace(sign, entity)
     return shown

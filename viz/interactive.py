@@ -34,27 +34,21 @@ def interactive_spectrum(run: Run, *, player: str | None = None, logarithmic: bo
             the rest.
 
     Returns:
-        A plotly figure: ``figure.show()``, or ``figure.write_html("spectrum.html")``.
+        A plotly figure: ``figure.show()``, or ``save_html(figure, "spectrum.html")``.
 
     Raises:
         RunError: if the run has no such player.
         ImportError: if plotly is not installed.
     """
     graph = _plotly()
-    found = spectra(run, player, logarithmic=logarithmic)
-    figure = graph.Figure(layout=_layout(inert(_title(run, player))))
+    figure, found = begun(run, player, logarithmic)
     if found is None:
-        say(figure, "no spectrum recorded")
         return figure
     figure.add_trace(graph.Heatmap(**_heat(found)))
     figure.add_trace(graph.Scattergl(**_ranked(found)))
     if np.isfinite(found.shown_threshold).any():
         figure.add_trace(graph.Scattergl(**_threshold(found)))
-    if found.axis.logarithmic:
-        ticks = readable_ticks(found.axis, found.span, 0.06)
-        places = found.axis.place(np.array(ticks)).tolist()
-        figure.update_yaxes(tickvals=places, ticktext=[f"{tick:g}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
-    figure.update_yaxes(title="eigenvalue λ [loss / parameter²]", range=found.span, showgrid=False, zeroline=False)
+    figure.update_yaxes(**eigenvalues(found), showgrid=False)
     figure.update_xaxes(title="optimizer step", showgrid=False, zeroline=False)
     return figure
 
@@ -65,6 +59,30 @@ def _plotly() -> Any:
     except ImportError as error:
         raise ImportError('interactive figures need plotly: pip install "losscope[plotly]"') from error
     return plotly.graph_objects
+
+
+def begun(run: Run, player: str | None, logarithmic: bool | None) -> tuple[Figure, Spectra | None]:
+    """A figure of a run's spectra with nothing in it yet, and these; where there is none it says so."""
+    figure = _plotly().Figure(layout=_layout(inert(_title(run, player))))
+    found = spectra(run, player, logarithmic=logarithmic)
+    if found is None:
+        say(figure, "no spectrum recorded")
+    return figure, found
+
+
+def eigenvalues(found: Spectra) -> dict[str, Any]:
+    """An axis of eigenvalues, for plotly."""
+    axis = {"title": "eigenvalue λ [loss / parameter²]", "range": found.span, "zeroline": False}
+    if not found.axis.logarithmic:
+        return axis
+    ticks = readable_ticks(found.axis, found.span, 0.06)
+    texts = [f"{tick:g}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
+    return axis | {"tickvals": found.axis.place(np.array(ticks)).tolist(), "ticktext": texts}
+
+
+def density_words(found: Spectra) -> str:
+    """What a density of these spectra is, for plotly."""
+    return density_label(found.axis, "parameter² / loss").replace(r"$\phi(\lambda)$", "φ(λ)")
 
 
 def say(figure: Figure, text: str) -> None:
@@ -89,7 +107,7 @@ def _heat(found: Spectra) -> dict[str, Any]:
     values = [number(float(v)) for v in found.axis.value(middles)]
     said = [[[v, number(float(share), 3)] for share in row] for v, row in zip(values, image, strict=True)]
     powers = range(math.ceil(math.log10(least)), math.floor(math.log10(top)) + 1)
-    label = density_label(found.axis, "parameter² / loss").replace(r"$\phi(\lambda)$", "φ(λ)")
+    label = density_words(found)
     return {
         "x": found.steps.tolist(), "y": middles.tolist(), "z": np.log10(np.maximum(image, least)).tolist(),
         "customdata": said, "name": "density", "colorscale": "Blues", "zmin": math.log10(least),

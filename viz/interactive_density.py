@@ -10,11 +10,9 @@ import numpy as np
 from losscope.probes import Run
 
 from . import style
-from .eigenvalue_axis import density_label, least_density, readable_ticks
-from .inert import inert
-from .interactive import _layout, _plotly, say
-from .sharpness import _title
-from .spectra import Spectra, spectra
+from .eigenvalue_axis import least_density
+from .interactive import _plotly, begun, density_words, eigenvalues
+from .spectra import Spectra
 from .words import number
 
 if TYPE_CHECKING:
@@ -40,17 +38,15 @@ def interactive_density(run: Run, *, player: str | None = None, logarithmic: boo
             the rest.
 
     Returns:
-        A plotly figure: ``figure.show()``, or ``figure.write_html("density.html")``.
+        A plotly figure: ``figure.show()``, or ``save_html(figure, "density.html")``.
 
     Raises:
         RunError: if the run has no such player.
         ImportError: if plotly is not installed.
     """
     graph = _plotly()
-    figure = graph.Figure(layout=_layout(inert(_title(run, player))))
-    found = spectra(run, player, logarithmic=logarithmic)
+    figure, found = begun(run, player, logarithmic)
     if found is None:
-        say(figure, "no spectrum recorded")
         return figure
     _, image = found.image(BINS)
     top = float(image.max())
@@ -66,15 +62,9 @@ def interactive_density(run: Run, *, player: str | None = None, logarithmic: boo
         graph.Frame(name=str(step), data=[graph.Scatter(**trace) for trace in traces], traces=moving)
         for step, traces in zip(steps, frames, strict=True)
     ]
-    if found.axis.logarithmic:
-        ticks = readable_ticks(found.axis, found.span, 0.06)
-        places = found.axis.place(np.array(ticks)).tolist()
-        figure.update_xaxes(tickvals=places, ticktext=[f"{tick:g}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
-    label = density_label(found.axis, "parameter² / loss").replace(r"$\phi(\lambda)$", "φ(λ)")
-    figure.update_xaxes(title="eigenvalue λ [loss / parameter²]", range=found.span, zeroline=False)
-    figure.update_yaxes(
-        title=label, type="log", range=[math.log10(least), math.log10(top) + 0.1], exponentformat="power"
-    )
+    figure.update_xaxes(**eigenvalues(found))
+    ends = [math.log10(least), math.log10(top) + 0.1]
+    figure.update_yaxes(title=density_words(found), type="log", range=ends, exponentformat="power")
     figure.update_layout(sliders=[_slider(steps)], updatemenus=[_play()], margin={"b": 130})
     return figure
 

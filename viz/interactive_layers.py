@@ -37,7 +37,7 @@ def interactive_layers(run: Run, *, player: str | None = None) -> Figure:
         player: which player; default: the first.
 
     Returns:
-        A plotly figure: ``figure.show()``, or ``figure.write_html("layers.html")``.
+        A plotly figure: ``figure.show()``, or ``save_html(figure, "layers.html")``.
 
     Raises:
         RunError: if the run has no such player.

@@ -45,7 +45,7 @@ def interactive_stability(run: Run, *, player: str | None = None) -> Figure:
         player: which player; default: the first.
 
     Returns:
-        A plotly figure: ``figure.show()``, or ``figure.write_html("stability.html")``.
+        A plotly figure: ``figure.show()``, or ``save_html(figure, "stability.html")``.
 
     Raises:
         RunError: if the run has no such player.
@@ -82,7 +82,7 @@ def interactive_sharpness(run: Run, *, player: str | None = None) -> Figure:
         player: which player; default: the first.
 
     Returns:
-        A plotly figure: ``figure.show()``, or ``figure.write_html("sharpness.html")``.
+        A plotly figure: ``figure.show()``, or ``save_html(figure, "sharpness.html")``.
 
     Raises:
         RunError: if the run has no such player.

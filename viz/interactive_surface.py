@@ -16,6 +16,7 @@ from .inert import inert
 from .interactive import _layout, _plotly
 from .loss_scale import Levels, LossScale, levels_of, loss_scale
 from .plane_marks import model_sheet
+from .series import keep
 from .sheet import Sheet, as_array
 from .words import number
 
@@ -47,7 +48,7 @@ def interactive_surface(
         title: above the figure.
 
     Returns:
-        A plotly figure: ``figure.show()``, or ``figure.write_html("plane.html")``.
+        A plotly figure: ``figure.show()``, or ``save_html(figure, "plane.html")``.
 
     Raises:
         SettingError: if this is no plane, has a single row or column, or has no such values.
@@ -142,12 +143,13 @@ def _levels_of_contours(height: _Height) -> dict[str, Any]:
 def _trajectory(plane: Plane, height: _Height) -> dict[str, Any]:
     assert plane.trajectory is not None
     path = as_array(plane.trajectory)
+    kept = keep(np.arange(len(path)), *path.T)
+    few, path = len(path) <= 60, path[kept]
     z = height.over(path[:, 0], path[:, 1])
-    few = len(path) <= 60
     return {
         "x": path[:, 0].tolist(), "y": path[:, 1].tolist(), "z": _with_none(z), "name": "trajectory",
         "mode": "lines+markers" if few else "lines", "line": {"color": style.ORANGE, "width": 5},
-        "marker": {"size": 2.5, "color": style.ORANGE}, "connectgaps": False, "text": list(map(str, range(len(path)))),
+        "marker": {"size": 2.5, "color": style.ORANGE}, "connectgaps": False, "text": [str(index) for index in kept],
         "hovertemplate": "point %{text} of the trajectory<br>(%{x:.4g}, %{y:.4g})<extra></extra>",
     }  # fmt: skip
 

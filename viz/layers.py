@@ -16,7 +16,7 @@ from .marks import mark_unmeasured
 from .names import shortened
 from .sharpness import _title
 from .spectrum_over_time import _between
-from .style import GRID, INK, MUTED
+from .style import GRID, MUTED
 
 __all__ = ["plot_layers"]
 
@@ -98,12 +98,7 @@ def _draw(ax: Axes, grid: LayerGrid) -> None:
     ax.set_ylim(len(grid.names) - 0.5, -0.5)
     _name_rows(ax, grid.names)
     _mark(ax, grid)
-    figure = ax.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    bar = figure.colorbar(mesh, ax=ax, pad=0.02, fraction=0.05)
-    bar.set_label(r"$\mathrm{tr}(H_{\ell\ell})$ [loss / parameter$^2$]", color=INK, fontsize=style.FONT)
-    bar.ax.tick_params(labelsize=style.FONT - 1, colors=INK, which="both")
-    bar.outline.set_visible(False)
+    style.colour_bar(ax, mesh, r"$\mathrm{tr}(H_{\ell\ell})$ [loss / parameter$^2$]")
 
 
 def scale(grid: LayerGrid) -> tuple[Normalize, str]:

@@ -12,7 +12,7 @@ from losscope.probes.phases import CATAPULT, EDGE, SHARPENING, Phase
 
 from . import style
 from .series import LARGEST, Series, Unmeasured
-from .style import INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION
+from .style import MUTED, ORANGE, PURPLE, SKY, VERMILLION
 from .words import number
 
 __all__ = ["Threshold", "mark_unmeasured", "shade_phases", "spread"]
@@ -110,9 +110,9 @@ class Threshold:
 def mark_unmeasured(ax: Axes, missing: Unmeasured, what: str) -> None:
     """Mark on the x-axis the steps at which nothing could be measured, explained in the legend."""
     kinds = (
-        (missing.nonfinite, "x", INK, 0.025, f"{what} not finite"),
+        (missing.nonfinite, "x", style.ink(ax), 0.025, f"{what} not finite"),
         (missing.errors, "+", VERMILLION, 0.025, f"{what}: error recorded"),
-        (missing.beyond, "^", INK, 0.975, rf"{what} above $10^{{{round(math.log10(LARGEST))}}}$"),
+        (missing.beyond, "^", style.ink(ax), 0.975, rf"{what} above $10^{{{round(math.log10(LARGEST))}}}$"),
     )
     for steps, marker, colour, height, words in kinds:
         if steps:

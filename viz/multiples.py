@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from losscope.landscape import SettingError
@@ -19,7 +17,7 @@ from losscope.probes import Run
 from . import style
 from .layer_grid import layer_grid
 from .names import distinct, shortened
-from .overlay import _draw_runs, _draw_thresholds, _lacking, _legend, _scale
+from .overlay import _draw_runs, _draw_thresholds, _lacking, _legend, _scale, in_lines
 from .overlay_lines import Line, Look, lines_of
 from .style import GRID, INK, MUTED
 
@@ -30,6 +28,10 @@ MOST = 48
 """Panels in one figure."""
 PANEL = (2.3, 1.7)
 """Width and height in inches of a panel."""
+NARROWEST = 1.4
+"""Inches of width of a panel that is beside others."""
+LETTERS_PER_INCH = 8
+"""Of a panel's title."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +98,10 @@ def plot_multiples(
     panels = _panels(runs, names, by, player)
     if len(panels) > MOST:
         raise SettingError(f"{len(panels)} panels do not fit; {MOST} do: pass fewer runs, quantities, or one player")
-    across = columns or _columns(len(panels))
+    fitting = len(panels) if size is None else max(int(size[0] / NARROWEST), 1)
+    across = columns or min(_columns(len(panels)), fitting)
     rows = math.ceil(len(panels) / across)
-    figure = Figure(
-        figsize=size or (max(PANEL[0] * across, 4.0) + 0.6, PANEL[1] * rows + 0.9), layout="constrained",
-        facecolor=style.PAPER,
-    )  # fmt: skip
+    figure = style.blank(size or (max(PANEL[0] * across, 4.0) + 0.6, PANEL[1] * rows + 0.9))
     grid = figure.subplots(rows, across, sharex=True, sharey=by != "quantity", squeeze=False).ravel()
     for unused in grid[len(panels) :]:
         unused.remove()
@@ -173,7 +173,11 @@ def _draw(ax: Axes, panel: _Panel, entries: dict[str, Any], by: str, every: Sequ
     handles = _draw_runs(ax, panel.lines, looks)
     limits = _draw_thresholds(ax, [(line, look) for line, look in zip(panel.lines, looks, strict=True) if line.found])
     if not single:
-        entries |= {str(handle.get_label()): handle for handle in handles if len(panel.lines) > 1}
+        alone = len(panel.lines) == 1
+        names = [line.name for line in drawn] if len(handles) == len(drawn) else [h.get_label() for h in handles]
+        for name, handle in zip(names, handles, strict=True):
+            handle.set_label(name)  # what is lost differs from panel to panel
+            entries |= {} if alone else {str(name): handle}
     if not drawn:
         ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", va="center", color=MUTED, gid="nothing")
     elif by == "quantity":
@@ -186,12 +190,12 @@ def _draw(ax: Axes, panel: _Panel, entries: dict[str, Any], by: str, every: Sequ
 
 def _label(ax: Axes, panel: _Panel, *, below: bool, first: bool) -> None:
     """The panel's title; labels where no neighbour has them."""
-    ax.set_title(style.plain(panel.title, 30), loc="left", fontsize=style.FONT, fontweight="bold", color=INK)
+    room = int(LETTERS_PER_INCH * style.width_of(ax))
+    ax.set_title(style.plain(panel.title, min(room, 30)), loc="left", fontsize=style.FONT, fontweight="bold", color=INK)
     ax.grid(axis="x", color=GRID, linewidth=0.4)
     ax.tick_params(labelsize=style.FONT - 2, which="both")
     label = next((line.found.label for line in panel.lines if line.found), panel.lines[0].found.label)
-    label = label.replace(" [", "\n[") if "$" in label else textwrap.fill(label, 26)
-    ax.set_ylabel(label if first else "", fontsize=style.FONT - 2)
+    ax.set_ylabel(in_lines(label) if first else "", fontsize=style.FONT - 2)
     ax.set_xlabel("optimizer step" if below else "", fontsize=style.FONT - 1.5)
     if below:
         ax.tick_params(labelbottom=True)

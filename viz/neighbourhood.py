@@ -12,7 +12,7 @@ from losscope.landscape.surface import AverageSharpness, Neighbourhood, SamSharp
 
 from . import style
 from .lines import draw_band, draw_line
-from .series import drawable, numbers
+from .series import drawable, keep, numbers
 from .style import BLUE, GRID, MUTED, VERMILLION
 
 __all__ = ["plot_neighbourhood"]
@@ -108,9 +108,11 @@ def _draw_average(ax: Axes, average: AverageSharpness, trace: float | None, bott
         label=rf"average, {average.pairs} pairs, {level} interval", gid="average",
     )  # fmt: skip
     if np.isfinite(hidden := np.where(above, np.nan, positive)).any():
+        kept = keep(x, hidden)
         ax.plot(
-            x, hidden, linestyle="none", marker="o", markersize=3.5, markerfacecolor="none", markeredgecolor=BLUE,
-            markeredgewidth=0.8, zorder=2.5, label="average, below round-off", gid="average-hidden",
+            x[kept], hidden[kept], linestyle="none", marker="o", markersize=3.5, markerfacecolor="none",
+            markeredgecolor=BLUE, markeredgewidth=0.8, zorder=2.5, label="average, below round-off",
+            gid="average-hidden",
         )  # fmt: skip
     if trace is not None and trace > 0:
         T = "H" if average.scale == "absolute" else "THT"

@@ -14,9 +14,12 @@ from . import series, style
 from .lines import draw_band, draw_line
 from .marks import Threshold, mark_unmeasured
 from .sharpness import _title
-from .style import BLUE, INK, MUTED, PURPLE
+from .style import BLUE, MUTED, PURPLE
 
 __all__ = ["plot_outliers"]
+
+CLOSE = 0.09
+"""Of the axes' height, below which two labels lie on each other."""
 
 
 def plot_outliers(
@@ -125,12 +128,17 @@ def _draw_values(run: Run, ax: Axes, player: str | None, *, own: bool) -> None:
 
 
 def _label_ends(ax: Axes, values: np.ndarray) -> None:
-    """The first and the last rank at the right end of their curves."""
-    for rank in {0, len(values) - 1}:
+    """The first and the last rank at the right end of their curves, at one end where they would lie on each other."""
+    last = values[[0, -1], -1]
+    apart = np.ptp(ax.transData.transform(np.column_stack((np.zeros(2), last)))[:, 1]) / ax.bbox.height
+    ranks = {0: r"$\lambda_1$", len(values) - 1: rf"$\lambda_{{{len(values)}}}$"}
+    if len(values) > 1 and apart < CLOSE:
+        ranks = {0: rf"$\lambda_1 \ldots \lambda_{{{len(values)}}}$"}
+    for rank, words in ranks.items():
         if np.isfinite(values[rank, -1]):
             ax.annotate(
-                rf"$\lambda_{{{rank + 1}}}$", (1.0, values[rank, -1]), xycoords=("axes fraction", "data"),
-                xytext=(3, 0), textcoords="offset points", va="center", color=INK, fontsize=style.FONT - 1,
+                words, (1.0, values[rank, -1]), xycoords=("axes fraction", "data"),
+                xytext=(3, 0), textcoords="offset points", va="center", color=style.ink(ax), fontsize=style.FONT - 1,
                 annotation_clip=False, gid="rank",
             )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ MARKED = 12
 NAMED = 3
 """Runs that are named where they lack the quantity; more are counted."""
 DASHES: Any = (0, (5, 2))
+BELOW, ROW = 0.7, 0.17
+"""Inches of height below the axes, and of a row of the legend above them."""
 
 
 def plot_overlay(
@@ -126,6 +129,9 @@ def _scale(ax: Axes, lines: Sequence[Line]) -> None:
     lowest, top = float(values.min()), float(values.max())
     if style.log_if_wide(ax, values, wide=30):
         ax.set_ylim(lowest / 1.6, max(top * 1.6, min(highest * 1.1, top * 4)))
+        return
+    if style.symmetric_if_wide(ax, values):
+        ax.set_ylim(min(lowest * 1.6, 0.0), top * 1.6)
         return
     least = lowest if lowest < 0 or lowest > 0.7 * top else 0.0  # zero is in sight unless it is far away
     height = (top - least) or abs(top) or 1.0
@@ -232,9 +238,9 @@ def _draw_thresholds(ax: Axes, drawn: Sequence[tuple[Line, Look]]) -> list[Any]:
     formula = formulas.pop() if len(formulas) == 1 and not ratio else ""
     formula = f" {style.plain(formula, 30)}" if formula else ""
     if np.allclose(levels, levels[0], rtol=1e-9, atol=0):
-        ax.axhline(levels[0], color=INK, linewidth=1.1, linestyle=DASHES, zorder=2.8, gid="threshold")
+        ax.axhline(levels[0], color=style.ink(ax), linewidth=1.1, linestyle=DASHES, zorder=2.8, gid="threshold")
         said = "threshold" if ratio else f"threshold{formula} = {number(float(levels[0]))}"
-        return [Line2D([], [], color=INK, linewidth=1.1, linestyle=DASHES, label=said)]
+        return [Line2D([], [], color=style.ink(ax), linewidth=1.1, linestyle=DASHES, label=said)]
     seen: set[tuple[int, bytes]] = set()
     for line, look in drawn:
         data = line.thinned
@@ -270,11 +276,18 @@ def _legend(ax: Axes, handles: Sequence[Any], *, own: bool) -> None:
         return
     longest = max(len(str(each.get_label())) for each in handles)
     columns = max(int(figure.get_figwidth() / (longest * style.LETTER + 0.65)), 1)
-    made = figure.legend(
-        loc="outside upper left", ncols=min(columns, len(handles)), frameon=False, borderaxespad=0.2, **common
-    )
+    columns = min(columns, len(handles))
+    made = figure.legend(loc="outside upper left", ncols=columns, frameon=False, borderaxespad=0.2, **common)
+    height = figure.get_figheight() - BELOW - ROW * -(-len(handles) // columns)
+    if style.inches(ax.get_ylabel(), style.FONT) > height:
+        ax.set_ylabel(in_lines(ax.get_ylabel()))
     for text in made.get_texts():
         text.set_color(INK)
+
+
+def in_lines(label: str) -> str:
+    """A long label in several lines: its unit in one of its own."""
+    return label.replace(" [", "\n[") if "$" in label else textwrap.fill(label, 26)
 
 
 def _note(drawn: Sequence[Line], *, grouped: bool) -> str:

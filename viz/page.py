@@ -16,6 +16,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -26,8 +27,8 @@ from losscope.probes import Criterion, Run
 from losscope.probes.audit_json import run_audit_as_dict, strict
 from losscope.probes.catalogue import CATALOGUE
 
-from . import words
-from .captions import CAPTIONS, NARROW, WIDE, kinds
+from . import series, words
+from .captions import CAPTIONS, DASHED, NARROW, WIDE, kinds
 from .compare import QUANTITIES, compare, distinct_runs, overlaid, overlay, overlays
 from .facts import player_facts, run_facts
 from .figure import figure
@@ -125,10 +126,10 @@ def fragment(run: Run) -> str:
 def _render(name: str, **context: Any) -> str:
     environment = Environment(
         loader=PackageLoader("losscope.viz"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, finalize=lambda said: words.shown(said) if type(said) is str else said,
     )  # fmt: skip
     environment.filters |= {"number": words.number, "interval": words.interval}
-    environment.globals |= {"verdict": words.verdict, "symbol": _symbol}
+    environment.globals |= {"verdict": words.verdict, "symbol": _symbol, "rests_on": words.rests_on}
     return environment.get_template(name).render(**context)
 
 
@@ -234,7 +235,8 @@ def _title(kind: str) -> str:
 
 def _caption(run: Run, name: str, kind: str) -> str:
     course = words.course(run.phases(name)) if kind == "stability" else ""
-    return f"{CAPTIONS[kind]} Phases: {course}." if course else CAPTIONS[kind]
+    compared = kind == "sharpness" and np.isfinite(series.sharpness(run, name).threshold).any()
+    return CAPTIONS[kind] + (f" Phases: {course}." if course else "") + (f" {DASHED}" if compared else "")
 
 
 def _symbol(line: Criterion) -> str:

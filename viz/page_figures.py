@@ -53,11 +53,11 @@ def _sharpness(run: Run, player: str) -> Drawn:
 
 def _stability(run: Run, player: str) -> Drawn:
     traces: list[dict[str, Any]] = []
-    shown = [np.ones(1)]
+    shown, table = [np.ones(1)], series.Table(run.select("stability", player))
     for line in run.audit(player).criteria:
         if line.name not in CATALOGUE or line.verdict == "NOT_APPLICABLE":
             continue
-        data = series.ratios(run, line.name, player)
+        data = series.ratios_of(table, line.name)
         colour, dash = LOOKS.get(line.name, ("muted", "solid"))
         name = f"{short_symbol(line)}: {verdict(line.verdict).words}"
         traces += curve(data.steps, data.value, name, colour, low=data.low, high=data.high, dash=dash)

@@ -111,7 +111,7 @@ def outliers(run: Run, player: str) -> Drawn | None:
     for rank, row in enumerate(rows, 1):
         traces += curve(steps, row, f"λ{rank}", "muted", width=0.8, legend=False)
         above = curve(steps, np.where(counts >= rank, row, np.nan), "outliers", "blue", width=1.3, legend=rank == 1)
-        traces += [trace | {"hoverinfo": "skip", "hovertemplate": None} for trace in above]
+        traces += [trace | {"hoverinfo": "skip", "hovertemplate": None, "meta": rank} for trace in above]
     edge, low, high = (series.column(records, f"bulk_edge{end}") for end in ("", "_low", "_high"))
     traces += curve(steps, edge, "edge of the bulk", "purple", low=low, high=high, dash="dashdot")
     threshold = series.column(records, "threshold")

@@ -17,6 +17,7 @@ from losscope.landscape.surface import Plane
 
 from . import style
 from .loss_scale import Levels, LossScale, said
+from .series import keep
 from .sheet import Sheet, as_array
 from .style import INK, ORANGE, PAPER, VERMILLION
 
@@ -87,8 +88,9 @@ def draw_trajectory(ax: Axes, plane: Plane) -> np.ndarray:
     outside = int(((path < (x0, y0)) | (path > (x1, y1))).any(axis=1).sum())
     words = f"trajectory, {len(path)} points from \N{WHITE CIRCLE} to \N{BLACK SQUARE}"
     words += f",\n{outside} of them outside" if outside else ""
+    drawn = path[keep(np.arange(len(path)), *path.T)]
     ax.plot(
-        *path.T, color=ORANGE, linewidth=1.5, marker="o" if len(path) <= MOST_MARKERS else None, markersize=2.6,
+        *drawn.T, color=ORANGE, linewidth=1.5, marker="o" if len(path) <= MOST_MARKERS else None, markersize=2.6,
         path_effects=rim, label=words, zorder=4, gid="trajectory",
     )  # fmt: skip
     for (x, y), marker, face in ((path[0], "o", PAPER), (path[-1], "s", ORANGE)):  # the centre's cross stays visible

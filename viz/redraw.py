@@ -14,6 +14,7 @@ from losscope.landscape.surface import Line, LossPath, Plane, load
 
 from .line import plot_line
 from .path import plot_path
+from .save_html import save_html
 from .surface import plot_surface
 
 __all__ = ["redraw"]
@@ -76,5 +77,4 @@ def _page(result: Any, out: Path, options: dict[str, Any]) -> Path:
     from .interactive_surface import interactive_surface
 
     options.pop("size", None)
-    interactive_surface(result, title=out.stem, **options).write_html(out)
-    return out
+    return save_html(interactive_surface(result, title=out.stem, **options), out)

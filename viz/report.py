@@ -63,7 +63,7 @@ def _write(out: Path, text: str) -> None:
     """Replace a file in one step."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", "replace"))  # names may hold halves of surrogate pairs
         temporary.replace(out)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,12 +13,14 @@ from losscope.probes import Run
 from . import series, style
 from .lines import draw_bounds, draw_line
 from .marks import Threshold, mark_unmeasured
-from .style import BLUE, GREEN, INK, MUTED
+from .style import BLUE, GREEN, INK
 
 __all__ = ["plot_sharpness"]
 
 LABEL = r"sharpness $\lambda_{\max}(H)$"
 MOST_MARKERS = 40
+LETTERS_PER_INCH = 11
+"""Of a legend."""
 
 
 def plot_sharpness(
@@ -99,11 +102,9 @@ def _draw_sharpness(run: Run, ax: Axes, player: str | None, *, own: bool) -> Non
     threshold.draw(ax, own=own)
     if not len(threshold.levels):
         known = "finite threshold recorded" if facts.get("threshold_formula") else "threshold known for this optimizer"
-        reason = facts.get("threshold_reason") or f"no {known}"
-        ax.text(
-            0.99, 0.97, style.plain(str(reason)), transform=ax.transAxes, ha="right", va="top", color=MUTED,
-            fontsize=style.FONT - 1,
-        )  # fmt: skip
+        reason = style.plain(f"no threshold: {facts.get('threshold_reason') or f'no {known}'}", 90)
+        words = textwrap.fill(reason, int(LETTERS_PER_INCH * style.width_of(ax)))
+        ax.plot([], [], linestyle="none", label=words, gid="no-threshold")
     mark_unmeasured(ax, missing, "sharpness")
     style.legend(ax, outside=own)
 

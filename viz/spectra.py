@@ -16,7 +16,7 @@ from .smoothing import Axis, reach, smooth
 __all__ = ["Spectra", "spectra"]
 
 MOST = 400
-"""Spectra that are drawn; of more, some at equal distances."""
+"""Spectra that are read; of more, some at equal distances."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,15 +76,23 @@ class Spectra:
         return self.axis.value(curves[0].edges), np.array([curve.density for curve in curves]).T
 
 
-def spectra(run: Run, player: str | None = None, *, logarithmic: bool | None = None) -> Spectra | None:
+def spectra(
+    run: Run, player: str | None = None, *, logarithmic: bool | None = None, most: int = MOST
+) -> Spectra | None:
     """All spectra of a run, or some of very many; None where there is none.
+
+    Args:
+        run: the run.
+        player: which player; default: the first.
+        logarithmic: whether eigenvalues are on a logarithmic axis; None decides by the spectra.
+        most: how many are read; of more, some at equal distances.
 
     Raises:
         RunError: if the run has no such player.
     """
     records = run.select("spectrum", player)
-    if len(records) > MOST:
-        records = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, MOST).round().astype(int))]
+    if len(records) > most:
+        records = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, most).round().astype(int))]
     kept, densities = [], []
     for record in records:
         try:

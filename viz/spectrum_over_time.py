@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
 from losscope.probes import Run
 
@@ -17,12 +16,14 @@ from .eigenvalue_axis import density_label, eigenvalue_axis, least_density
 from .marks import mark_unmeasured
 from .sharpness import _title
 from .spectra import Spectra, spectra
-from .style import INK, ORANGE, PAPER, VERMILLION
+from .style import ORANGE, PAPER, VERMILLION
 from .words import number
 
 __all__ = ["plot_spectrum_over_time"]
 
 BINS = 300
+PER_INCH = 45
+"""Columns of the figure's width, of very many measurements: finer than the eye tells apart."""
 
 
 def plot_spectrum_over_time(
@@ -65,7 +66,7 @@ def plot_spectrum_over_time(
         style.title(figure, _title(run, player))
         ax = axes[0]
         ax.grid(visible=False)
-    found = spectra(run, player, logarithmic=logarithmic)
+    found = spectra(run, player, logarithmic=logarithmic, most=int(PER_INCH * style.width_of(ax)))
     if found is None:
         style.say(ax, "no spectrum recorded")
         style.step_axis(ax, np.array([]))
@@ -92,12 +93,7 @@ def _draw(ax: Axes, found: Spectra) -> None:
     eigenvalue_axis(ax.yaxis, found.axis, found.span)
     _draw_ranked(ax, found)
     _draw_threshold(ax, found)
-    figure = ax.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    bar = figure.colorbar(mesh, ax=ax, pad=0.02, fraction=0.05)
-    bar.set_label(density_label(found.axis, "parameter$^2$ / loss"), color=INK, fontsize=style.FONT)
-    bar.ax.tick_params(labelsize=style.FONT - 1, colors=INK, which="both")
-    bar.outline.set_visible(False)
+    style.colour_bar(ax, mesh, density_label(found.axis, "parameter$^2$ / loss"))
 
 
 def _between(steps: np.ndarray) -> np.ndarray:

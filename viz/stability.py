@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from losscope.probes import Audit, Criterion, Run
 from losscope.probes.catalogue import CATALOGUE
@@ -41,6 +42,12 @@ TWO_EDGES = [entry.name for entry in CATALOGUE.values() if entry.kind == "empiri
 EDGE = (0.9, 1.1)
 CROWD = 4
 """Curves that a narrow figure has room to name at their ends."""
+NARROW = 0.6
+"""Inches of a name that it has room for."""
+HANDLE = 0.5
+"""Inches that a legend takes beside its words."""
+FAR = 100.0
+"""Ratio from which others that are not positive would lie flat on a linear axis."""
 
 
 def plot_stability(
@@ -101,7 +108,8 @@ def plot_stability(
     if curves:
         shade_phases(ax, run.phases(player))
     style.legend(ax, outside=own, columns=2 if len(curves) > 3 else 1)
-    if curves and (style.width_of(ax) > 5 or len(curves) <= CROWD):  # else the legend has to do
+    longest = max((style.inches(curve.symbol, style.FONT) for curve in curves), default=0.0)
+    if curves and (style.width_of(ax) > 5 or (len(curves) <= CROWD and longest < NARROW)):  # else the legend has to do
         _label_ends(ax, curves, settle=own)
     return ax
 
@@ -145,12 +153,12 @@ class _Curve:
     def draw(self, ax: Axes, *, many: bool) -> None:
         """The curve; with its interval where it applies."""
         data, look = self.data, self.look
-        against = (
-            ""
-            if many and self.line.name != "sharpness"
-            else f" / {self._divisor(40 if style.width_of(ax) > 5 else 24)}"
-        )
+        room = style.width_of(ax) - style.LEFT - HANDLE
+        letters = min(int((room - style.inches(self.symbol, style.FONT - 1)) / style.LETTER) - 4, 40)
+        against = "" if many and self.line.name != "sharpness" else f" / {self._divisor(max(letters, 12))}"
         label = f"{self.symbol}{against}: {verdict(self.line.verdict).words}" if self.applies else None
+        if label and style.inches(label, style.FONT - 1) > room:
+            label = label.replace(": ", ":\n")
         ax.plot(
             data.steps, data.value, linewidth=1.4 if self.applies else 1.0, markersize=3.5 if many else 3,
             markevery=max(len(data) // 20, 1), markerfacecolor=None if self.applies else "none", label=label,
@@ -192,6 +200,9 @@ def _scale(ax: Axes, curves: Sequence[_Curve], small: series.Series) -> None:
     top, least = max(float(values.max()), 1.1), float(values.min())
     if ax.get_yscale() == "log":
         ax.set_ylim(min(least, 0.9) / 1.3, max(top * 1.6, min(highs, top * 2)))
+    elif max(top, -least) > FAR:  # and not all are positive
+        style.symmetric(ax, 1.0)
+        ax.set_ylim(min(0.0, least * 1.6), top * 1.6)
     else:
         ax.set_ylim(min(0.0, least * 1.1), max(top * 1.14, min(highs, top * 1.4)))
 
@@ -202,8 +213,8 @@ def _window(ax: Axes, audit: Audit) -> None:
         return
     first, last = audit.steps
     ax.plot(
-        [first, last], [0.012, 0.012], transform=ax.get_xaxis_transform(), color=INK, linewidth=2.5, alpha=0.55,
-        solid_capstyle="butt", label=f"steps the verdicts rest on: {first:,} to {last:,}", gid="window",
+        [first, last], [0.012, 0.012], transform=ax.get_xaxis_transform(), color=style.ink(ax), linewidth=2.5,
+        alpha=0.55, solid_capstyle="butt", label=f"steps the verdicts rest on: {first:,} to {last:,}", gid="window",
     )  # fmt: skip
 
 
@@ -213,8 +224,9 @@ def _label_ends(ax: Axes, curves: Sequence[_Curve], *, settle: bool) -> None:
     assert figure is not None
     low, high = ax.get_ylim()
     shown = [curve for curve in curves if low <= curve.end <= high]
-    if settle:  # the legend takes room from the axes
-        figure.draw_without_rendering()
+    engine = figure.get_layout_engine() if isinstance(figure, Figure) else None
+    if settle and engine is not None:  # the legend takes room from the axes
+        engine.execute(figure)
     points = [float(ax.transData.transform((0, curve.end))[1]) * 72 / figure.dpi for curve in shown]
     for curve, at, moved in zip(shown, points, spread(points, style.FONT * 1.35), strict=True):
         ax.annotate(

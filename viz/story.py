@@ -20,7 +20,7 @@ __all__ = ["Sentence", "story"]
 
 LAST_PART = 0.05
 """Of the logged losses, whose median is where the loss ended."""
-MOST_REASONS = 3
+MOST_REASONS, LONGEST_REASON = 3, 240
 
 
 def story(run: Run, player: str | None = None) -> tuple[Sentence, ...]:
@@ -95,7 +95,8 @@ def _standing(run: Run, player: str | None) -> list[Sentence]:
     recorded = [r.step for r in run.records if r.player == name]
     reach = f"{updates:,} updates were made" if isinstance(updates, int) else ""
     if not reach and recorded:
-        reach = f"records reach from {step(min(recorded))} to {step(max(recorded))}"
+        begin, end = min(recorded), max(recorded)
+        reach = f"records reach from {step(begin)} to {step(end)}" if begin < end else f"all records are of {step(end)}"
     if run.status == "failed":
         reason = str(run.meta.get("reason") or "").strip(" :")
         text = f"The run failed{f': {reason}' if reason else ''}{f'; {reach}' if reach else ''}."
@@ -205,7 +206,7 @@ def _gaps(run: Run, player: str | None) -> list[Sentence]:
 
 
 def _failures(probe: str, words: str, bad: list, many: int) -> Sentence:
-    reasons = list(dict.fromkeys(str(r.reason) for r in bad if r.reason))
+    reasons = list(dict.fromkeys(_short(str(r.reason)) for r in bad if r.reason))
     why = f": {'; '.join(reasons[:MOST_REASONS])}" if reasons else ""
     more = f"; and {len(reasons) - MOST_REASONS} other reasons" if len(reasons) > MOST_REASONS else ""
     where = step(bad[0].step) if len(bad) == 1 else steps_between(bad[0].step, bad[-1].step)
@@ -213,12 +214,16 @@ def _failures(probe: str, words: str, bad: list, many: int) -> Sentence:
     return Sentence("gaps", text, tuple(dict.fromkeys((bad[0].step, bad[-1].step))))
 
 
+def _short(reason: str) -> str:
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[: LONGEST_REASON - 1]}…"
+
+
 def _cost(run: Run) -> list[Sentence]:
     cost = run.cost()
     if not cost.probes:
         return []
     products = sum(r.matvecs for r in run.records)
-    share = f" of {seconds(cost.total)} ({cost.share:.0%})" if cost.total and cost.share is not None else ""
+    share = f" of {seconds(cost.total)} ({100 * cost.share:.0f} %)" if cost.total and cost.share is not None else ""
     several = "of all players " if len(run.players) > 1 else ""
     text = f"Measuring {several}took {seconds(cost.seconds)}{share} and {products:,} curvature products."
     return [Sentence("cost", text)]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
+from matplotlib.colorizer import ColorizingArtist as ScalarMappable
+from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -29,17 +32,24 @@ __all__ = [
     "SKY",
     "VERMILLION",
     "YELLOW",
+    "blank",
+    "colour_bar",
     "dress",
     "halo",
     "in_two",
+    "inches",
+    "ink",
     "legend",
     "legend_above",
     "log_if_wide",
+    "log_ticks",
     "new_figure",
     "note",
     "plain",
     "say",
     "step_axis",
+    "symmetric",
+    "symmetric_if_wide",
     "tick_text",
     "title",
     "width_of",
@@ -49,6 +59,7 @@ __all__ = [
 BLUE, VERMILLION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
 PURPLE, SKY, YELLOW = "#cc79a7", "#56b4e9", "#f0e442"
 INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
+BOX = "\N{WHITE SQUARE}"
 FONT = 9.0
 LETTER = 0.062
 """Mean width in inches of a letter in a legend."""
@@ -56,18 +67,34 @@ HANDLE = 0.56
 """Width in inches of a legend's handle and the space after its words."""
 LEFT = 0.75
 """Width in inches of what is commonly left of the axes."""
+CLOSEST = 0.15
+"""Inches between the labels of ticks above each other, at least."""
 WIDE = 20.0
 """Positive numbers that spread by more than this factor are drawn on a logarithmic axis."""
 
 
+def blank(size: tuple[float, float], *, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """An empty figure of ours; pyplot knows nothing of it.
+
+    It has the canvas of PNGs, which keeps what was measured of words until they are drawn; other formats take theirs.
+
+    Args:
+        size: width and height in inches.
+        layout: matplotlib's.
+    """
+    figure = Figure(figsize=size, layout=layout, facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def new_figure(heights: Sequence[float], size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """A figure of panels above each other that share their x-axis; pyplot knows nothing of it.
+    """A figure of panels above each other that share their x-axis.
 
     Args:
         heights: relative heights of the panels.
         size: width and height in inches.
     """
-    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
+    figure = blank(size)
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))[:, 0]
     for ax in axes:
         dress(ax)
@@ -124,12 +151,48 @@ def log_if_wide(ax: Axes, values: np.ndarray, wide: float = WIDE, *, dense: floa
     if len(finite) == 0 or finite.min() <= 0 or finite.max() / finite.min() <= wide:
         return False
     ax.set_yscale("log")
-    if finite.max() / finite.min() < 1e4:
-        subs = (1.0, 2.0, 5.0) if finite.max() / finite.min() < dense else (1.0,)
+    log_ticks(ax, float(finite.min()), float(finite.max()), dense=dense)
+    return True
+
+
+def symmetric_if_wide(ax: Axes, values: np.ndarray, wide: float = 100.0) -> bool:
+    """Make the y-axis logarithmic on both sides of zero when not all values are positive and some are far from most.
+
+    It is linear below the size of half of those that are not zero.
+    """
+    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+    if len(sizes) == 0 or values[np.isfinite(values)].min() > 0 or sizes.max() < wide * np.median(sizes):
+        return False
+    symmetric(ax, 10.0 ** math.ceil(math.log10(float(np.median(sizes)))))
+    return True
+
+
+def symmetric(ax: Axes, linear: float) -> None:
+    """Make the y-axis logarithmic on both sides of zero, and linear between ``-linear`` and ``linear``."""
+    ax.set_yscale("symlog", linthresh=linear)
+    minus = "\N{MINUS SIGN}"
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: (minus if y < 0 else "") + tick_text(abs(y)) if y else "0"))
+
+
+def log_ticks(ax: Axes, low: float, high: float, *, dense: float = 500) -> None:
+    """Ticks of a logarithmic y-axis between two values: at 1, 2 and 5 where there is room, else at powers of ten.
+
+    Within less than a factor of 5, where there may be none of these, they are at equal distances.
+    """
+    wide = high / low
+    if not wide < 1e4:
+        return
+    if wide < 5:
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.5g}"))
+    else:
+        figure = ax.get_figure(root=False)
+        height = ax.get_position().height * figure.bbox.height / figure.dpi if figure is not None else 3.0
+        room = height / CLOSEST
+        subs = (1.0, 2.0, 5.0) if wide < dense and 3 * math.log10(wide) <= room else (1.0,)
         ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick_text(y)))
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    return True
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def tick_text(value: float) -> str:
@@ -162,6 +225,11 @@ def in_two(ax: Axes, first: str, second: str) -> str:
     return f"{first} {second}" if len(first) + len(second) < room else f"{first}\n{second}"
 
 
+def ink(ax: Axes) -> Any:
+    """The colour of the words of these axes: ours, or, of a user's, that of the user's style."""
+    return ax.yaxis.label.get_color()
+
+
 def halo(ax: Axes) -> list[Any]:
     """A rim in the colour of the background, which keeps text legible where it meets lines."""
     colour = to_rgba(ax.get_facecolor())
@@ -171,23 +239,43 @@ def halo(ax: Axes) -> list[Any]:
 def plain(text: str, most: int = 60) -> str:
     r"""A user's words for a figure: cut where too long, dollar signs taken as they are and not as mathematics.
 
+    What the font has no sign for, such as an emoji in most, is a box, of which matplotlib then need not warn.
+
     Example:
         >>> from losscope.viz.style import plain
-        >>> print(plain("costs $5"), plain("x" * 100, 4))
-        costs \$5 xxx…
+        >>> print(plain("costs $5"), plain("x" * 100, 4), plain("run \N{FIRE}"))
+        costs \$5 xxx… run □
     """
-    return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
+    short = text if len(text) <= most else text[: most - 1] + "…"
+    if not short.isascii() or not short.isprintable():
+        fonts = [get_font(findfont(FontProperties(family=[name]))) for name in FontProperties().get_family()]
+        known = [sign.isprintable() and any(font.get_char_index(ord(sign)) for font in fonts) for sign in short]
+        short = "".join(sign if there else BOX for sign, there in zip(short, known, strict=True))
+    return short.replace("$", r"\$")
 
 
 def say(ax: Axes, text: str) -> None:
     """Write in the middle of axes that have nothing to draw."""
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED, gid="nothing")
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED, fontsize=FONT, gid="nothing")
     ax.set_yticks([])
 
 
-def title(figure: Figure, text: str) -> None:
-    """A title above all panels, at the left."""
-    figure.suptitle(plain(text), x=0.01, ha="left", fontsize=FONT + 1, fontweight="bold", color=INK)
+def colour_bar(ax: Axes, shown: ScalarMappable, label: str) -> Colorbar:
+    """A colour bar beside axes and as high as they are; it has its own."""
+    figure = ax.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    bar = figure.colorbar(shown, ax=ax, pad=0.02, fraction=0.05 if width_of(ax) <= 5 else 0.03, aspect=30)
+    bar.set_label(label, color=ink(ax), fontsize=FONT)
+    if isinstance(shown.norm, LogNorm):
+        log_ticks(bar.ax, float(shown.norm.vmin or 1), float(shown.norm.vmax or 1))
+    bar.ax.tick_params(labelsize=FONT - 1, colors=ink(ax), which="both")
+    bar.outline.set_visible(False)
+    return bar
+
+
+def title(figure: Figure, text: str, y: float | None = None) -> None:
+    """A title above all panels, at the left; at a share of the figure's height, or where the layout puts it."""
+    figure.suptitle(plain(text), x=0.01, y=y, ha="left", fontsize=FONT + 1, fontweight="bold", color=INK)
 
 
 def note(figure: Figure, text: str) -> None:
@@ -224,7 +312,7 @@ def legend(ax: Axes, *, outside: bool, columns: int = 3) -> None:
 
 def _columns(labels: Sequence[str], size: float, room: float, most: int) -> int:
     """In how many columns words of this size fit into so many inches; they are filled one after the other."""
-    widths = [_inches(label, size) + HANDLE for label in labels]
+    widths = [inches(label, size) + HANDLE for label in labels]
     for columns in range(min(most, len(labels)), 1, -1):
         rows, more = divmod(len(labels), columns)
         ends = np.cumsum([rows + (column < more) for column in range(columns)])
@@ -233,7 +321,7 @@ def _columns(labels: Sequence[str], size: float, room: float, most: int) -> int:
     return 1
 
 
-def _inches(label: str, size: float) -> float:
+def inches(label: str, size: float) -> float:
     """Width of words, mathematics included, in the font that they are drawn in."""
     font = FontProperties(size=size)
     every = [

@@ -8,9 +8,11 @@ import itertools
 import re
 
 import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from . import style
+from .words import shown
 
 __all__ = ["COLOURS", "Glyphs", "inline_svg"]
 
@@ -69,11 +71,7 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str = ""
     Returns:
         The element; it refers to nothing outside itself but ``glyphs``.
     """
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": prefix}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = _drawn(figure, prefix)
     text = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     own = glyphs if glyphs is not None else Glyphs()
@@ -83,14 +81,24 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str = ""
     head, body = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
-    named = f'<title id="{prefix}-title">{html.escape(title)}</title>'
-    named += f'<desc id="{prefix}-desc">{html.escape(description)}</desc>' if description else ""
+    named = f'<title id="{prefix}-title">{html.escape(shown(title))}</title>'
+    named += f'<desc id="{prefix}-desc">{html.escape(shown(description))}</desc>' if description else ""
     labelled = f"{prefix}-title {prefix}-desc" if description else f"{prefix}-title"
     width = figure.get_figwidth() * 96
     opening = f'<svg id="{prefix}" role="img" aria-labelledby="{labelled}" {box.group()} style="width:{width:.0f}px">'
     if glyphs is None:
         body = re.sub(r'(href="#|url\(#|id=")([gm])(?=\d)', rf"\1{prefix}-\2", f"{own.defs()}{body}")
     return opening + named + body.rstrip()
+
+
+def _drawn(figure: Figure, salt: str) -> str:
+    """As matplotlib draws it; not by ``savefig``, which draws every figure that has a layout twice."""
+    buffer, canvas = io.StringIO(), figure.canvas
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": salt}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    figure.set_canvas(canvas)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
 
 
 def _shared(text: str, glyphs: Glyphs) -> str:

@@ -110,6 +110,7 @@ def _draw_velocity(records: Sequence[Record], ax: Axes, *, own: bool) -> None:
             drawn = True
     if drawn:
         ax.set_yscale("log")
+        style.log_ticks(ax, *ax.get_ylim())
     else:
         style.say(ax, "no velocity: fewer than two kernels" if len(records) < 2 else "no velocity above zero recorded")
     style.legend(ax, outside=own)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import series
-from .words import interval
+from .words import interval, shown
 
 __all__ = ["Drawn", "band", "curve", "inert", "layout", "level", "numbers", "scale", "span"]
 
@@ -30,6 +30,7 @@ def inert(text: str, most: int = 120) -> str:
         >>> inert("<b>bold</b> & co")
         '&lt;b&gt;bold&lt;/b&gt; &amp; co'
     """
+    text = shown(text)
     short = text if len(text) <= most else text[: most - 1] + "…"
     return html.escape(short, quote=False).replace("$", "&#36;")
 
@@ -91,7 +92,7 @@ def curve(
     if low is not None and high is not None:
         trace["text"] = [interval(_known(a), _known(b)) for a, b in zip(low, high, strict=True)]
         trace["hovertemplate"] = "%{y:.5g}  (%{text})"
-        traces = band(x, low, high, colour, row=row)
+        traces = [each | {"meta": inert(name)} for each in band(x, low, high, colour, row=row)]
     return [*traces, trace]
 
 

@@ -11,7 +11,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from losscope.landscape import RunError, SettingError
@@ -102,7 +101,7 @@ def plot_trajectory(
 
 def _new_axes(size: tuple[float, float], title: str) -> np.ndarray:
     """The map above, and two panels below that share their steps."""
-    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
+    figure = style.blank(size)
     axes = figure.subplots(3, 1, height_ratios=list(HEIGHTS))
     axes[2].sharex(axes[1])
     axes[1].tick_params(labelbottom=False)
@@ -128,6 +127,8 @@ def _read(run: Run, player: str | None) -> tuple[WeightTrajectory | None, str]:
 
 def _draw_map(ax: Axes, path: WeightTrajectory, *, own: bool) -> None:
     steps, at, errors = (each.numpy() for each in (path.steps, path.coordinates, ERRORS * path.coordinate_errors))
+    kept = series.keep(steps, *at[:, :2].T)
+    steps, at, errors = steps[kept], at[kept], errors[kept]
     if at.shape[1] < 2:
         at, errors = (np.column_stack((each, np.zeros(len(steps)))) for each in (at, errors))
     scale = Normalize(steps[0], max(steps[-1], steps[0] + 1))
@@ -151,8 +152,8 @@ def _draw_map(ax: Axes, path: WeightTrajectory, *, own: bool) -> None:
             markeredgewidth=1.2, zorder=5, label=f"{word}, step {steps[index]:,}", gid=word, clip_on=False,
         )  # fmt: skip
     _frame(ax)
-    ax.set_xlabel(_share(path, 0, narrow=style.width_of(ax) <= 5), color=INK, fontsize=style.FONT)
-    ax.set_ylabel(_share(path, 1), color=INK, fontsize=style.FONT)
+    ax.set_xlabel(_share(path, 0, narrow=style.width_of(ax) <= 5), fontsize=style.FONT)
+    ax.set_ylabel(_share(path, 1), fontsize=style.FONT)
     if own:
         ax.grid(axis="x", color=style.GRID, linewidth=0.6)
     _draw_scale(ax, pieces)
@@ -178,14 +179,9 @@ def _share(path: WeightTrajectory, component: int, *, narrow: bool = False) -> s
 
 
 def _draw_scale(ax: Axes, pieces: LineCollection) -> None:
-    figure = ax.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    bar = figure.colorbar(pieces, ax=ax, pad=0.02, fraction=0.05, aspect=30)
-    bar.set_label("optimizer step", color=INK, fontsize=style.FONT)
+    bar = style.colour_bar(ax, pieces, "optimizer step")
     bar.ax.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-    bar.ax.tick_params(labelsize=style.FONT - 1, colors=INK, which="both")
-    bar.outline.set_visible(False)
 
 
 # --------------------------------------------------------------------------- over steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,10 @@ __all__ = [
     "headline",
     "interval",
     "number",
+    "rests_on",
     "seconds",
     "short_symbol",
+    "shown",
     "split",
     "times",
     "together",
@@ -61,6 +64,22 @@ VERDICTS = {
 def verdict(code: str) -> Verdict:
     """The words of a verdict; of one that is not known here, its own."""
     return VERDICTS.get(code, Verdict(code.lower().replace("_", " "), "?", "open", "?"))
+
+
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    r"""A text of a run for a page: a dot for each control, mark of direction and half of a surrogate pair.
+
+    A mark of direction would turn round what stands after it as well.
+
+    Example:
+        >>> from losscope.viz.words import shown
+        >>> shown("model\u202egnp\x1b[2J")
+        'model·gnp·[2J'
+    """
+    return text if text.isprintable() else UNSEEN.sub("·", text)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -182,6 +201,22 @@ def course(phases: Sequence[Phase]) -> str:
 def evidence(audit: Audit) -> list[str]:
     """What was seen, a sentence each, once."""
     return [_sentence(said) for said in dict.fromkeys([*audit.evidence.split("; "), *audit.observations]) if said]
+
+
+def rests_on(audit: Audit) -> str:
+    """What the numbers of an audit are made of; empty where nothing was measured.
+
+    Example:
+        >>> from losscope.probes import Audit
+        >>> from losscope.viz.words import rests_on
+        >>> rests_on(Audit("model", (0, 0), 1, (), "")), rests_on(Audit("model", (10, 90), 5, (), ""))
+        ('One measurement, at step 0.', 'Medians over 5 measurements, steps 10 to 90.')
+    """
+    if audit.steps is None:
+        return ""
+    if audit.measurements == 1:
+        return f"One measurement, at step {audit.steps[0]:,}."
+    return f"Medians over {audit.measurements} measurements, steps {audit.steps[0]:,} to {audit.steps[1]:,}."
 
 
 NAMES = {

@@ -60,6 +60,11 @@ class Beside:
         return next((i for i, value in enumerate(self.second) if value > 0.99), len(self.second))
 
     @property
+    def burst(self) -> bool:
+        """Whether the oscillation comes to the predicted variance in those updates, before which it has no mean."""
+        return max(self.squares[: self.single], default=0.0) > self.mean(self.variances)
+
+    @property
     def before(self) -> float:
         """The largest share in ``apart`` over the later half of the steps up to the crossing."""
         last = self.crossing // EVERY

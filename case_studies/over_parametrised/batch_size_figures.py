@@ -14,39 +14,41 @@ from panels import BLUE, GREEN, GREY, RED, band, labels, log, panels, shade
 __all__ = ["draw_rates", "draw_shift", "draw_spectrum"]
 
 
-def draw_shift(effects: Sequence[BatchEffect]) -> Figure:
+def draw_shift(effects: Mapping[int, BatchEffect]) -> Figure:
     """Measured eigenvalues by batch size, with the formula; the rates that they allow."""
     figure, (left, right) = panels("Largest eigenvalue of mini-batches", "over the formula with one fitted variance")
-    for i, effect in enumerate(effects):
+    for i, (seed, effect) in enumerate(effects.items()):
         color, sizes = shade(i, len(effects)), effect.batch_sizes
         values = [x.value for x in effect.largest]
         bars = [[x.value - x.low for x in effect.largest], [x.high - x.value for x in effect.largest]]
         fitted = [effect.predicted(B, variance=effect.fitted)[0] for B in sizes]
         ratio = [v / f for v, f in zip(values, fitted, strict=True)]
-        left.errorbar(sizes, values, bars, fmt="o", color=color, markersize=3, linewidth=0.8, label=f"seed {i}")
+        left.errorbar(sizes, values, bars, fmt="o", color=color, markersize=3, linewidth=0.8, label=f"seed {seed}")
         left.plot(sizes, fitted, color=color, linewidth=1)
         left.plot(sizes, [effect.predicted(B)[0] for B in sizes], color=color, linewidth=0.8, linestyle=":")
         right.plot(sizes, ratio, "o-", color=color, markersize=3, linewidth=0.8)
     right.axhline(1, color=GREY, linestyle="--", linewidth=1)
-    log(left, "xy", effects[0].batch_sizes)
-    log(right, "x", effects[0].batch_sizes)
+    log(left, "yx", effect.batch_sizes)
+    log(right, "x", effect.batch_sizes)
     labels(left, "batch size B", r"$\lambda_{\max}(H_B)$ (line: fitted, dotted: not)", "upper right")
     labels(right, "batch size B", "measured over formula")
     return figure
 
 
 def draw_rates(
-    rates: Mapping[tuple[str, int, int], float], exact: Sequence[Mapping[int, float]], effects: Sequence[BatchEffect]
+    rates: Mapping[tuple[str, int, int], float],
+    exact: Sequence[Mapping[int, float]],
+    effects: Mapping[int, BatchEffect],
 ) -> Figure:
     """The largest rates: exact at a minimum, and from the start for SGD and Adam."""
     figure, axes = panels("SGD at a minimum, exactly", "SGD from the start", "Adam from the start")
-    band(axes[0], [(B, rate) for found in exact for B, rate in found.items()])
+    band(axes[0], [(B, rate) for found in exact for B, rate in found.items()], BLUE, "o", label="measured")
     _guide(axes[0], [(B, rate) for found in exact for B, rate in found.items()], 1.0)
     for ax, rule, color, marker, power in ((axes[1], "SGD", GREEN, "^", 1.0), (axes[2], "Adam", RED, "s", 0.5)):
         points = [(B, rate) for (r, B, _), rate in rates.items() if r == rule and rate > 0]
-        band(ax, points, color, marker, "measured")
+        band(ax, points, color, marker, label="measured")
         _guide(ax, points, power)
-    limit = median(2 / float(effect.full.values[0]) for effect in effects)
+    limit = median(2 / float(effect.full.values[0]) for effect in effects.values())
     axes[1].axhline(limit, color=GREY, linestyle=":", linewidth=1, label=r"2/$\lambda_{\max}(H)$ after some training")
     for ax in axes:
         log(ax, "xy")
@@ -75,9 +77,9 @@ def draw_spectrum(found: Mapping[tuple[float, bool, int], Any]) -> Figure:
         lost = sorted({c for (c, f, _), run in found.items() if f == is_fixed and not run.loss < 10})
         for c in lost:
             ax.axvline(c, color=GREY, linestyle=":", linewidth=1, label="some seed diverged")
-    factors = sorted({c for c, f, _ in found if not f})
+    factors, first = sorted({c for c, f, _ in found if not f}), min(seed for *_, seed in found)
     for i, c in enumerate(factors):
-        run = found[c, False, 0]
+        run = found[c, False, first]
         steps, used = list(run.rates), list(run.rates.values())
         rates.plot(steps, used, color=shade(i, len(factors)))
         rates.annotate(f"c = {c:g}", (steps[-1], used[-1]), (4, 0), textcoords="offset points", fontsize=7, va="center")
@@ -91,5 +93,5 @@ def draw_spectrum(found: Mapping[tuple[float, bool, int], Any]) -> Figure:
     log(rates, "y")
     labels(fixed, "learning rate", "training loss after 600 updates")
     labels(measured, r"c of the rate $c/\lambda_{\max}$", "", "upper left")
-    labels(rates, "update", r"$c/\lambda_{\max}$, seed 0")
+    labels(rates, "update", rf"$c/\lambda_{{\max}}$, seed {first}")
     return figure

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from panels import GREY, RED, band, labels, log, panels, shade
+from panels import BLUE, GREY, RED, band, labels, log, panels, shade
 
 __all__ = ["draw_clusters", "draw_elsewhere", "draw_paths", "draw_widths"]
 
@@ -20,13 +20,13 @@ def draw_widths(found: Mapping[Any, Any], beyond: float) -> Figure:
         f"Eigenvalues beyond {beyond:.0%} of the largest",
         "Share in the bulk about zero",
     )
-    one = {case.width: spectrum for case, spectrum in found.items() if case.seed == 0}
+    one = _first_seed(found, "width")
     for i, (width, spectrum) in enumerate(one.items()):
         values = (spectrum.top / spectrum.top[0]).tolist()
         top.plot(range(1, len(values) + 1), values, ".-", color=shade(i, len(one)), linewidth=0.8, markersize=4,
                  label=f"{width}: P = {spectrum.parameters:,}")  # fmt: skip
     top.axhline(beyond, color=GREY, linestyle="--", linewidth=1)
-    band(count, [(s.parameters, s.beyond) for s in found.values()])
+    band(count, [(s.parameters, s.beyond) for s in found.values()], BLUE, "o")
     band(bulk, [(s.parameters, s.bulk) for s in found.values()], RED, "s")
     count.set_ylim(0, None)
     log(top, "y")
@@ -47,7 +47,7 @@ def draw_clusters(found: Mapping[Any, Any], apart: Mapping[Any, Any], clusters: 
     one = _by_clusters(top, found)
     for i, k in enumerate(one):
         top.axvline(k * k + 0.5, color=shade(i, len(one)), linewidth=0.6, linestyle=":")
-    band(count, [(case.clusters, s.beyond) for case, s in found.items()], label="measured")
+    band(count, [(case.clusters, s.beyond) for case, s in found.items()], BLUE, "o", label="measured")
     count.plot(list(one), [k * k for k in one], color=GREY, linestyle="--", linewidth=1, label="k²")
     count.plot(list(one), list(one), color=GREY, linestyle=":", linewidth=1, label="k")
     band(gap, [(case.apart, float(s.factors[clusters**2 - 1])) for case, s in apart.items()], RED, "s")
@@ -62,7 +62,7 @@ def draw_clusters(found: Mapping[Any, Any], apart: Mapping[Any, Any], clusters: 
 
 def draw_elsewhere(digits: Mapping[Any, Any], entropy: Mapping[Any, Any]) -> Figure:
     """Ordered eigenvalues where the count is not clean."""
-    figure, axes = panels("Digits of k classes, squared error", "k clusters of k classes, cross-entropy")
+    figure, axes = panels("Real data of k classes, squared error", "k clusters of k classes, cross-entropy")
     for ax, found in zip(axes, (digits, entropy), strict=True):
         _by_clusters(ax, found)
         log(ax, "xy")
@@ -71,9 +71,15 @@ def draw_elsewhere(digits: Mapping[Any, Any], entropy: Mapping[Any, Any]) -> Fig
     return figure
 
 
+def _first_seed(found: Mapping[Any, Any], name: str) -> dict[int, Any]:
+    """The spectra of the smallest seed, by a number of their cases."""
+    first = min(case.seed for case in found)
+    return {getattr(case, name): spectrum for case, spectrum in found.items() if case.seed == first}
+
+
 def _by_clusters(ax: Axes, found: Mapping[Any, Any]) -> dict[int, Any]:
     """The ordered eigenvalues of the first seed, by k."""
-    one = {case.clusters: spectrum for case, spectrum in found.items() if case.seed == 0}
+    one = _first_seed(found, "clusters")
     for i, (k, spectrum) in enumerate(one.items()):
         values = [value for value in (spectrum.top / spectrum.top[0]).tolist() if value > 1e-4]
         ax.plot(range(1, len(values) + 1), values, ".-", color=shade(i, len(one)), linewidth=0.8, markersize=4,
@@ -81,16 +87,16 @@ def _by_clusters(ax: Axes, found: Mapping[Any, Any]) -> dict[int, Any]:
     return one
 
 
-def draw_paths(found: Sequence[Any]) -> Figure:
+def draw_paths(found: Mapping[int, Any]) -> Figure:
     """The losses of all seeds along the four paths."""
     names = {"onward": "Small batches from there", "faster": "at three times the rate",
              "apart": "From other initial weights", "bent": "to those by a Bezier curve"}  # fmt: skip
-    figure, axes = panels(*names.values(), width=2.7)
-    paths = [(ax, i, getattr(batches, name)) for ax, name in zip(axes, names, strict=True)
-             for i, batches in enumerate(found)]  # fmt: skip
-    losses = [float(end) for _, _, path in paths for end in (path.loss.min(), path.loss.max())]
-    for ax, i, path in paths:
-        ax.plot(path.t.tolist(), path.loss.tolist(), color=shade(i, len(found)), linewidth=1.2, label=f"seed {i}")
+    figure, axes = panels(*names.values(), size=(2.8, 3.2))
+    paths = [(ax, i, seed, getattr(batches, name)) for ax, name in zip(axes, names, strict=True)
+             for i, (seed, batches) in enumerate(found.items())]  # fmt: skip
+    losses = [float(end) for *_, path in paths for end in (path.loss.min(), path.loss.max())]
+    for ax, i, seed, path in paths:
+        ax.plot(path.t.tolist(), path.loss.tolist(), color=shade(i, len(found)), linewidth=1.2, label=f"seed {seed}")
         ax.set_ylim(min(losses) / 1.5, max(losses) * 1.5)
     for ax in axes:
         log(ax, "y")

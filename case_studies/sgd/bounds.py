@@ -1,4 +1,4 @@
-"""The bounds along real runs: a tanh network on digits (even or odd), under watch by the stability probe."""
+"""The bounds along real runs: a small network on real data, under watch by the stability probe."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sgd.descent import minibatches
 from sgd.networks import WU_SU, WU_WANG_SU, parity, squared_error, tanh_network
 from sgd.over_rates import median, most, rank
 
-__all__ = ["DIGITS", "RATES", "Digits", "digits_claims", "digits_run"]
+__all__ = ["RATES", "TRAINED", "Real", "real_claims", "real_run"]
 
 MULAYOFF = "Mulayoff & Michaeli 2024, arXiv 2306.07850"
-DIGITS = 100
-"""To train on; the other 1697 test."""
-RATES = {1: (0.005, 0.01, 0.02, 0.04, 0.08), 8: (0.01, 0.02, 0.04, 0.08, 0.16), DIGITS: (0.02, 0.04, 0.08, 0.16)}
-UPDATES = {1: 20_000, 8: 10_000, DIGITS: 5000}
+TRAINED = 100
+"""Samples to train on; all others test."""
+RATES = {1: (0.005, 0.01, 0.02, 0.04, 0.08), 8: (0.01, 0.02, 0.04, 0.08, 0.16), TRAINED: (0.02, 0.04, 0.08, 0.16)}
+UPDATES = {1: 20_000, 8: 10_000, TRAINED: 5000}
 """By batch size."""
 
 
 @dataclass(frozen=True)
-class Digits:
-    """A tanh network after training: medians over the last third of its measurements, ratios to their bounds.
+class Real:
+    """The network after training: medians over the last third of its measurements, ratios to their bounds.
 
     Attributes:
         loss: of training.
@@ -37,7 +37,7 @@ class Digits:
         frobenius: sqrt(mu/B) ||H||_F lr with its measured mu; NaN without mini-batches.
         aligned: mu tr(H)/B lr/2 with its measured mu; NaN without mini-batches.
         mu: tr(Sigma) / (2 L tr H).
-        error: mean squared error on digits not seen.
+        error: mean squared error on samples not seen.
         wrong: share of them on the wrong side.
     """
 
@@ -52,10 +52,10 @@ class Digits:
     wrong: float
 
 
-def digits_run(case: tuple[int, int, float], out: Path | None = None, shorter: int = 1) -> Digits | None:
+def real_run(case: tuple[int, int, float], out: Path | None = None, shorter: int = 1) -> Real | None:
     """SGD under watch by the stability probe; None where it diverged."""
     seed, size, rate = case
-    (x, y), (unseen, answers) = parity(seed, DIGITS)
+    (x, y), (unseen, answers) = parity(seed, TRAINED)
     model, steps = tanh_network(seed), UPDATES[size] // shorter
     optimizer = SGD(model.parameters(), lr=rate)
     folder = out / "runs" / f"batch-{size}-rate-{rate:g}-seed-{seed}" if out else None
@@ -79,23 +79,23 @@ def digits_run(case: tuple[int, int, float], out: Path | None = None, shorter: i
     with torch.no_grad():
         outputs = model(unseen)
         error, wrong = float((outputs - answers).square().mean()), float((outputs * answers <= 0).float().mean())
-    return Digits(
+    return Real(
         value("loss"), value("trace"), value("sharpness") * rate / 2, value("frobenius") * rate,
         value("aligned_trace") * rate / 2, value("mean_square") * rate / 2, value("mu"), error, wrong,
     )  # fmt: skip
 
 
-DigitsRuns = Mapping[tuple[int, int, float], Digits | None]
+RealRuns = Mapping[tuple[int, int, float], Real | None]
 
 
-def digits_claims(seeds: Sequence[int], found: DigitsRuns) -> list[Claim]:
+def real_claims(seeds: Sequence[int], found: RealRuns) -> list[Claim]:
     """The bounds hold along real runs; the rate flattens; whether that generalises here."""
 
-    def runs(seed: int, *sizes: int) -> list[tuple[float, Digits]]:
+    def runs(seed: int, *sizes: int) -> list[tuple[float, Real]]:
         return [(c[2], run) for c, run in found.items() if c[0] == seed and c[1] in sizes and run is not None]
 
     sizes = {c[1] for c in found}
-    noisy = sizes - {DIGITS}
+    noisy = sizes - {TRAINED}
     lost = sum(run is None for run in found.values())
     worst = most(run.loss for c, run in found.items() if c[1] == 1 and run is not None)
     alignments = [r.mu for s in seeds for _, r in runs(s, *noisy)]
@@ -104,7 +104,7 @@ def digits_claims(seeds: Sequence[int], found: DigitsRuns) -> list[Claim]:
     flat = {s: rank((r.trace, r.error) for _, r in runs(s, *sizes)) for s in seeds}
     claims = [
         judge(
-            "sgd_trace", "Tanh network on digits, single samples: tr(H) lr/2, largest over the rates", WU_SU,
+            "sgd_trace", "Real data, single samples: tr(H) lr/2, largest over the rates", WU_SU,
             {s: most(rate * r.trace / 2 for rate, r in runs(s, 1)) for s in seeds}, between=(0, 1),
             note=f"training losses up to {worst:.2g}" + (f"; {lost} of {len(found)} runs diverged" if lost else ""),
         ),
@@ -122,8 +122,8 @@ def digits_claims(seeds: Sequence[int], found: DigitsRuns) -> list[Claim]:
             note=f"smallest and largest of all runs {-most(-mu for mu in alignments):.2g} and {most(alignments):.2g}",
         ),
         judge(
-            "gd_sharpness", "Gradient descent on digits: lambda_max(H) lr/2, largest over the rates", WU_SU,
-            {s: most(r.sharpness for _, r in runs(s, DIGITS)) for s in seeds}, between=(0, 1.05),
+            "gd_sharpness", "Real data, gradient descent: lambda_max(H) lr/2, largest over the rates", WU_SU,
+            {s: most(r.sharpness for _, r in runs(s, TRAINED)) for s in seeds}, between=(0, 1.05),
         ),
         judge(
             "gd_weaker", "At the same rate gradient descent ends with more trace than single samples (ratio)", WU_SU,
@@ -136,33 +136,35 @@ def digits_claims(seeds: Sequence[int], found: DigitsRuns) -> list[Claim]:
     return [
         *claims,
         judge(
-            "gd_trace", "Gradient descent on digits: tr(H) lr/2, largest over the rates", WU_SU,
-            {s: most(rate * r.trace / 2 for rate, r in runs(s, DIGITS)) for s in seeds}, between=(1, math.inf),
+            "gd_trace", "Real data, gradient descent: tr(H) lr/2, largest over the rates", WU_SU,
+            {s: most(rate * r.trace / 2 for rate, r in runs(s, TRAINED)) for s in seeds}, between=(1, math.inf),
             predicted="may be above 1",
         ),
         judge(
-            "sgd_exact", "Single samples: lr over the exact threshold of the linearised model, at the largest rate",
+            "sgd_exact", "Real data, single samples: lr over the exact threshold of the linearised model, at the "
+            "largest rate",
             MULAYOFF, {s: most(r.exact for rate, r in runs(s, 1) if rate == fastest) for s in seeds},
             between=(0.8, 1.6), predicted="about 1, where the trace is still below its bound",
         ),
         judge(
-            "larger_rate_flatter", "Single samples on digits: rank correlation of rate and trace", WU_SU,
+            "larger_rate_flatter", "Real data, single samples: rank correlation of rate and trace", WU_SU,
             {s: rank((rate, r.trace) for rate, r in runs(s, 1)) for s in seeds}, between=(-1, -0.7), predicted="-1",
         ),
         judge(
-            "flatter_is_better_on_digits", "Digits: rank correlation of trace and test error, all rates and batches",
+            "flatter_is_better_on_real_data", "Real data: rank correlation of trace and test error, all rates and "
+            "batches",
             WU_SU, flat, between=(0.5, 1), predicted="clearly positive",
             note=f"in {best} of {len(seeds)} seeds the flattest of all is the best of all",
         ),
     ]  # fmt: skip
 
 
-def _flattest_is_best(runs: Sequence[Digits]) -> bool:
+def _flattest_is_best(runs: Sequence[Real]) -> bool:
     return bool(runs) and min(runs, key=lambda run: run.trace) is min(runs, key=lambda run: run.error)
 
 
-def _same_rate(found: DigitsRuns, seed: int) -> float:
+def _same_rate(found: RealRuns, seed: int) -> float:
     """The trace of gradient descent over SGD's, at the largest rate at which neither diverged."""
-    both = {c[2]: (found.get((seed, DIGITS, c[2])), run) for c, run in found.items() if c[:2] == (seed, 1)}
+    both = {c[2]: (found.get((seed, TRAINED, c[2])), run) for c, run in found.items() if c[:2] == (seed, 1)}
     ratios = {rate: descent.trace / sgd.trace for rate, (descent, sgd) in both.items() if descent and sgd}
     return ratios[max(ratios)] if ratios else math.nan

@@ -1,7 +1,8 @@
 """``{run}``, ``{file}`` and ``{shell}``: blocks of a page that run when the pages are built, and show what they said.
 
 All blocks of a page share one set of names and one empty folder. As in a notebook, the value of a last line that is an
-expression is shown. A block that raises, or a command that fails, is a warning, and so fails ``make docs``.
+expression is shown. A block that raises, or a command that fails, is a warning, and so fails ``make docs``; with
+``:raises: SettingError`` it is one that does not raise just that, and the message is shown.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import traceback
 import warnings
 from pathlib import Path
@@ -31,6 +33,8 @@ from sphinx.util.docutils import SphinxDirective
 
 logger = logging.getLogger(__name__)
 TERMINAL = {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"}
+WIDEST = 92
+"""Characters of a line of output."""
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -69,6 +73,8 @@ class Block(SphinxDirective):
 class Run(Block):
     """Python."""
 
+    option_spec: ClassVar = Block.option_spec | {"raises": directives.unchanged}
+
     def run(self) -> list[nodes.Node]:
         source, page = "\n".join(self.content), self.page()
         printed = io.StringIO()
@@ -79,13 +85,18 @@ class Run(Block):
                 warnings.simplefilter("default")
                 warnings.showwarning = lambda m, kind, *_, **__: print(f"{kind.__name__}: {m}")
                 value = executed(source, page["names"], f"<{self.env.docname}>")
-        except Exception:
-            logger.warning("a block raised:\n%s\n%s", source, traceback.format_exc(), location=self.get_location())
+        except Exception as error:
+            if type(error).__name__ != self.options.get("raises"):
+                logger.warning("a block raised:\n%s\n%s", source, traceback.format_exc(), location=self.get_location())
+            printed.write(f"{type(error).__name__}: {error}")
+        else:
+            if "raises" in self.options:
+                logger.warning("a block did not raise:\n%s", source, location=self.get_location())
         text = printed.getvalue()
         rich = [] if "quiet" in self.options else self.rich(value)
         if value is not None and not rich:
             text += repr(value)
-        return [*self.code(source, "python"), *self.output(text), *rich]
+        return [*self.code(source, "python"), *self.output(wrapped(text)), *rich]
 
     def rich(self, value: Any) -> list[nodes.Node]:
         """A figure or HTML, where the value is or has one."""
@@ -112,6 +123,15 @@ class Run(Block):
         labels = [text for axes in figure.axes for text in (axes.get_title(), axes.get_ylabel()) if text]
         said = html.escape("figure: " + ", ".join(labels), quote=True)
         return nodes.raw("", f'<img class="figure" src="{source}" width="{width}" alt="{said}">', format="html")
+
+
+def wrapped(text: str) -> str:
+    """Lines that a page has no room for, broken between words."""
+    lines = (
+        textwrap.wrap(line, WIDEST, break_long_words=False) if len(line) > WIDEST else [line]
+        for line in text.split("\n")
+    )
+    return "\n".join(each for line in lines for each in line)
 
 
 class File(Block):

@@ -28,6 +28,9 @@ ELSEWHERE = (
 """What begins so is not ours, and there is no inventory of it."""
 
 
+SILENT = ("Shown", "ShownAsRun")
+"""Bases that say nothing to a reader: that notebooks show a table."""
+
 HIDDEN = "\x00"
 
 
@@ -68,7 +71,8 @@ def directive(module: str, name: str) -> str:
     """What autodoc is to do for one name."""
     value = getattr(importlib.import_module(module), name)
     if inspect.isclass(value):
-        inherits = "   :show-inheritance:\n" if value.__bases__ != (object,) else ""
+        told = [base for base in value.__bases__ if base is not object and base.__name__ not in SILENT]
+        inherits = "   :show-inheritance:\n" if told else ""
         return f".. autoclass:: {name}\n   :members:\n{inherits}\n"
     if inspect.isfunction(value):
         return f".. autofunction:: {name}\n\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def settle(gallery_conf: dict[str, Any], name: str) -> None:
 
     plt.close("all")
     plt.rcdefaults()
+    warnings.formatwarning = lambda message, kind, *_, **__: f"{kind.__name__}: {message}\n"  # paths of this machine
     torch.manual_seed(0)
     torch.set_num_threads(1)
 

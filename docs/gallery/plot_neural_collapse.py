@@ -3,7 +3,8 @@ Neural collapse
 ===============
 
 With BatchNorm and weight decay the features of a classifier tend to a simplex: variation within classes vanishes,
-class means spread out at equal angles, the classifier aligns with them.
+class means spread out at equal angles, the classifier aligns with them. Features are those in eval mode; the warning
+says that stability would be another matter.
 """
 
 import torch

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..batches import map_tensors, tensors_of
 from ..errors import first_line
+from ..html_table import Shown
 from ..objective import Objective
 from .functional import FunctionalLoss
 from .once import nodes_behind, refuse_once_differentiable
@@ -38,7 +39,7 @@ _STEPS = {torch.float64: (1e-8, 1e-6, 1e-4, 1e-10), torch.float32: (1e-3, 1e-2, 
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Shown):
     """What comparing double backward with differences found.
 
     Attributes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DoubleBackwardError, LosscopeError, SettingError
+from ..html_table import Shown
 from ..objective import Objective
 from .agreement import agreement
 from .batched import Batched
@@ -48,7 +49,7 @@ _HOPELESS = 3.0  # times slower per vector, at a pair of vectors: a block is not
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Shown):
     """What is known of one kernel.
 
     Attributes:
@@ -65,7 +66,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Shown):
     """A kernel, and why it was chosen.
 
     Attributes:

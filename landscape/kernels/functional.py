@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..errors import KernelError
+from ..functional_call import FunctionalModule
 from ..objective import Objective
 
 __all__ = ["FunctionalLoss", "traceable"]
@@ -28,6 +28,7 @@ class FunctionalLoss:
 
     def __init__(self, objective: Objective) -> None:
         self.module = _Evaluated(objective)
+        self._call = FunctionalModule(self.module)
         self._live = objective.parameters
         chosen = {id(p) for p in objective.parameters.values()}
         self.names = [name for name, p in self.module.named_parameters() if id(p) in chosen]
@@ -50,7 +51,7 @@ class FunctionalLoss:
         """
         if others is None:
             others = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        return functional_call(self.module, {**others, **dict(zip(self.names, values, strict=True))}, (batch, then))
+        return self._call({**others, **dict(zip(self.names, values, strict=True))}, (batch, then))
 
     def refuse_captured(self, loss: Tensor) -> None:
         """Refuse a loss, computed by this function, that still depends on the live parameters.
@@ -81,10 +82,7 @@ class _Evaluated(nn.Module):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
-        modules = (objective.model, *objective.also)
-        # Not one within another, as a model is in its wrapper: what is put in its place twice is put back wrongly.
-        inner = {id(m) for module in modules for m in module.modules() if m is not module}
-        self.outermost = nn.ModuleList(module for module in modules if id(module) not in inner)
+        self.modules_used = nn.ModuleList((objective.model, *objective.also))
         self.evaluated = (objective.model, objective.loss)  # a tuple, so that the model is registered once
 
     def forward(self, batch: Any, then: Callable[[Tensor], Any]) -> Any:

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 __all__ = ["Call", "Shape", "add_layer_jacobians", "shape_of", "watched_layers"]
 
-Rule = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], None]
-"""``rule(module, x, b, into)``, x (n, r, ...) and b (n, k, r, ...): adds to the (n, k, numel) of own parameters."""
+Rule = Callable[[Any, Tensor, Sequence[Tensor], Mapping[str, Tensor]], None]
+"""``rule(module, x, b, into)``, x and k of b (n, r, ...): adds to the (n, k, numel) of own parameters."""
 
 _BY_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -88,7 +88,7 @@ def shape_of(call: Call, samples: int) -> Shape | None:
         return None
     if type(module) is nn.Linear:
         return Shape(x.numel() // samples // x.shape[-1], x.shape[-1], module.out_features)
-    if isinstance(module, nn.Conv1d | nn.Conv2d) and type(module) in _FACTORS and module.groups == 1:
+    if isinstance(module, nn.modules.conv._ConvNd) and type(module) in _FACTORS and module.groups == 1:
         out = module.out_channels
         return Shape(call.shape.numel() // samples // out, module.weight.numel() // out, out)
     return None
@@ -117,21 +117,21 @@ def add_layer_jacobians(
     if x.shape[0] % samples or b[0].shape[0] % samples:
         return
     x = x.reshape(samples, -1, *x.shape[1:])
-    stacked = torch.stack(list(b), dim=1)
-    stacked = stacked.reshape(samples, -1, *stacked.shape[1:]).transpose(1, 2)
+    b = [row.reshape(samples, -1, *row.shape[1:]) for row in b]
     named = {name: id(p) for name, p in module._parameters.items() if p is not None}
     if factors and named.get("weight") in factors:
-        rows, inputs = _FACTORS[type(module)](module, x, stacked)
+        rows, inputs = _FACTORS[type(module)](module, x, torch.stack(b, dim=1))
         a, kept = factors[named["weight"]]
         a.copy_(inputs)
         kept.copy_(rows.permute(0, 3, 1, 2))
-    _rule_of(module)(module, x, stacked, {name: into[key] for name, key in named.items() if key in into})
+    if own := {name: into[key] for name, key in named.items() if key in into}:
+        _rule_of(module)(module, x, b, own)
 
 
 def _rule_of(module: nn.Module) -> Rule:
     if type(module) is nn.Linear:
         return _linear
-    if type(module) in (nn.Conv1d, nn.Conv2d):
+    if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return _convolution
     if isinstance(module, _BY_CHANNEL) and not module.training:
         return _by_channel
@@ -140,11 +140,12 @@ def _rule_of(module: nn.Module) -> Rule:
     return _differentiated
 
 
-def _linear(module: nn.Linear, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
+def _linear(module: nn.Linear, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
+    stacked = torch.stack(list(b), dim=1)
     if "weight" in into:
-        _add_outer(*_linear_factors(module, x, b), into["weight"])
+        _add_outer(*_linear_factors(module, x, stacked), into["weight"])
     if "bias" in into:
-        into["bias"].add_(b.reshape(*b.shape[:2], -1, b.shape[-1]).sum(dim=2))
+        into["bias"].add_(stacked.reshape(*stacked.shape[:2], -1, stacked.shape[-1]).sum(dim=2))
 
 
 def _linear_factors(module: nn.Linear, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,10 +163,11 @@ def _add_outer(b: Tensor, x: Tensor, into: Tensor) -> None:
     into.view(n, rows.shape[1], -1).baddbmm_(rows, x)
 
 
-def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
-    n, k = b.shape[:2]
+def _convolution(module: nn.modules.conv._ConvNd, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
+    stacked = torch.stack(list(b), dim=1)
+    n, k = stacked.shape[:2]
     if "weight" in into:
-        rows, patches = _convolution_factors(module, x, b)
+        rows, patches = _convolution_factors(module, x, stacked)
         if module.groups == 1:
             _add_outer(rows, patches, into["weight"])
         else:
@@ -174,10 +176,10 @@ def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, b: Tensor, into: Mapp
             for share, out, part in zip(shares, *parts, strict=True):
                 share.add_(torch.einsum("nkot,nti->nkoi", out, part).flatten(2))
     if "bias" in into:
-        into["bias"].add_(b.flatten(4).sum(dim=(2, 4)))
+        into["bias"].add_(stacked.flatten(4).sum(dim=(2, 4)))
 
 
-def _convolution_factors(module: nn.Conv1d | nn.Conv2d, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _convolution_factors(module: nn.modules.conv._ConvNd, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """B (n, k, out, t) and the patches a (n, t, in * kernel)."""
     patches = _patches(module, x.flatten(0, 1))  # (n r, in * kernel, t)
     patches = patches.reshape(*x.shape[:2], *patches.shape[1:]).transpose(1, 2).flatten(2)
@@ -188,40 +190,48 @@ _FACTORS: dict[type, Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     nn.Linear: _linear_factors,
     nn.Conv1d: _convolution_factors,
     nn.Conv2d: _convolution_factors,
+    nn.Conv3d: _convolution_factors,
 }
 
 
-def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """The inputs under the kernel at each position, (n, in * kernel, t)."""
+def _patches(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
+    """The inputs under the kernel at each position, (n, in * kernel, t).
+
+    One copy of a view: several times as fast as ``F.unfold`` on a CPU, and of any number of dimensions.
+    """
     padding = list(module._reversed_padding_repeated_twice)
     if any(padding):
         x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
-    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
-    if x.ndim == 3:
-        x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
-    return F.unfold(x, kernel, dilation=dilation, stride=stride)
+    dims = len(module.kernel_size)
+    for d, size in enumerate(module.kernel_size):
+        dilation = module.dilation[d]
+        x = x.unfold(2 + d, dilation * (size - 1) + 1, module.stride[d])[..., ::dilation]
+    positions, kernel = range(2, 2 + dims), range(2 + dims, 2 + 2 * dims)
+    return x.permute(0, 1, *kernel, *positions).flatten(2 + dims).flatten(1, 1 + dims)
 
 
-def _by_channel(module: nn.Module, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
+def _by_channel(module: nn.Module, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
     """A normalisation with one factor for each channel."""
-    n, k, r = b.shape[:3]
-    b = b.reshape(n, k, r, x.shape[2], -1)
-    if "weight" in into:
-        plain = _without_affine(module, x.flatten(0, 1)).reshape(n, 1, r, x.shape[2], -1)
-        into["weight"].add_((plain * b).sum(dim=(2, 4)))
-    if "bias" in into:
-        into["bias"].add_(b.sum(dim=(2, 4)))
+    _add_products(module, x.flatten(0, 1), (*x.shape[:3], -1), (1, 3), b, into)
 
 
-def _by_entry(module: nn.LayerNorm, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
+def _by_entry(module: nn.LayerNorm, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
     """A normalisation with one factor for each entry of the last dimensions."""
-    n, k = b.shape[:2]
-    size = module.weight.numel()
-    b = b.reshape(n, k, -1, size)
-    if "weight" in into:
-        into["weight"].add_((_without_affine(module, x).reshape(n, 1, -1, size) * b).sum(dim=2))
-    if "bias" in into:
-        into["bias"].add_(b.sum(dim=2))
+    _add_products(module, x, (len(x), -1, module.weight.numel()), (1,), b, into)
+
+
+def _add_products(
+    module: nn.Module, x: Tensor, shape: tuple[int, ...], over: tuple[int, ...], b: Sequence[Tensor],
+    into: Mapping[str, Tensor],
+) -> None:  # fmt: skip
+    """An output at a time, whose products stay in the cache; summed over some dimensions of a shape."""
+    plain = _without_affine(module, x).reshape(shape) if "weight" in into else None
+    for k, row in enumerate(b):
+        row = row.reshape(shape)
+        if plain is not None:
+            into["weight"][:, k] += (plain * row).sum(dim=over)
+        if "bias" in into:
+            into["bias"][:, k] += row.sum(dim=over)
 
 
 def _without_affine(module: nn.Module, x: Tensor) -> Tensor:
@@ -231,7 +241,7 @@ def _without_affine(module: nn.Module, x: Tensor) -> Tensor:
         return functional_call(module, own, (x,))
 
 
-def _differentiated(module: nn.Module, x: Tensor, b: Tensor, into: Mapping[str, Tensor]) -> None:
+def _differentiated(module: nn.Module, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
     """Any layer, by itself: vectorised over samples and outputs."""
     values = {name: p.detach() for name, p in module._parameters.items() if p is not None}
 
@@ -239,6 +249,6 @@ def _differentiated(module: nn.Module, x: Tensor, b: Tensor, into: Mapping[str, 
         pull = vjp(lambda own: functional_call(module, own, (x,)), values)[1]
         return vmap(lambda one: pull(one)[0])(b)
 
-    found = vmap(of_sample)(x, b)
+    found = vmap(of_sample)(x, torch.stack(list(b), dim=1))
     for name, J in into.items():
         J.add_(found[name].flatten(2))

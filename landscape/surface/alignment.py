@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..html_table import Shown
 from ..noise_scale import check_count
 from ..objective import Objective
 from .activation_matching import match_activations
@@ -26,7 +27,7 @@ METHODS = ("weights", "activations")
 
 
 @dataclass(frozen=True, eq=False)
-class Alignment:
+class Alignment(Shown):
     """The second network, permuted to be close to the first.
 
     Attributes:

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, SettingError
+from ..html_table import Shown
 from ..in_double import double_where_it_can
 from ..kernels.graphs import default_memory
 from ..mean_estimates import Mean
@@ -65,7 +66,7 @@ PRECISIONS = ("auto", "float64", "own")
 
 
 @dataclass(frozen=True, eq=False)
-class AverageSharpness:
+class AverageSharpness(Shown):
     """How far the loss rises on average, over radii.
 
     Attributes:

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
+from ..functional_call import FunctionalModule
 from ..kernels.functional import traceable
 from ..kernels.graphs import default_memory
 from .batch_statistics import statistics_at
@@ -38,6 +39,7 @@ class Batched:
     def __init__(self, measured: Measured, span: Span, statistics: str = "kept") -> None:
         self.measured, self.span, self.statistics = measured, span, statistics
         self._module = _OfBatch(measured)
+        self._call = FunctionalModule(self._module)
         chosen = {id(p) for p in measured.objective.parameters.values()}
         self._names = [name for name, p in self._module.named_parameters() if id(p) in chosen]
         self._shares: Tensor | None = None
@@ -82,7 +84,7 @@ class Batched:
     def _of_batch(self, values: list[Tensor], buffers: dict[str, Tensor], batch: Any) -> Tensor:
         def of_point(own: list[Tensor], written: dict[str, Tensor]) -> Tensor:
             tensors = {**written, **dict(zip(self._names, own, strict=True))}
-            found: Tensor = functional_call(self._module, tensors, (batch,))
+            found: Tensor = self._call(tensors, (batch,))
             return found
 
         stacked: Tensor = vmap(of_point, randomness="same")(values, buffers)  # one dropout mask, as one by one

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..html_table import Shown
 from ..objective import Objective
 from .checks import check_names, finite_numbers
 from .evaluation import evaluate_at
@@ -32,7 +33,7 @@ __all__ = ["Merged", "merge"]
 
 
 @dataclass(frozen=True, eq=False)
-class Merged:
+class Merged(Shown):
     r"""Several models and the weighted mean of their weights.
 
     Attributes:

@@ -50,6 +50,7 @@ from ..compositions import Restricted
 from ..errors import SettingError
 from ..estimate_trace import trace
 from ..hessian import Hessian
+from ..html_table import Shown
 from ..krylov import top_eigenpairs
 from ..objective import Objective
 from ..operators import SymmetricOperator
@@ -71,7 +72,7 @@ _INVARIANT: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class ScaledCurvature:
+class ScaledCurvature(Shown):
     """Curvature in units of the weights' scales.
 
     Attributes:
@@ -211,7 +212,7 @@ class _BetweenRows(SymmetricOperator):
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbourhood:
+class Neighbourhood(Shown):
     """What the loss does around the weights, in one scale.
 
     Attributes:

@@ -15,7 +15,7 @@ __all__ = ["Axis", "Line", "LossPath", "Plane", "QuadraticModel", "Refined"]
 
 
 @dataclass(frozen=True, eq=False)
-class Axis:
+class Axis(Shown):
     """A direction through parameter space that a slice is drawn along.
 
     Attributes:
@@ -39,7 +39,7 @@ class Axis:
 
 
 @dataclass(frozen=True, eq=False)
-class QuadraticModel:
+class QuadraticModel(Shown):
     r"""The loss to second order at the centre of a slice, and how far it can be believed.
 
     .. math:: q(x) = L + \sum_i s_i x_i + \tfrac12 \sum_{ij} C_{ij} x_i x_j, \quad s_i = g'd_i,\ C_{ij} = d_i'Hd_j
@@ -136,7 +136,7 @@ class Line(Shown):
 
 
 @dataclass(frozen=True, eq=False)
-class Refined:
+class Refined(Shown):
     """Further points of a plane, where its loss is steep; they lie on no grid.
 
     Attributes:

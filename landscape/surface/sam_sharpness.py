@@ -29,6 +29,7 @@ from ..elsewhere import elsewhere
 from ..errors import LosscopeError, NonFiniteError, SettingError, first_line
 from ..groups import lengths_of, part
 from ..hessian import Hessian
+from ..html_table import Shown
 from ..interrupts import interrupts_held
 from ..krylov import top_eigenpairs
 from ..mean_estimates import Mean
@@ -47,7 +48,7 @@ _ROUNDINGS = 4.0
 
 
 @dataclass(frozen=True, eq=False)
-class SamSharpness:
+class SamSharpness(Shown):
     """How far the loss rises within a ball, as far as ascent has found.
 
     Attributes:

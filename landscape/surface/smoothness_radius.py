@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import NonFiniteError, SettingError
 from ..hessian import Hessian
+from ..html_table import Shown
 from ..objective import Objective
 from ..operators import SymmetricOperator
 from .axes import checked_axes, unit
@@ -34,7 +35,7 @@ _FAR = 1e3  # times the parameters: what holds so far holds everywhere
 
 
 @dataclass(frozen=True, eq=False)
-class Smoothness:
+class Smoothness(Shown):
     """Gradient-normalised smoothness, along directions.
 
     Attributes:

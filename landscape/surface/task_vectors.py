@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ParameterError, SettingError
+from ..html_table import Shown
 from ..objective import Objective
 from .checks import finite_numbers
 from .evaluation import evaluate_at
@@ -29,7 +30,7 @@ _PIECE = 1 << 20  # entries of each vector at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Conflict:
+class Conflict(Shown):
     r"""How several task vectors lie to each other, over all parameters or those of one tensor.
 
     A vector "keeps" a parameter that is among the share of its entries, over all tensors, with the largest magnitudes.
@@ -71,7 +72,7 @@ class Conflict:
 
 
 @dataclass(frozen=True, eq=False)
-class Interference:
+class Interference(Shown):
     """What each task loses when all task vectors are added.
 
     Attributes:
@@ -93,7 +94,7 @@ class Interference:
 
 
 @dataclass(frozen=True, eq=False)
-class TaskConflict:
+class TaskConflict(Shown):
     """The conflict between task vectors, and what it costs.
 
     Attributes:

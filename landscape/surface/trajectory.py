@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, SettingError
+from ..html_table import Shown
 from ..noise_scale import check_count
 from .sketched_gram import SketchedGram
 from .weight_sketch import WeightSketch
@@ -22,7 +23,7 @@ _PIECE = 1 << 16  # entries of each point that are taken to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
-class WeightTrajectory:
+class WeightTrajectory(Shown):
     r"""The geometry of T points that training went through.
 
     Of the polyline through these points: what the weights did between them is not seen. Errors are standard errors

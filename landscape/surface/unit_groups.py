@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..html_table import Shown
 from ..space import generator_for
 from .unit_algebra import Index, Units, leaves, rows
 
@@ -38,7 +39,7 @@ class UnitGroup:
 
 
 @dataclass(frozen=True, eq=False)
-class HiddenUnits:
+class HiddenUnits(Shown):
     """The groups of hidden units of a model.
 
     Attributes:

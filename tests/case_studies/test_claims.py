@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from rich.console import Console
 
 import restart_test
 import stability_audit
-from claims import check_claims, judge, markdown_table, print_claims, read_claims, write_claims
+from claims import CLAIMS, check_claims, judge, markdown_table, print_claims, read_claims, write_claims
 from losscope.landscape import SettingError
-from table import BEGIN, END, main
+from table import BEGIN, END, gather, main, written
 
 FIVE = {0: 1.0, 1: 1.01, 2: 0.99, 3: 1.02, 4: 1.0}
 
@@ -108,6 +109,23 @@ def test_all_claims_go_into_the_readme(tmp_path, capsys) -> None:
     readme.write_text("nothing")
     with pytest.raises(SystemExit, match="to put the table between"):
         main([str(tmp_path), "--readme", str(readme)])
+
+
+def test_tables_of_the_readme_and_of_the_pages_are_what_the_results_say() -> None:
+    folder = Path(__file__).parents[2] / "case_studies"
+    results = sorted((folder / "results").iterdir())
+    for page, studies in [("README.md", results), *((f"{each.name}.md", [each]) for each in results)]:
+        _, _, rest = (folder / page).read_text().partition(f"{BEGIN}\n")
+        again = f"python case_studies/table.py {' '.join(f'case_studies/results/{e.name}' for e in studies)}"
+        assert rest.partition(f"\n{END}")[0] == written(gather(studies)), f"{again} --readme case_studies/{page}"
+
+
+def test_results_are_of_full_versions_and_their_figures_are_linked() -> None:
+    folder = Path(__file__).parents[2] / "case_studies"
+    for results in (folder / "results").iterdir():
+        assert not json.loads((results / CLAIMS).read_text())["quick"]
+        page = (folder / f"{results.name}.md").read_text()
+        assert all(f"results/{results.name}/{figure.name}" in page for figure in results.glob("*.png"))
 
 
 def test_older_studies_judge_their_runs_too(tmp_path) -> None:

@@ -169,6 +169,11 @@ def test_the_script_takes_a_folder_of_cifar(tmp_path: Path) -> None:
     assert len(list((tmp_path / "new" / "runs").iterdir())) == 3 and (tmp_path / "new" / "cifar.png").exists()
 
 
+def test_without_the_folder_of_cifar_the_script_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no data_batch_1"):
+        main(["--cifar", str(tmp_path / "nothing"), "--out", str(tmp_path / "new")])
+
+
 def test_quick(tmp_path: Path) -> None:
     claims = main(["--quick", "--out", str(tmp_path / "new")])
     assert len(claims) > len(LONGER)

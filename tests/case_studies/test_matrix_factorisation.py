@@ -66,7 +66,7 @@ def test_a_plan_of_little_makes_fewer_claims_and_figures(tmp_path: Path) -> None
     names = {claim.name for claim in judged({0: found})}
     assert {"exact", "least_attained", "bound_deep", "away"} <= names
     assert names.isdisjoint({"two_factors", "scalars", "below_stays", "growth", "rates_flatter", "lands_flatter"})
-    assert {path.name for path in draw([found], plan, tmp_path)} == {"sharpness.png", "limits.png"}
+    assert {path.name for path in draw([found], plan, tmp_path, 0)} == {"sharpness.png", "limits.png"}
 
 
 def test_quick(tmp_path: Path) -> None:

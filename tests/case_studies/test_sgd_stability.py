@@ -8,7 +8,7 @@ import torch
 from claims import check_claims, read_claims, write_claims
 from losscope.landscape import Hessian, Objective
 from losscope.probes import Run
-from sgd.bounds import digits_claims
+from sgd.bounds import real_claims
 from sgd.linear import ROWS, rows_of
 from sgd.networks import DiagonalNetwork, path_norm, squared_error, two_layer_relu, two_layer_trace, white
 from sgd.sparse import diagonal_claims
@@ -50,7 +50,7 @@ def test_the_trace_of_two_layers_needs_the_mirrored_data() -> None:
 
 
 def test_claims_of_a_model_whose_runs_all_diverge() -> None:
-    claims = digits_claims([0], {(0, 1, 0.04): None, (0, 100, 0.04): None})
+    claims = real_claims([0], {(0, 1, 0.04): None, (0, 100, 0.04): None})
     claims += diagonal_claims([0], {(0, 0.01, False): None, (0, 0.01, True): None})
     assert all(math.isnan(claim.mean) and claim.held == 0 for claim in claims)
     assert "2 of 2 runs diverged" in claims[0].note

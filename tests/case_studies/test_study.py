@@ -17,9 +17,10 @@ def options(tmp_path: Path, *arguments: str):
 
 def test_defaults_and_what_overrides_them(tmp_path: Path) -> None:
     found = options(tmp_path)
-    assert (found.quick, found.seeds, found.jobs) == (False, (0, 1, 2, 3, 4), 1) and found.out.is_dir()
+    assert (found.quick, found.seeds, found.jobs) == (False, (5, 6, 7, 8, 9), 1) and found.out.is_dir()
     assert options(tmp_path, "--quick").seeds == (0, 1)
     assert options(tmp_path, "--quick", "--seeds", "3").seeds == (0, 1, 2)
+    assert options(tmp_path, "--seeds", "2", "--first", "0").seeds == (0, 1)
 
 
 def test_without_a_folder_a_fresh_one(tmp_path: Path, monkeypatch) -> None:
@@ -34,13 +35,24 @@ def test_arguments_of_the_script_itself(tmp_path: Path) -> None:
     assert more.cifar == "x"
 
 
-@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--jobs", "x"], ["--out", "."]])
+@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--jobs", "x"], ["--first", "-1"], ["--out", "."]])
 def test_what_is_wrong_ends_the_script(wrong: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kept").touch()
     with pytest.raises(SystemExit):
         command_line("doc", "some", arguments=wrong)
     assert "whole number" in capsys.readouterr().err or wrong[0] == "--out"
+
+
+def test_folders_that_cannot_be_made_or_written_to(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        command_line("doc", "some", arguments=["--out", str(tmp_path / "file" / "below")])
+    assert "cannot be made: Not a directory" in capsys.readouterr().err
+    monkeypatch.setattr("study.os.access", lambda path, mode: False)  # a test may run as root, who may do all
+    with pytest.raises(SystemExit):
+        options(tmp_path)
+    assert "cannot be written to" in capsys.readouterr().err
 
 
 def root(number: float) -> float:

@@ -1,5 +1,8 @@
 """The case study of the tangent kernel, in short: its robust claims, and the networks that it is about."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,8 @@ from claims import check_claims, read_claims, write_claims
 from losscope.landscape import Objective, tangent_kernel
 from losscope.probes import Run
 from study import command_line
+from tangent import grokking
+from tangent.grokking import Grokking, Start, grokked, grokking_claims
 from tangent.quadratic_network import Network
 from tangent_kernel import ROBUST, Scaled, centred_digits, network, study
 
@@ -54,3 +59,25 @@ def test_the_quadratic_network_is_what_its_formula_says() -> None:
     before, after = x @ start.T, x @ (start + 0.1).T
     expected = [3.0 / 7 * float((a + 0.25 * a**2 - b - 0.25 * b**2).sum()) for a, b in zip(after, before, strict=True)]
     assert model(x).flatten().tolist() == pytest.approx(expected)
+
+
+def test_delay_plateau_and_what_the_kernel_was_when_all_samples_were_fitted() -> None:
+    late = Grokking((0, 10, 20, 30, 300), (0.9, 0.5, 0.0, 0.0, 0.0), (0.9, 0.8, 0.7, 0.6, 0.1), (1.0,) * 5,
+                    (0, 15, 25), (0.0, 0.1, 0.4), (0.3, 0.4, 0.5), 0.75)  # fmt: skip
+    assert (late.fitted, late.delay, late.plateau) == (2, 15, 0.7)
+    assert late.at_fit(late.distance) == 0.1
+    never = replace(late, train=(0.9,) * 5)
+    assert never.fitted is None and math.isnan(never.delay) and math.isnan(never.plateau)
+    assert replace(late, test=(0.9,) * 5).delay == math.inf
+    claims = grokking_claims({Start(s, scale): late for s in range(5) for scale in (6.0, 1.0)}, range(5))
+    verdicts = {claim.name: claim.verdict for claim in claims}
+    assert verdicts.pop("grokking_usual") == "NOT_REPRODUCED" and set(verdicts.values()) == {"REPRODUCED"}
+
+
+def test_from_large_initial_weights_a_lazy_model_generalises_badly(monkeypatch, tmp_path) -> None:
+    for name, value in (("WIDTH", 50), ("TRAIN", 60), ("KERNEL", 32)):
+        monkeypatch.setattr(grokking, name, value)
+    found = grokked(Start(0, steps=120), tmp_path)
+    assert found.steps[:3] == (0, 1, 2) and found.steps[-1] <= 120 and found.watched == found.steps[::3]
+    assert found.norm[-1] < found.norm[0] and found.lazy > 0.5
+    assert len(Run(tmp_path / "runs" / "grokking-6-0").select("tangent_kernel")) == len(found.watched)

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,13 @@ MAY_IMPORT = {"landscape": set(), "probes": {"landscape"}, "viz": {"landscape", 
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
-def loaded_after(statement: str, cwd: Path) -> set[str]:
-    """Return the top-level names in ``sys.modules`` of a fresh interpreter that ran ``statement``."""
-    code = f"import sys\n{statement}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+def loaded_after(statements: Sequence[str], cwd: Path) -> list[set[str]]:
+    """Return the top-level names in ``sys.modules`` of a fresh interpreter after each of ``statements``."""
+    said = "print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    code = "\n".join(["import sys", *(f"{statement}\n{said}" for statement in statements)])
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.splitlines()[-1].split())
+    return [set(line.split()) for line in done.stdout.splitlines()[-len(statements) :]]
 
 
 # The mathematics imports none of these, not even inside a function; importing probes loads no plotting and no
@@ -28,17 +29,16 @@ LOOKS = {"matplotlib", "plotly", "typer", "click", "rich", "pandas", "sklearn", 
 HEAVY = {"landscape": LOOKS | {"tqdm"}, "probes": LOOKS}
 
 
-@pytest.mark.parametrize("package", HEAVY)
-def test_light_import(package: str, tmp_path: Path) -> None:
-    """What torch drags in by itself (tqdm, where it is installed) is torch's affair."""
-    brought = loaded_after(f"import losscope.{package}", tmp_path) - loaded_after("import torch", tmp_path)
-    assert brought & HEAVY[package] == set()
-
-
-def test_no_bare_names(tmp_path: Path) -> None:
-    loaded = loaded_after("import losscope.landscape, losscope.probes, losscope.viz, losscope.viz.cli", tmp_path)
-    assert "losscope" in loaded
-    assert loaded & set(PACKAGES) == set()
+def test_imports_are_light_and_under_one_name(tmp_path: Path) -> None:
+    """What torch drags in by itself (tqdm, where it is installed) is torch's affair. In one interpreter, one by one."""
+    torch, *after, everything = loaded_after(
+        ["import torch", *(f"import losscope.{package}" for package in HEAVY), "import losscope.viz, losscope.viz.cli"],
+        tmp_path,
+    )
+    for package, loaded in zip(HEAVY, after, strict=True):
+        assert "losscope" in loaded
+        assert (loaded - torch) & HEAVY[package] == set(), package
+    assert everything & set(PACKAGES) == set()
 
 
 def imported(path: Path) -> Iterator[tuple[int, str, int]]:

@@ -1,12 +1,12 @@
 """What notebooks show of results: their numbers, escaped, whatever is in them."""
 
 import math
-from html.parser import HTMLParser
 
 import pytest
 import torch
 from torch import nn
 
+from html_cells import Cells
 from losscope.landscape import (
     Estimate,
     Hessian,
@@ -27,27 +27,6 @@ from losscope.landscape.html_rows import as_html
 from losscope.landscape.html_table import html_table
 from losscope.landscape.surface import line
 from losscope.landscape.tangent import tangent_kernel
-
-
-class Cells(HTMLParser):
-    """Words of the cells, row by row, and every tag there is."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.tags: set[str] = set()
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.tags.add(tag)
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data
 
 
 @pytest.fixture(scope="module")

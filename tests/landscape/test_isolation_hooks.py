@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Callable
 from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,6 +133,88 @@ def test_a_lambda_hook_that_records_is_not_called() -> None:
     model.register_forward_hook(lambda m, i, o: print("seen", file=sys.stderr))
     measure(Objective(model, batches(), criterion=nn.CrossEntropyLoss()))
     assert outputs == [] and table == {} and queue.empty()
+
+
+class Extractor(nn.Module):
+    """Collects features by hooks on its own layers, in each of the ways this is written."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.body, self.last, self.features = nn.Sequential(nn.Linear(4, 5), nn.Tanh()), nn.Linear(5, 3), {}
+
+        def kept(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self.features["hidden"] = output
+
+        hooks = {
+            "function": kept, "method": self.keep, "partial": functools.partial(kept),
+            "lambda": lambda m, i, o: self.features.update(hidden=o),
+        }  # fmt: skip
+        self.body.register_forward_hook(hooks[way])
+
+    def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.features["hidden"] = output
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.last(self.body(x)), self.features["hidden"]
+
+
+def _plain_curvature(body: nn.Module, last: nn.Module, v: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Of cross-entropy and the mean square of the features, without any hook."""
+    body = nn.Sequential(*body)
+    loss = F.cross_entropy(last(body(batch[0])), batch[1]) + body(batch[0]).square().mean()
+    parameters = [*body.parameters(), *last.parameters()]
+    g = torch.cat([p.flatten() for p in torch.autograd.grad(loss, parameters, create_graph=True)])
+    return torch.cat([h.flatten() for h in torch.autograd.grad(g @ v, parameters)])
+
+
+@pytest.mark.parametrize("way", ["function", "method", "partial", "lambda"])
+def test_hooks_that_collect_features_for_their_own_module_are_part_of_the_function(way: str) -> None:
+    torch.manual_seed(0)
+    model, batch = Extractor(way), (torch.randn(6, 4), torch.randint(3, (6,)))
+    model(batch[0])
+    trained = model.features["hidden"]
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        outputs, hidden = model(batch[0])
+        return F.cross_entropy(outputs, batch[1]) + hidden.square().mean()
+
+    H = Hessian(Objective(model, [batch], loss_fn=loss_fn, weight=lambda _: 1))
+    v = torch.randn(H.shape[0])
+    torch.testing.assert_close(H @ v, _plain_curvature(model.body, model.last, v, batch), rtol=1e-4, atol=1e-5)
+    assert model.features["hidden"] is trained
+
+
+@pytest.mark.parametrize("kept", [dict, list, SimpleNamespace])
+def test_hooks_that_collect_what_the_loss_reads_are_part_of_the_function(kept: type) -> None:
+    torch.manual_seed(0)
+    body, last = nn.Sequential(nn.Linear(4, 5), nn.Tanh()), nn.Linear(5, 3)
+    model, batch, features, unread = nn.Sequential(body, last), (torch.randn(6, 4), torch.randint(3, (6,))), kept(), []
+
+    def collected(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if kept is list:
+            features.append(output)
+        elif kept is dict:
+            features["hidden"] = output
+        else:
+            features.hidden = output
+
+    def watching(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        unread.append(output)
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        outputs = model(batch[0])
+        hidden = features[-1] if kept is list else features["hidden"] if kept is dict else features.hidden
+        return F.cross_entropy(outputs, batch[1]) + hidden.square().mean()
+
+    body.register_forward_hook(collected)
+    body.register_forward_hook(watching)
+    model(batch[0])
+    before = repr(features)
+    H = Hessian(Objective(model, [batch], loss_fn=loss_fn, weight=lambda _: 1))
+    v = torch.randn(H.shape[0])
+    torch.testing.assert_close(H @ v, _plain_curvature(body, last, v, batch), rtol=1e-4, atol=1e-5)
+    assert repr(features) == before
+    assert len(unread) == 1
 
 
 def _weight_norm(layer: nn.Linear) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import random
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from isolation_cases import batches, described, measure, state_of
 from losscope.landscape import Hessian, Objective
+from losscope.landscape.isolation import isolated
 
 # --------------------------------------------------------------------------- other modules
 
@@ -317,3 +319,91 @@ def test_what_is_written_between_evaluations_stays() -> None:
         trainer.history.append(objective.value())
         trainer.found = objective.value()
     assert trainer.history == [trainer.found] and trainer.step == 0
+
+
+TOTAL = 0.0
+
+
+def test_variables_that_the_loss_assigns_to_are_put_back():
+    mean, batch = 0.0, batches()[0]
+
+    def tracked(value: float) -> None:
+        nonlocal mean
+        mean = 0.9 * mean + 0.1 * value
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        global TOTAL
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        tracked(float(loss.detach()))
+        TOTAL += 1
+        return loss
+
+    objective = Objective(nn.Linear(4, 3), [batch], loss_fn=loss_fn, weight=lambda _: 1)
+    loss_fn(objective.model, batch)
+    once = mean, TOTAL
+    measure(objective)
+    assert (mean, TOTAL) == once
+
+
+def test_containers_that_the_loss_writes_on_are_put_back():
+    seen: list[float] = []
+    counts = {"calls": 0}
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        seen.append(float(loss.detach()))
+        counts["calls"] += 1
+        return loss
+
+    objective = Objective(nn.Linear(4, 3), batches(), loss_fn=loss_fn, weight=lambda _: 1)
+    loss_fn(objective.model, batches()[0])
+    once = list(seen)
+    measure(objective)
+    assert seen == once and counts == {"calls": 1}
+
+
+def test_parameters_and_modules_that_a_forward_pass_exchanges_are_put_back():
+    class Exchanging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.last(self.first(x))
+            self.first.weight = nn.Parameter(2 * self.first.weight.detach())
+            self.last.extra = nn.Linear(1, 1)
+            return out
+
+    model = Exchanging()
+    before = [(name, id(p)) for name, p in model.named_parameters()]
+    with isolated(model):
+        model(torch.ones(1, 2))
+    assert [(name, id(p)) for name, p in model.named_parameters()] == before
+
+
+def test_modules_of_torchscript_are_left_as_they_are():
+    class Counting(nn.Module):
+        calls: int
+        seen: list[torch.Tensor]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.calls, self.seen = nn.BatchNorm1d(2), 0, [torch.zeros(1)]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            self.seen.append(x)
+            return self.norm(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still in use
+        model = torch.jit.script(Counting())
+    before = {name: (id(b), b.clone()) for name, b in model.named_buffers()}
+    for mode, inside in (("eval", False), ("train", True)):
+        with isolated(model, mode=mode):
+            assert model.training is model.norm.training is inside
+            model(torch.randn(4, 2))
+            assert model.calls == 1
+        assert model.training is model.norm.training is True
+        assert (model.calls, len(model.seen)) == (0, 1)
+        assert all(torch.equal(b, before[name][1]) for name, b in model.named_buffers())

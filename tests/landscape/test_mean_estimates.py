@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from losscope.landscape import SettingError
 from losscope.landscape.intervals import student_quantile
@@ -118,9 +119,19 @@ def test_what_means_nothing_is_refused(numbers: tuple[float, ...], message: str)
 def test_tails_leave_fewer_degrees_of_freedom() -> None:
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(4000, generator=generator, dtype=torch.float64)
-    assert Mean(normal).degrees == pytest.approx(3999, rel=0.15)
-    assert Mean(normal.sign() * normal.square()).degrees < 1200  # kurtosis 35 / 3
-    assert Mean(torch.ones(5)).degrees == 4 and Mean(torch.tensor([1.0, 2.0])).degrees == 1
+    assert Mean(normal).degrees(0.0) == pytest.approx(3999, rel=0.15)
+    assert Mean(normal.sign() * normal.square()).degrees(0.0) < 1200  # kurtosis 35 / 3
+    assert Mean(normal).degrees(2.0) == pytest.approx(1000)  # of gamma samples: 2 m / (2 + 6)
+    assert Mean(torch.ones(5)).degrees(0.0) == 4 and Mean(torch.tensor([1.0, 2.0])).degrees(0.0) == 1
     found = Mean(normal[:20].exp())
-    (low, high), (wider, above) = found.interval(0.95), found.interval(0.95, degrees=found.degrees)
+    (low, high), (wider, above) = found.interval(0.95), found.interval_of_tails(0.95)
     assert wider < low < high < above
+
+
+def test_skewness_and_kurtosis_without_bias() -> None:
+    x = lognormal(30, seed=5)
+    found = Mean(x)
+    assert found.skewness == pytest.approx(float(stats.skew(x.numpy(), bias=False)))
+    excess = float(stats.kurtosis(x.numpy(), bias=False))
+    assert found.degrees(0.0) == pytest.approx(max(2.0, 60 / (excess + 2)))
+    assert Mean(torch.tensor([1.0, 4.0])).skewness == Mean(torch.ones(6)).skewness == 0

@@ -64,7 +64,7 @@ def test_coverage_from_independent_batches_with_replacement(name: str) -> None:
     generator = torch.Generator().manual_seed(7)
     covered = torch.zeros(3)
     for draw in range(DRAWS):
-        K, B = ((64, 1), (40, 16))[draw % 2]
+        K, B = ((64, 1), (40, 16), (20, 8))[draw % 3]
         found = noise_scale(all_of_them[torch.randint(500, (K, B), generator=generator)].mean(dim=1), B)
         inside = (found.noise.low <= trace <= found.noise.high, found.signal.low <= square <= found.signal.high)
         covered += torch.tensor([*inside, found.low <= ratio <= found.high])

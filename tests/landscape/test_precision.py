@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from landscape_cases import build, labelled, mlp, reference
 from losscope.landscape import Hessian, Objective, SettingError, top_eigenpairs
 from losscope.landscape.precision import float32_arithmetic
+from noted import Noted
 
 CE = nn.CrossEntropyLoss()
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # the flags of CUDA can be set where there is none
@@ -117,7 +118,7 @@ def test_inside_float32_is_what_was_asked_for(state: str) -> None:
 
 def test_a_measurement_is_in_full_precision_whatever_training_uses() -> None:
     torch.set_float32_matmul_precision("medium")
-    seen: list[str] = []
+    seen = Noted()
 
     def loss_fn(m: nn.Module, b: Any) -> Tensor:
         seen.append(torch.get_float32_matmul_precision())

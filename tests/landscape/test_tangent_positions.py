@@ -1,4 +1,4 @@
-"""Kernels from inner products at positions: the same as from Jacobians, and only where that is less work."""
+"""Kernels from factors of the Jacobians: the same as from these, and only where that is less work or less memory."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ class Twice(nn.Module):
         return self.head(torch.tanh(self.again(torch.tanh(self.again(h)))).mean(dim=1))
 
 
-def at_positions(objective: Objective, outputs: int, form: str = "trace") -> set[str]:
+def factored(objective: Objective, outputs: int, form: str = "trace") -> dict[str, bool]:
+    """The weights of which factors are kept, and whether their inner products are taken at positions."""
     with objective.isolated():
         jacobians = SampleJacobians(objective, torch.eye(outputs, dtype=torch.float64))
         passes = fewest_passes(jacobians, form, 8, 1 << 30)
-    return {objective.space.names[i] for each in passes for i in each.at_positions}
+    kept = {i for each in passes for i in each.factored}
+    return {objective.space.names[i]: pays(jacobians.shapes[i], outputs) for i in kept}
 
 
 def mlp() -> nn.Module:
@@ -64,16 +66,16 @@ def convolutions() -> nn.Module:
 def test_a_layer_with_one_position() -> None:
     model, x = mlp(), torch.randn(7, 5, dtype=torch.float64)
     objective = bound(model, x[:4], x[4:])
-    assert at_positions(objective, 4) >= {"2.weight"}
-    assert at_positions(objective, 4, "full") == set()
+    assert factored(objective, 4)["2.weight"]
+    assert factored(objective, 4, "full") == {}
     torch.testing.assert_close(tangent_kernel(objective).matrix, dense(model, x), rtol=1e-12, atol=1e-12)
 
 
-def test_only_where_positions_are_few() -> None:
+def test_by_how_many_positions_there_are() -> None:
     model, x = convolutions(), torch.randn(6, 2, 7, 7, dtype=torch.float64)
     objective = bound(model, x)
-    found = at_positions(objective, 5)
-    assert "4.weight" in found and "0.weight" not in found
+    found = factored(objective, 5)
+    assert found["4.weight"] and not found["2.weight"] and "0.weight" not in found
     torch.testing.assert_close(tangent_kernel(objective).matrix, dense(model, x), rtol=1e-12, atol=1e-12)
 
 
@@ -83,7 +85,7 @@ def test_a_weight_used_twice_on_sequences_of_several_lengths(lengths: tuple[int,
     model = Twice().double()
     parts = [torch.randn(4, t, 3, dtype=torch.float64) for t in lengths]
     objective = bound(model, *parts)
-    assert "again.weight" in at_positions(objective, 10)
+    assert "again.weight" in factored(objective, 10)
     torch.testing.assert_close(tangent_kernel(objective).matrix, dense(model, *parts), rtol=1e-12, atol=1e-12)
 
 
@@ -95,6 +97,28 @@ def test_in_little_memory() -> None:
         torch.testing.assert_close(found.matrix, reference, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(2, 3, 4, stride=3, dilation=2, padding=2, padding_mode="circular"), (2, 11)),
+        (nn.Conv2d(4, 6, 3, padding="same", dilation=(1, 2), groups=2), (4, 5, 6)),
+        (nn.Conv2d(2, 3, 3, stride=(2, 1), padding=(1, 2), padding_mode="reflect"), (2, 5, 6)),
+        (nn.Conv3d(2, 3, (1, 3, 2), stride=(1, 2, 1), padding=1, padding_mode="replicate"), (2, 3, 4, 5)),
+        (nn.Conv3d(2, 4, 2, dilation=(1, 2, 1), groups=2, bias=False), (2, 3, 4, 3)),
+    ],
+    ids=str,
+)
+def test_patches_of_every_convolution(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, *shape, dtype=torch.float64)
+    model = nn.Sequential(layer.double(), nn.Tanh(), nn.Flatten())
+    model.append(nn.Linear(model(x).shape[1], 12)).double()
+    objective = bound(model, x)
+    with objective.isolated():
+        assert not SampleJacobians(objective, torch.eye(12, dtype=torch.float64)).alone
+    torch.testing.assert_close(tangent_kernel(objective).matrix, dense(model, x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("t", [1, 3])
 def test_stripes_add_up(t: int) -> None:
     n, k, shape = 150, 3, Shape(t, 4, 5)
@@ -104,6 +128,8 @@ def test_stripes_add_up(t: int) -> None:
     kernel = torch.zeros(n, n, dtype=torch.float64)
     factors.add_gram(kernel)
     torch.testing.assert_close(kernel.triu(), (J @ J.T).triu())
+    for row, one in enumerate(factors.jacobians()):
+        torch.testing.assert_close(one, J.view(n, k, -1)[:, row])
 
 
 def test_what_is_less_work() -> None:

@@ -142,6 +142,24 @@ def test_empty_data(refused, data):
     refused(DataError, "yielded no batch", data=data)
 
 
+def test_arrays_of_numpy(refused):
+    refused(DataError, "NumPy arrays.*torch.from_numpy", data=(X.numpy(), Y.numpy()))
+
+
+def test_what_fails_in_the_loss_of_the_first_batch_says_where_it_was_called():
+    model = nn.Linear(3, 1)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        watch(model, sgd(model), data=(X[:, :2], Y), criterion=MSE)
+    assert caught.value.__notes__ == ["losscope: this is how the loss of 'model' fails on the first batch of data="]
+
+
+@pytest.mark.parametrize("step", [-1, 2.5, "1", True])
+def test_steps_that_are_none(step):
+    model = nn.Linear(3, 1)
+    with watch(model, sgd(model), data=(X, Y), criterion=MSE) as run, pytest.raises(SettingError, match="integer >= 0"):
+        run.log(step=step, loss=1.0)
+
+
 def test_an_empty_loader(refused):
     # torch refuses a shuffling loader of nothing itself; a plain one yields no batch.
     refused(DataError, "yielded no batch", data=DataLoader(TensorDataset(X[:0], Y[:0]), batch_size=4))
@@ -190,6 +208,13 @@ def test_weights_that_mean_nothing(refused, weight):
         ({"batch_size": 2.0}, "batch_size must be a positive integer"),
         ({"batch_size": True}, "batch_size must be a positive integer"),
         ({"also": [3]}, "also= takes modules, got int"),
+        ({"also": 3}, "also= takes modules, got int"),
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"seed": None}, "seed must be an integer"),
+        ({"out": 3}, "out must be a folder, as a string or a Path, or None; got int"),
+        ({"sinks": "tensorboard"}, "a sink is a function.*got 'tensorboard'"),
+        ({"sinks": 3}, "a sink is a function.*got int"),
+        ({"criterion": nn.MSELoss}, r"criterion must be a function, got the class MSELoss: write MSELoss\(\)"),
         ({"loss": MSE}, "no option loss; of the objective: .*criterion"),
         ({"criterian": MSE, "freq": 3}, "no option criterian, freq"),
         ({"probes": [Sharpness]}, r"write Sharpness\(\) for Sharpness"),
@@ -231,6 +256,10 @@ def test_players():
         watch([])
     with pytest.raises(SettingError, match="a list of Player"):
         watch([model])
+    with pytest.raises(SettingError, match=r"must be a torch.nn.Module or a list of Player.*got SGD"):
+        watch(sgd(model), model, data=(X, Y), criterion=MSE)
+    with pytest.raises(SettingError, match="got function"):
+        watch(lambda x: x, sgd(model), data=(X, Y), criterion=MSE)
     with pytest.raises(SettingError, match="belong to each Player"):
         watch([player], criterion=MSE)
     with pytest.raises(SettingError, match=r"kernel.*belong to each Player"):

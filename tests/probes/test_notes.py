@@ -109,10 +109,10 @@ def test_training_through_an_ambiguous_loss_is_the_same_to_the_bit() -> None:
 def test_a_model_without_double_backward_is_measured_by_finite_differences() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = trained(network(OnceSine), batch_size=8)
-    expected = trained(network(Sine), batch_size=8)
+        found = trained(network(OnceSine), batch_size=8, every=4)
+    expected = trained(network(Sine), batch_size=8, every=4)
     for probe in CURVATURE:
-        assert len(found.select(probe)) == 6
+        assert len(found.select(probe)) == 3
         for ours, exact in zip(found.select(probe), expected.select(probe), strict=True):
             assert (ours.status, ours.kernel, exact.reason) == ("ok", "finite_difference", None)
             assert re.match(r"finite differences of the gradient, since .*OnceSine", ours.reason)

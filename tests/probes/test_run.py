@@ -171,6 +171,24 @@ def test_names_of_arrays_cannot_leave_the_folder(tmp_path):
 # --------------------------------------------------------------------------- resuming
 
 
+def test_records_cannot_name_arrays_outside_the_folder(tmp_path):
+    np.save(tmp_path / "elsewhere.npy", np.ones(3))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "meta.json").write_text('{"identity": {}, "players": {"model": {}}}')
+    for path in ("../elsewhere.npy", str(tmp_path / "elsewhere.npy"), "arrays/../../elsewhere.npy"):
+        record = Record(0, "model", "own", value=1.0, arrays={"found": path})
+        (tmp_path / "run" / "records.jsonl").write_text(record.to_json() + "\n")
+        run = Run(tmp_path / "run")
+        with pytest.raises(RunError, match="outside the run folder"):
+            run.array(run.records[0], "found")
+
+
+def test_what_is_watched_says_so(tmp_path):
+    model, optimizer = build()
+    run = watch(model, optimizer, data=(X, Y), criterion=MSE)
+    assert repr(run) == "Watch of Run(in memory: running, 0 records, probes none)"
+
+
 def test_resuming_appends_and_goes_on_counting(tmp_path):
     model, optimizer = build()
     train(tmp_path / "run", made=(model, optimizer), steps=5)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from losscope.landscape import RunError, SettingError, SpectralDensity
 from losscope.probes import Needs, Record, Run, Sharpness, Snapshot, Spectrum, Stability, Trace, watch
 from losscope.probes.density_arrays import ARRAYS, from_arrays, to_arrays
+from noted import Noted
 from probe_cases import everything, loader, mlp
 
 
@@ -300,7 +301,7 @@ def test_what_cannot_be_measured_is_recorded() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise MemoryError("on purpose")
 
-    calls = []
+    calls = Noted()
 
     def loss(m: nn.Module, batch: Any) -> torch.Tensor:
         calls.append(1)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from losscope.probes import Player, Run, Sharpness, Snapshot, Stability, Trace, Watch, watch
+from noted import Noted
 from probe_cases import Line, checksum, checksum_of, counted_products, loader, mlp
 
 
@@ -184,7 +185,7 @@ def test_what_a_probe_must_not_return_is_an_error_of_the_probe(returned: Any) ->
 def test_a_loss_that_fails_in_the_measurement_only() -> None:
     line = Line()
     optimizer = sgd(line)
-    calls = []
+    calls = Noted()
 
     def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
         calls.append(1)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from losscope.landscape import isolation
 from losscope.probes import Run, Sharpness, Trace, Watch, watch
 from losscope.probes.recorder import Recorder
+from noted import NotedCounts
 from probe_cases import Outcome, loader, outcome, seed_everything
 
 STEPS = 9
@@ -165,8 +166,8 @@ def is_measuring() -> bool:
     return False
 
 
-CALLS: dict[int, int] = {}
-"""Of each `AtCall`, out of reach of an isolation that puts back the attributes of a user's objects."""
+CALLS = NotedCounts()
+"""Of each `AtCall`, which an isolation does not put back, as it does the attributes of a user's objects."""
 
 
 class AtCall:

@@ -31,6 +31,7 @@ from losscope.landscape import (
 )
 from losscope.probes import LayerTraces, NeuralCollapse, Sharpness, Spectrum, Stability, Trace, watch
 from losscope.probes.snapshot import Snapshot
+from noted import Noted
 from ranks import SAMPLES, net, shard
 
 
@@ -118,12 +119,11 @@ def probes() -> list[Any]:
 
 def killed(rank: int, size: int) -> dict[str, Any]:
     """The last rank dies as it computes a product of the second measurement; what the others see of it."""
-    calls = 0
+    calls = Noted()
 
     def criterion(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if measuring and rank == size - 1 and calls == 3:
+        calls.append(1)
+        if measuring and rank == size - 1 and len(calls) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return nn.functional.cross_entropy(outputs, targets)
 
@@ -135,7 +135,8 @@ def killed(rank: int, size: int) -> dict[str, Any]:
         warnings.simplefilter("always")
         with watch(model, optimizer, data=shard(rank, size), probes=[Sharpness(), Trace()], **options) as run:
             first = run.measure_now()
-            measuring, calls = True, 0
+            measuring = True
+            calls.clear()
             started = time.perf_counter()
             second = run.measure_now()
             seconds = time.perf_counter() - started

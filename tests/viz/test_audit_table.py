@@ -158,3 +158,9 @@ def test_colours_on_a_terminal_only() -> None:
 def test_nothing_measured() -> None:
     text = printed(Audit("model", None, 0, (), "nothing"))
     assert "No verdict" in text and "ratio" not in text
+
+
+def test_nothing_of_a_run_moves_the_cursor() -> None:
+    told = audit("BELOW_EDGE", note="\x1b[2J\x1b]0;title\x07 gone", sharpness="\x1b[31mred")
+    found = printed(dataclasses.replace(told, evidence="a\rb")) + printed(told, explain=True)
+    assert not set(found) & set("\x1b\x07\r") and "red" in found and "gone" in found

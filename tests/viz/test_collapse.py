@@ -81,3 +81,9 @@ def test_it_is_drawn_and_on_the_page_of_runs_that_have_it(size: tuple[float, flo
     figure(run, "collapse", size=size).savefig(tmp_path / "collapse.png")
     assert "Neural collapse:" in report(run, tmp_path / "with.html").read_text()
     assert "Neural collapse:" not in report(run_of(hovering(100)), tmp_path / "without.html").read_text()
+
+
+def test_what_failed_is_named_also_where_nothing_else_is_drawn() -> None:
+    lost = [Record(t, "model", "neural_collapse", status="error", reason="no classes") for t in (101, 102, 103)]
+    for records in (lost, [*lost, *collapsing()]):
+        assert "collapse: error recorded (3)" in entries(plot_collapse(run_of(records))[0])

@@ -99,6 +99,18 @@ def test_by_name_and_for_a_player() -> None:
         plot_dashboard(gan, player="E")
 
 
+@pytest.mark.parametrize("width", [3.4, 7.0])
+def test_a_page_too_small_for_its_panels_is_made_higher(width: float) -> None:
+    axes = plot_dashboard(everything(), size=(width, 4.0))
+    page = axes[0].get_figure(root=True)
+    assert page.get_figwidth() == width and page.get_figheight() > 8
+    apart(axes)
+    assert all(ax.get_window_extent().height > page.dpi for ax in axes)  # an inch is left of each
+    before = [ax.get_position().bounds for ax in axes]
+    page.draw_without_rendering()
+    assert [ax.get_position().bounds for ax in axes] == before  # laid out once
+
+
 def test_no_global_setting_is_touched() -> None:
     before = dict(matplotlib.rcParams)
     plot_dashboard(run_of(hovering(100)))

@@ -107,7 +107,7 @@ def test_gradient_descent_hovers_at_the_edge_and_the_audit_says_so() -> None:
 
 @pytest.mark.slow
 def test_minibatch_training_stays_flatter() -> None:
-    run = train_minibatch(0, steps=1000)
+    run = train_minibatch(0, steps=600)
     ratios = [r.value / r.values["threshold"] for r in run.select("sharpness")]
     assert statistics.median(ratios[len(ratios) // 2 :]) < 0.95
     assert run.audit()["s_mu"].verdict == "NOT_EXCLUDED"

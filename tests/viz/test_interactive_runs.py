@@ -135,7 +135,7 @@ def test_names_of_the_run_are_words() -> None:
 def test_inert_keeps_words_and_cuts() -> None:
     assert inert("a < b & c") == "a &lt; b &amp; c"
     assert inert("x" * 100, 10) == "x" * 9 + "…"
-    assert inert("\u202egnp\x1b[2J") == " gnp [2J"
+    assert inert("\u202egnp\x1b[2J") == "·gnp·[2J"
 
 
 def test_long_runs_are_thinned_out() -> None:

@@ -93,3 +93,11 @@ def test_bad_input() -> None:
 def test_long_runs_are_thinned_out() -> None:
     run = run_of([Record(t, "model", "sharpness", value=5.0 + t % 7, low=4.0) for t in range(30_000)])
     assert 500 < max(len(line.get_xdata()) for line in plot_multiples(run)[0].lines) <= 2100
+
+
+def test_titles_do_not_meet_on_a_narrow_page() -> None:
+    axes = plot_multiples({f"a run of some name, {i}": run_of(hovering(100)) for i in range(6)}, size=(3.4, 6.0))
+    made = axes[0].get_figure(root=True)
+    inside(made)
+    boxes = [ax._left_title.get_window_extent() for ax in axes]
+    assert all(not one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])

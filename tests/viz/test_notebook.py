@@ -13,6 +13,7 @@ CELLS = (
 import torch
 from torch import nn
 from losscope.landscape import Hessian, Objective, trace, plane
+from losscope.landscape.stability import stability_threshold
 from losscope.probes import Run, watch
 import losscope.viz
 torch.manual_seed(0)
@@ -33,6 +34,8 @@ run
     'Run("run").audit()',
     "objective = Objective(model, (x, y), criterion=nn.MSELoss())\ntrace(Hessian(objective), seed=0)",
     "plane(objective, points=5, seed=0, progress=True)",
+    "run.cost()",
+    "stability_threshold(optimizer)",
 )
 
 
@@ -62,10 +65,11 @@ def test_a_whole_notebook(tmp_path: Path) -> None:
     streams = [each for cell in outputs for each in cell if each.output_type == "stream"]
     assert [each.text for each in streams if each.name == "stderr"] == []
     assert "25/25 points" in "".join(each.text for each in streams)  # the one bar that was asked for
-    watched, read, audited, estimated, flat = ("".join(_html(cell)) for cell in outputs[1:])
+    watched, read, audited, estimated, flat, cost, threshold = ("".join(_html(cell)) for cell in outputs[1:])
     for page in (watched, read):
         assert "Run run: finished" in page and "data:image/png" in page
     assert "2/lr" in audited and "exact" in estimated and "5 x 5 points" in flat
+    assert "measuring took" in cost and "<td" in cost and "2/lr" in threshold and "20" in threshold
 
 
 def _html(outputs: list) -> list[str]:

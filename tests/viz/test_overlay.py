@@ -211,3 +211,11 @@ def test_long_runs_are_thinned_out() -> None:
     ax = plot_overlay(run_of(records))
     (drawn,) = curves(ax)
     assert len(drawn.get_xdata()) < 2100 and set(drawn.get_ydata()) >= {5, 11}
+
+
+def test_the_label_is_beside_the_axes_below_a_high_legend() -> None:
+    ax = plot_overlay({f"run {i}": run_of(hovering(100)) for i in range(8)}, size=(3.4, 3.4))
+    made = ax.get_figure(root=True)
+    made.draw_without_rendering()
+    assert ax.yaxis.label.get_window_extent().y1 < made.legends[0].get_window_extent().y0
+    inside(made)

@@ -83,8 +83,9 @@ def test_figures_have_names_and_take_the_page_s_colours(page: Page) -> None:
 
 def test_says_the_facts_and_the_verdict(page: Page) -> None:
     for words in (
-        "Not excluded", "SGD", "6,310 parameters", "1,000 samples", "0 to 2,999", "7.5 s of 30 s (25%)", "torch 2.13.0",
-        "0123456789ab, with uncommitted changes", "? not checked", "✓ met", "does not apply", "Evidence",
+        "Not excluded", "SGD", "6,310 parameters", "1,000 samples", "0 to 2,999", "7.5 s of 30 s (25 %)",
+        "torch 2.13.0", "0123456789ab, with uncommitted changes", "? not checked", "✓ met",
+        "does not apply", "Evidence",
     ):  # fmt: skip
         assert words in page.words, words
     assert "safe" not in page.words.lower()
@@ -262,3 +263,25 @@ def test_an_older_page_is_replaced(tmp_path: Path, blank: None) -> None:
     (tmp_path / "page.html").write_text("old")
     assert "old" not in report(run_of([]), tmp_path / "page.html").read_text()[:3]
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_words_cannot_turn_round_what_follows_nor_fail_to_be_written(tmp_path: Path, blank: None) -> None:
+    """Marks of direction, controls and halves of surrogate pairs; what is said of one reason stays short."""
+    odd = "a\u202eb\x00c\ud800d\x1b[2J"
+    records = [*hovering(60, player=odd), Record(70, odd, odd, status="error", reason=odd + "y" * 5000)]
+    source = report(run_of(records, **{odd: {"model": odd}}), tmp_path / "page.html", static=True).read_text("utf-8")
+    assert not re.search("[\u202e\x00\x1b\ufffd]", source) and "a·b·c·d·[2J" in source
+    (story,) = re.findall(r"Probe a·b·c·d·\[2J failed.*", source)
+    assert len(story) < 400
+
+
+def test_what_a_single_measurement_rests_on_is_said(tmp_path: Path, blank: None) -> None:
+    page = report(run_of(hovering(1)), tmp_path / "page.html", static=True).read_text("utf-8")
+    assert page.count("One measurement, at step 0.") == 2  # beside the verdict, and over the table
+
+
+def test_a_caption_speaks_of_a_threshold_only_where_one_is_drawn(tmp_path: Path, blank: None) -> None:
+    drawn = report(run_of(hovering(60)), tmp_path / "a.html", static=True).read_text("utf-8")
+    bare = [dataclasses.replace(r, values={}) for r in hovering(60) if r.probe == "sharpness"]
+    assert "Dashed: the threshold" in drawn
+    assert "Dashed: the threshold" not in report(run_of(bare), tmp_path / "b.html", static=True).read_text("utf-8")

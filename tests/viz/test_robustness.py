@@ -97,6 +97,13 @@ def test_figures_of_long_runs_are_small(name: str) -> None:
     assert len(file.getvalue()) < 1e6
 
 
+@pytest.mark.parametrize("plot", ["plot_surface", "plot_neighbourhood"])
+def test_figures_of_long_results_are_small(plot: str) -> None:
+    file = io.BytesIO()
+    figure_of(getattr(viz, plot)(RESULTS[plot]["long"]())).savefig(file, format="svg")
+    assert len(file.getvalue()) < 1e6
+
+
 def test_a_peak_of_one_step_is_still_there() -> None:
     run = long_run("sharpness", MANY)
     highest = max(r.value for r in run.select("sharpness") if r.value is not None)

@@ -64,9 +64,12 @@ def test_thresholds_of_groups_that_differ() -> None:
 
 def test_no_threshold_says_why() -> None:
     records = [Record(t, "model", "sharpness", value=3.0, low=3.0) for t in range(4)]
-    run = run_of(records, model={"threshold_formula": "", "threshold_reason": "no stability rule for Adam yet"})
-    top, _ = plot_sharpness(run)
-    assert texts(top) == ["no stability rule for Adam yet"]
+    run = run_of(
+        records, model={"threshold_formula": "", "threshold_reason": "no stability rule for LBFGS; see the audit"}
+    )
+    top, _ = plot_sharpness(run, size=(3.4, 3.6))
+    assert entries(top)[-1] == "no threshold: no stability rule for\nLBFGS; see the audit"
+    assert not texts(top)  # nothing lies on the curve
 
 
 def test_what_was_not_finite_and_what_failed_is_marked() -> None:

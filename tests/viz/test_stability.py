@@ -190,3 +190,21 @@ def test_a_preconditioned_optimizer_is_compared_with_its_own_threshold() -> None
     ax = plot_stability(Run.from_records({"players": {"model": facts}}, records))
     labels = [line.get_label() for line in ax.get_lines()]
     assert any("P^{-1}H" in label and "(2+2b)/((1-b)lr)" in label for label in labels)
+
+
+def test_ratios_far_apart_of_which_some_are_negative_can_be_read() -> None:
+    values = [-40.0, 0.5, 1.0, 4e4, 300.0]
+    limits = {"threshold": 1.0, "two_over_lr": 1.0}
+    records = [Record(t, "model", "stability", values=limits | {"sharpness": v}) for t, v in enumerate(values)]
+    ax = plot_stability(run_of(records), size=(3.4, 4.0))
+    places = ax.transData.transform([(0, v) for v in values])[:, 1]
+    assert (np.diff(np.sort(places)) > 0.03 * ax.bbox.height).all()
+    assert ax.get_ylim()[0] < -40 and ax.get_ylim()[1] > 4e4
+    inside(ax.get_figure(root=True))
+
+
+@pytest.mark.parametrize("formula", ["2/lr", "(2-lr weight_decay)(1+b1)/((1-b1)lr)"])
+def test_a_legend_fits_one_column(formula: str) -> None:
+    run = run_of(every_line(), model={"threshold_formula": formula, "batch_size": 8, "outputs": 1})
+    made = plot_stability(run, size=(3.4, 4.6)).get_figure(root=True)
+    inside(made)

@@ -53,6 +53,16 @@ def test_a_crossing_is_only_sure_with_upper_bounds() -> None:
     assert "crossed" not in told(below([0.5, 0.8, 1.1]), "edge")
 
 
+def test_what_is_no_verdict_for_the_audit_is_none_here() -> None:
+    """Ratios measured in eval mode, of a model that computes something else in training; and lower bounds alone."""
+    no_verdict = "For the audit these ratios are no verdict on stability: "
+    run = run_of(hovering(800), model={"mode": "eval", "mode_matters": True})
+    assert run.audit()["sharpness"].verdict == "INCONCLUSIVE"
+    assert told(run, "edge").endswith(f"{no_verdict}{run.audit()['sharpness'].reason}.") and "mode" in told(run, "edge")
+    assert run_of(hovering(800)).audit()["sharpness"].verdict == "AT_EDGE"
+    assert no_verdict not in told(run_of(hovering(800)), "edge")
+
+
 def test_no_crossing() -> None:
     said = told(below([0.5, 0.8, 0.6]), "edge")
     assert "above its threshold at none of 3 measurements (steps 0 to 20, at most 10 apart)" in said
@@ -213,6 +223,8 @@ def test_an_empty_run() -> None:
         "No loss was recorded.", "There is no measurement of the sharpness.",
         "There is no verdict on stability: nothing was measured that one could rest on.",
     ]  # fmt: skip
+    alone = Run.from_records({"players": {"model": {}}}, [Record(7, "model", "log", values={"loss": 1.0})])
+    assert "or was killed; all records are of step 7." in told(alone, "training")
     assert story(Run.from_records({"players": {}}, []))
 
 
@@ -256,7 +268,7 @@ def test_what_the_budget_put_off_and_what_cannot_be_read(tmp_path: Path) -> None
     said = told(Run(tmp_path / "run"), "gaps")
     assert "The budget of time put off measurements of sharpness: 3 made later than due and 4 left out." in said
     assert "1 line of the records could not be read" in said
-    assert "Measuring took 1 s of 10 s (10%)" in told(Run(tmp_path / "run"), "cost")
+    assert "Measuring took 1 s of 10 s (10 %)" in told(Run(tmp_path / "run"), "cost")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -3.0, 1e300, 1e-300])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from losscope.landscape import RunError
-from losscope.probes import Record, Run
+from losscope.probes import Record
 
 from .followed import FollowedRun
 from .inside import all_of, open_inside
@@ -52,6 +52,7 @@ class Feed:
     Attributes:
         generation: how often the records were begun anew.
         changes: how often anything has changed.
+        came: the records in the order in which they came, also those that later ones replaced.
         meta: the run's facts; None until there are any.
         malformed: complete lines that are no records.
         latest: when the youngest record was written, in seconds since the epoch; 0 where there is none.
@@ -74,6 +75,7 @@ class Feed:
     path: Path
     generation: int = field(default=0, init=False)
     changes: int = field(default=0, init=False)
+    came: list[Record] = field(default_factory=list, init=False)
     meta: dict[str, Any] | None = field(default=None, init=False)
     malformed: int = field(default=0, init=False)
     latest: float = field(default=0.0, init=False)
@@ -83,7 +85,7 @@ class Feed:
     _kept: dict[tuple[str, str, int], Record] = field(default_factory=dict, init=False)
     _described: bytes = field(default=b"", init=False)
     _newer: str = field(default="", init=False)
-    _run: Run | None = field(default=None, init=False)
+    _run: FollowedRun | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not self.path.is_dir():
@@ -107,7 +109,7 @@ class Feed:
         return len(self._kept)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> FollowedRun:
         """The run as it stands; without players while nothing is known of it."""
         if self._run is None:
             meta = self.meta or {"identity": {}, "players": {}}
@@ -181,7 +183,7 @@ class Feed:
         if self._place.offset:
             self.generation += 1
         self._place, self._kept, self.malformed, self.latest, self._newer = _Place(), {}, 0, 0.0, ""
-        self.step = self._run = None
+        self.came, self.step, self._run = [], None, None
 
     def _lines(self, file: BinaryIO) -> Iterator[bytes]:
         """Complete lines from the place reached on; a line that is not complete waits."""
@@ -215,6 +217,7 @@ class Feed:
         if earlier is not None and record.probe == "log":  # another thread may be reading the earlier one
             record = dataclasses.replace(earlier, values=earlier.values | record.values)
         self._kept[record.key] = record
+        self.came.append(record)
 
 
 def _facts(content: bytes, path: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,13 +33,21 @@ class FollowedRun(Run):
         meta: the run's facts.
         records: of several with the same key one, the last.
         malformed: lines that are no records.
+        known: what is known of it already, by what was asked.
     """
 
-    def __init__(self, path: Path, meta: dict[str, Any], records: list[Record], malformed: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        meta: dict[str, Any],
+        records: list[Record],
+        malformed: int,
+        known: Mapping[tuple[object, ...], Any] | None = None,
+    ) -> None:
         self.path: Path | None = path
         self._arrays = {}
         self.meta, self.records, self.malformed = meta, records, malformed
-        self._known: dict[tuple[object, ...], Any] = {}
+        self._known: dict[tuple[object, ...], Any] = dict(known or {})
 
     def select(self, probe: str, player: str | None = None, *, ok: bool = True) -> list[Record]:
         """Records of one probe in order of step: see `Run.select`."""
@@ -75,6 +84,29 @@ class FollowedRun(Run):
         for found in groups.values():
             found.sort(key=lambda each: each.step)
         return groups
+
+    def continued(self, fresh: Sequence[Record]) -> FollowedRun:
+        """What has come since, as a run by itself, which takes far less time to draw than the whole of a long one.
+
+        It begins with the last measurement of each probe, so that intervals, differences of neighbours and the
+        choice between probes go on as they would in the whole; verdicts and phases are those of this run.
+
+        Args:
+            fresh: the records that came after those of this run.
+        """
+        begins: dict[tuple[str, str], int] = {}
+        for record in fresh:
+            kind = (record.probe, record.player)
+            begins[kind] = min(begins.get(kind, record.step), record.step)
+        last = (
+            next((r for r in reversed(found) if r.status == "ok" and r.step < begins.get(kind, math.inf)), None)
+            for kind, found in self._groups.items()
+        )
+        latest = {record.key: record for record in (*(r for r in last if r is not None), *fresh)}
+        known: dict[tuple[object, ...], Any] = {("audit", player): self.audit(player) for player in self.players}
+        known |= {("phases", player): self.phases(player) for player in self.players}
+        assert self.path is not None
+        return FollowedRun(self.path, self.meta, list(latest.values()), 0, known)
 
     def _once(self, make: Callable[[], T], *key: object) -> T:
         """What a page asks for in several places."""

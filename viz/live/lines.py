@@ -12,6 +12,7 @@ from losscope.probes import Audit, Record, Run
 
 from .. import series
 from ..audit_table import STYLES
+from ..inert import clean
 from ..words import headline, interval, number, seconds, short_symbol, split, times, verdict
 
 __all__ = ["clean", "cost", "failures", "heading", "numbers", "others", "standing", "verdicts"]
@@ -21,18 +22,6 @@ LONGEST = 60
 SILENCE = 60.0
 """Seconds without a record after which a run may have been killed."""
 SAID_ELSEWHERE = ("log", "oscillation", "stability", "sharpness", "trace", "midpoint")
-
-
-def clean(text: str, longest: int | None = None) -> str:
-    r"""A text of a run without what a terminal might obey: escape sequences, controls, marks of direction.
-
-    Example:
-        >>> from losscope.viz.live.lines import clean
-        >>> clean("model\x1b[2J[bold]\u202egnp")
-        'model·[2J[bold]·gnp'
-    """
-    shown = "".join(each if each.isprintable() else "·" for each in text)
-    return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 def standing(status: str, age: float | None) -> str:

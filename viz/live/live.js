@@ -34,7 +34,7 @@
     if (lost) said.push(`since ${ago((performance.now() - lost) / 1000)}; what is below is the last that came`);
     if (state) {
       said.push(state.standing);
-      if (state.records) said.push(`step ${count(state.step)}`, `${count(state.records)} records`);
+      if (state.records) said.push(`step ${count(state.step)}`, `${count(state.records)} record${state.records === 1 ? "" : "s"}`);
       else if (state.begun) said.push("no records yet");
       if (state.age !== null) said.push(`last record ${ago(state.age + since)} ago`);
       if (state.problem) said.push(state.problem);
@@ -57,9 +57,10 @@
       home.id = id;
       document.querySelector(`[data-figures="${CSS.escape(figure.place)}"]`)?.append(home);
     }
-    const still = document.createElement("div");
+    const still = document.createElement(figure.missing ? "p" : "div");
     still.className = "static";
-    for (const width of ["wide", "narrow"]) {
+    if (figure.missing) still.textContent = `This figure cannot be drawn: ${figure.missing}.`;
+    for (const width of figure.missing ? [] : ["wide", "narrow"]) {
       const drawing = document.createElement("div");
       drawing.className = width;
       drawing.append(...new DOMParser().parseFromString(figure[width], "text/html").body.childNodes);
@@ -76,18 +77,20 @@
   const redraw = async () => {
     if (!known || pictured === known.version.split("-")[1] || performance.now() - fetched < PICTURES) return;
     fetched = performance.now();
-    const drawn = new Set(window.Plotly ? known.data.runs[0].figures.map((figure) => figure.id) : []);
-    if (known.figures.every((id) => drawn.has(id))) return;
+    const drawn = (id) => window.Plotly && known.data.runs[0].figures.some((figure) => figure.id === id);
+    if (known.figures.every(drawn)) return;
     const answer = await fetch("figures.json", { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
     if (!answer.ok) return;
     const found = await answer.json();
-    found.figures.forEach(place);
+    found.figures.filter(({ id }) => !drawn(id)).forEach(place); // it may be older than what the script has drawn
     pictured = found.version;
     order();
   };
 
   /* As in the report, in whichever order they came. */
   const order = () => {
+    // What a picture showed ages, and would be what is printed.
+    document.querySelectorAll("figure.drawn > .static").forEach((picture) => picture.remove());
     const present = known.figures.map((id) => document.getElementById(`figure-${id}`)).filter((figure) => figure);
     for (let i = 1; i < present.length; i++) {
       const [before, after] = [present[i - 1], present[i]];
@@ -95,25 +98,73 @@
     }
   };
 
-  let version = "", pause = PERIOD, timer = 0, busy = false;
+  const ask = async (path) => {
+    const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
+    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    return answer.json();
+  };
+
+  /* All of a long run takes the server seconds: meanwhile the curves grow at their ends. */
+  let version = "", drawing = Promise.resolve();
+  const ends = new Map(); // of each figure the ends of its curves, as text
+  const key = ({ name, yaxis, fillcolor, meta }) => JSON.stringify([name, yaxis, fillcolor, meta]);
+  const longer = (trace, end) => {
+    if (!end) return trace;
+    const [first, last] = trace.fill ? [Infinity, Infinity] : [end.x[0], end.x.at(-1)]; // areas stand beside each other
+    const before = trace.x.filter((x) => x < first || trace.fill).length;
+    const after = trace.fill ? before : trace.x.findIndex((x) => x > last);
+    const joined = (name) => [...trace[name].slice(0, before), ...end[name], ...(after < 0 ? [] : trace[name].slice(after))];
+    return { ...trace, ...Object.fromEntries(["x", "y", "text"].filter((name) => trace[name]).map((name) => [name, joined(name)])) };
+  };
+  const continued = (figure) => {
+    const fresh = new Map(JSON.parse(ends.get(figure.id) || "[]").map((trace) => [key(trace), trace]));
+    return { ...figure, traces: figure.traces.map((trace) => longer(trace, fresh.get(key(trace)))) };
+  };
+  const paint = (later, after, found) => (drawing = drawing.then(async () => {
+    if (found) {
+      [version, known] = [found.version, found];
+      ends.clear();
+    }
+    if (after !== version) return;
+    const grown = new Set();
+    for (const { id, traces } of later) {
+      const text = JSON.stringify(traces);
+      if (ends.get(id) !== text) grown.add(id);
+      ends.set(id, text);
+    }
+    const figures = known.data.runs[0].figures.filter(({ id }) => found || grown.has(id));
+    if (figures.length) again = false;
+    await window.losscope.update({ runs: [{ figures: figures.map(continued) }] }, found && found.fragment);
+    order();
+  }));
+
+  let fetching = false;
+  const whole = async () => {
+    if (fetching) return;
+    fetching = true;
+    try {
+      const found = await ask(`data.json?after=${version}`);
+      if (!found.data) return;
+      if (players(found.data) !== players(pageOf)) return location.reload();
+      const { later } = await ask(`news.json?after=${found.version}`);
+      await paint(later, found.version, found);
+    } finally {
+      fetching = false;
+    }
+  };
+
+  let pause = PERIOD, timer = 0, busy = false;
   const poll = async () => {
     if (busy) return;
     busy = true;
     clearTimeout(timer);
     try {
-      const answer = await fetch(`data.json?after=${version}`, { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
-      if (!answer.ok) throw new Error(`status ${answer.status}`);
-      const news = await answer.json();
+      const after = version, news = await ask(`news.json?after=${after}`);
+      if (state && state.generation !== news.state.generation) return location.reload();
       [state, asked, pause] = [news.state, performance.now(), PERIOD];
       if (lost) [lost, again] = [0, true];
-      if (news.data) {
-        if (players(news.data) !== players(pageOf)) return location.reload();
-        await window.losscope.update(news.data, news.fragment);
-        if (version) again = false;
-        version = news.version;
-        known = news;
-        order();
-      }
+      if (news.stale) whole().catch(() => {});
+      if (news.later.length) await paint(news.later, after);
       redraw().catch(() => {});
     } catch {
       lost = lost || performance.now();

@@ -9,7 +9,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -66,6 +66,9 @@ class Answer:
 class LiveServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """Answers GET and HEAD on 127.0.0.1, one request per connection.
 
+    Where there are too many connections, the one that has taken longest over its request makes room, so that
+    requests that are never finished do not keep others out.
+
     Args:
         port: where; 0 takes any free one.
         answer: gives the answer to a request that was checked; raises `Refused` where there is none.
@@ -82,6 +85,8 @@ class LiveServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def __init__(self, port: int, answer: Callable[[Request], Answer]) -> None:
         self.answer = answer
         self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._asking: dict[socket.socket, None] = {}
+        self._lock = threading.Lock()
         super().__init__((ADDRESS, port), _Connection)
 
     @property
@@ -97,7 +102,7 @@ class LiveServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
         """Begin a thread for a connection, unless there are too many."""
         assert isinstance(request, socket.socket)
-        if not self._free.acquire(blocking=False):
+        if not self._free.acquire(blocking=False) and not self._made_room():
             with contextlib.suppress(OSError):
                 request.settimeout(0.1)
                 request.sendall(_refusal(503, "too many connections").encode())
@@ -108,6 +113,25 @@ class LiveServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         except BaseException:  # no thread could be had
             self._free.release()
             raise
+
+    @contextlib.contextmanager
+    def asking(self, connection: socket.socket) -> Iterator[None]:
+        """While the request of a connection is read."""
+        with self._lock:
+            self._asking[connection] = None
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking.pop(connection, None)
+
+    def _made_room(self) -> bool:
+        """Break off the connection that has taken longest over its request; whether its place is free."""
+        with self._lock, contextlib.suppress(OSError, StopIteration):
+            connection = next(iter(self._asking))
+            del self._asking[connection]
+            connection.shutdown(socket.SHUT_RDWR)
+        return self._free.acquire(timeout=0.5)
 
     def process_request_thread(self, request: object, client_address: object) -> None:
         """Serve one connection, and make room for another."""
@@ -130,7 +154,8 @@ class _Connection(socketserver.BaseRequestHandler):
         """Read a request, answer it, and close."""
         body = True
         try:
-            head = _receive(self.request)
+            with self.server.asking(self.request):
+                head = _receive(self.request)
             if not head:
                 return
             asked = parse(head)

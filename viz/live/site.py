@@ -1,4 +1,4 @@
-"""What the live page's server answers: the page, its script, and what is new."""
+"""What the live page's server answers: the page, its script, the ends of its curves, and now and then the whole."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from losscope.landscape.errors import first_line
 from losscope.probes import Run
@@ -20,50 +21,40 @@ from losscope.probes import Run
 from ..page import data, fragment, page
 from .feed import Feed
 from .followed import FollowedRun
+from .later import later
 from .lines import standing
+from .paced import Paced
 from .request import Refused, Request
 from .server import Answer
 from .still import every, still
 
-__all__ = ["Paced", "Site"]
+__all__ = ["Site", "Whole"]
 
-T = TypeVar("T")
-
-LEAST_PAUSE = 0.5
-CURVES, TEXT, PICTURES = 1 / 3, 1 / 10, 1 / 10
-"""Of one core at most, which the training may need: what the script draws, what the words say, what is drawn here."""
+WHOLE, PICTURES = 1 / 10, 1 / 10
+"""Of one core at most, which the training may need: all that the script draws and the words say; what is drawn here."""
+ASKING = ("/news.json", "/data.json")
 TOKEN = re.compile(r"after=[0-9a-f-]{0,60}")
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
 SMALL = 1024
 
 
-class Paced(Generic[T]):
-    """Something costly, made anew when it has changed, but for no more than a share of the time.
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """A run as it was drawn at one moment.
 
-    Args:
-        share: of the time that may be spent on making it.
+    Attributes:
+        version: by which a page says that it has it.
+        run: the run then.
+        generation: of the feed then.
+        came: how many records had come.
+        content: the page's data and words, as members of a JSON object.
     """
 
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._made: tuple[int, T] | None = None
-        self._not_before = 0.0
-        self._lock = threading.Lock()
-
-    def get(self, key: int, make: Callable[[], T]) -> T:
-        """What was made, or what is made now.
-
-        Args:
-            key: counts up with what it depends on.
-            make: makes it.
-        """
-        with self._lock:
-            if self._made is None or (key > self._made[0] and time.monotonic() >= self._not_before):
-                begun = time.thread_time()  # of the processor: on a busy machine the page is slow enough
-                self._made = key, make()
-                spent = time.thread_time() - begun
-                self._not_before = time.monotonic() + max(LEAST_PAUSE, spent * (1 / self._share - 1))
-            return self._made[1]
+    version: str
+    run: FollowedRun
+    generation: int
+    came: int
+    content: str
 
 
 class Site:
@@ -79,13 +70,14 @@ class Site:
         self._server = secrets.token_hex(8)  # a page that outlives this server takes the next one's word anew
         self._drawing = threading.Lock()  # matplotlib is for one thread at a time
         self._bare: tuple[list[str], Answer] | None = None
-        self._complaint = ""
-        self._curves: Paced[tuple[int, str]] = Paced(CURVES)
-        self._text: Paced[tuple[int, str]] = Paced(TEXT)
+        self._problem = ""
+        self._whole: Paced[Whole] = Paced(WHOLE)
+        self._drawn: tuple[Whole, ...] = ()  # the last two: while one is sent, pages have the one before
         self._pictures: Paced[Answer] = Paced(PICTURES)
         self._paths: dict[str, Callable[[str], Answer]] = {
             "/": self._page,
             "/live.js": self._script,
+            "/news.json": self._news,
             "/data.json": self._data,
             "/figures.json": self._still,
             "/favicon.ico": lambda query: Answer(b"", "image/x-icon"),  # browsers ask, and complain where it is refused
@@ -100,7 +92,7 @@ class Site:
         found = self._paths.get(request.path)
         if found is None:
             raise Refused(404, "there is nothing else here")
-        if request.query and not (request.path == "/data.json" and TOKEN.fullmatch(request.query)):
+        if request.query and not (request.path in ASKING and TOKEN.fullmatch(request.query)):
             raise Refused(400, "the query means nothing here")
         answer = found(request.query.removeprefix("after="))
         return _squeezed(answer) if "gzip" in request.headers.get("accept-encoding", "") else answer
@@ -120,8 +112,9 @@ class Site:
         feed = self._feed
         age = max(time.time() - feed.latest, 0.0) if feed.latest else None
         return {
-            "standing": standing(feed.status, age), "begun": bool(feed.players), "problem": feed.problem,
-            "records": len(feed), "step": feed.step, "age": age,
+            "standing": standing(feed.status, age), "begun": bool(feed.players), "records": len(feed),
+            "step": feed.step, "age": age, "generation": feed.generation,
+            "problem": feed.problem or self._problem,
         }  # fmt: skip
 
     def _page(self, query: str) -> Answer:
@@ -141,19 +134,39 @@ class Site:
         content = (resources.files("losscope.viz.live") / "live.js").read_bytes()
         return Answer(content, "text/javascript; charset=utf-8")
 
+    def _news(self, after: str) -> Answer:
+        """How the run stands, and the ends of the curves since what the page has: quick, however long the run is."""
+        changes = self._look()
+        with self._lock:
+            state, feed = self._state(), self._feed
+            has = next((each for each in self._drawn if each.version == after), None)
+            goes_on = has is not None and has.generation == feed.generation
+            fresh = feed.came[has.came :] if has is not None and goes_on else []
+        if has is not None and not goes_on:
+            self._whole.hurry()
+        stale = has is None or has is not self._drawn[-1] or self._whole.due(changes)
+        return _json(state=state, stale=stale, later=later(has.run, fresh) if has is not None else [])
+
     def _data(self, after: str) -> Answer:
-        changes, state = self._look(), self._state()
-        version, update = after, ""
+        """All that the script draws and the words say, unless the page has it."""
+        changes = self._look()
         try:
-            drawn, curves = self._curves.get(changes, lambda: (changes, data([self._run()])))
-            written, text = self._text.get(changes, lambda: (changes, _words(self._run())))
-            version = f"{self._server}-{drawn:x}-{written:x}"
-            update = f', "data": {curves}, {text}'
+            whole = self._whole.get(changes, self._draw)
         except Exception as error:  # what cannot be drawn now may be with the next record
-            state["problem"] = f"the page cannot be brought up to date: {type(error).__name__}: {first_line(error)}"
-            self._complain(state["problem"])
-        said = json.dumps({"version": version, "state": state}, allow_nan=False)
-        return Answer(f"{said[:-1]}{'' if after == version else update}}}".encode(), "application/json")
+            self._complain(f"the page cannot be brought up to date: {type(error).__name__}: {first_line(error)}")
+            return _json(version=after)
+        self._problem = ""
+        content = "" if whole.version == after else f", {whole.content}"
+        return Answer(f'{{"version": {json.dumps(whole.version)}{content}}}'.encode(), "application/json")
+
+    def _draw(self) -> Whole:
+        with self._lock:
+            feed = self._feed
+            run, generation, came = feed.run, feed.generation, len(feed.came)
+            version = f"{self._server}-{feed.changes:x}"
+        whole = Whole(version, run, generation, came, f'"data": {data([run])}, {_words(run)}')
+        self._drawn = (*self._drawn[-1:], whole)
+        return whole
 
     def _still(self, query: str) -> Answer:
         changes = self._look()
@@ -161,9 +174,9 @@ class Site:
             return self._pictures.get(changes, lambda: _json(version=f"{changes:x}", figures=still(self._run())))
 
     def _complain(self, problem: str) -> None:
-        """Say it where the server was started, too, once."""
-        if problem != self._complaint:
-            self._complaint = problem
+        """Say it on the page, and where the server was started once."""
+        if problem != self._problem:
+            self._problem = problem
             print(f"losscope: {problem}", file=sys.stderr)
 
 

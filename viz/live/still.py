@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from losscope.landscape import RunError
+from losscope.landscape.errors import first_line
 from losscope.probes import Run
 
 from ..captions import CAPTIONS, NARROW, WIDE, kinds
@@ -22,19 +24,34 @@ def every(run: Run) -> list[str]:
 def still(run: Run) -> list[dict[str, str]]:
     """Of each figure that the page's script does not draw: ``id``, ``place``, ``caption``, and SVG in two widths.
 
-    Without plotly the script draws none.
+    Where it cannot be drawn, ``missing`` says why. Without plotly the script draws none.
     """
-    interactive = find_spec("plotly") is not None
     return [
-        {
-            "id": f"0-{i}-{kind}", "place": f"0-{i}", "caption": CAPTIONS[kind],
-            "wide": _svg(run, player, kind, WIDE[kind], f"still-{i}-{kind}-wide"),
-            "narrow": _svg(run, player, kind, NARROW[kind], f"still-{i}-{kind}-narrow"),
-        }
+        {"id": f"0-{i}-{kind}", "place": f"0-{i}", "caption": CAPTIONS[kind]}
+        | _pictures(run, player, kind, f"{i}-{kind}")
         for i, player in enumerate(run.players)
         for kind in kinds(run, player)
-        if not (interactive and drawn(run, kind, player))
-    ]  # fmt: skip
+        if not _by_script(run, player, kind)
+    ]
+
+
+def _by_script(run: Run, player: str, kind: str) -> bool:
+    try:
+        return find_spec("plotly") is not None and drawn(run, kind, player) is not None
+    except Exception:  # which the picture tells of
+        return False
+
+
+def _pictures(run: Run, player: str, kind: str, key: str) -> dict[str, str]:
+    try:
+        return {
+            width: _svg(run, player, kind, sizes[kind], f"still-{key}-{width}")
+            for width, sizes in (("wide", WIDE), ("narrow", NARROW))
+        }
+    except RunError as error:  # e.g. its arrays are gone
+        return {"missing": str(error)}
+    except Exception as error:  # one that fails must not take the others with it
+        return {"missing": f"{type(error).__name__}: {first_line(error)}"}
 
 
 def _svg(run: Run, player: str, kind: str, size: tuple[float, float], prefix: str) -> str:

@@ -108,12 +108,26 @@
     }
   };
 
+  /* Figures out of sight wait until they come near: a page that is left open takes little from the training. */
+  const waiting = new Set(), near = new Set();
+  const watching = new IntersectionObserver((changes) => {
+    for (const { target, isIntersecting } of changes) {
+      const id = target.id.replace("figure-", "");
+      near[isIntersecting ? "add" : "delete"](id);
+      if (isIntersecting && waiting.delete(id)) draw(figures.get(id));
+    }
+  }, { rootMargin: "50% 0px" });
+
   const update = async (data, html) => {
     const content = typeof data === "string" ? JSON.parse(data) : data;
     if (html) place(html);
     for (const figure of [...(content.figures || []), ...content.runs.flatMap((run) => run.figures)]) {
+      const known = figures.get(figure.id);
       figures.set(figure.id, figure);
-      await draw(figure);
+      if (known === figure || JSON.stringify(known) === JSON.stringify(figure)) continue;
+      if (known && !near.has(figure.id)) waiting.add(figure.id);
+      else await draw(figure);
+      if (!known && element(figure.id)) watching.observe(element(figure.id));
     }
   };
 
@@ -122,6 +136,7 @@
   };
   dark.addEventListener("change", redraw);
   narrow.addEventListener("change", redraw);
+  addEventListener("beforeprint", () => waiting.forEach((id) => waiting.delete(id) && draw(figures.get(id))));
   const losscope = { update };
   window.losscope = losscope;
   losscope.ready = update(document.getElementById("data").textContent).then(() => {

@@ -19,6 +19,7 @@ from landscape_cases import CASES, build, labelled
 from losscope.landscape import Objective
 from losscope.landscape.kernels.agreement import agreement
 from losscope.landscape.kernels.retained import Retained
+from noted import Noted
 
 CE, MSE = nn.CrossEntropyLoss(), nn.MSELoss()
 
@@ -333,7 +334,7 @@ def test_no_second_derivative_is_unverified_with_the_reason() -> None:
 
 
 def test_one_comparison_serves_an_objective_and_its_snapshots() -> None:
-    seen: list[int] = []
+    seen = Noted()
 
     def loss_fn(m: nn.Module, b: Any) -> Tensor:
         seen.append(len(b[0]))
@@ -352,7 +353,7 @@ def test_one_comparison_serves_an_objective_and_its_snapshots() -> None:
 
 @pytest.mark.parametrize("flattened", [False, True])
 def test_a_few_samples_are_enough_also_where_targets_are_flattened(flattened: bool) -> None:
-    seen: list[int] = []
+    seen = Noted()
 
     def forward(m: nn.Module, b: Any) -> Tensor:
         seen.append(len(b[0]))

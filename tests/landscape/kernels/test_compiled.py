@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -101,16 +102,18 @@ def test_frozen_parameters_are_not_constants() -> None:
     check(objective)
 
 
+@torch._dynamo.config.patch(recompile_limit=2)  # of 8, at a quarter of the cost
 def test_more_models_than_torch_keeps_variants_of_one_function() -> None:
-    for _ in range(10):
+    for _ in range(4):
         check(Objective(nn.Linear(4, 3), labelled([5]), criterion=CE))
 
 
+@torch._dynamo.config.patch(recompile_limit=2)
 def test_numbers_that_never_stay_are_refused_in_words() -> None:
     outside = {"beta": 1.0}
     objective = Objective(nn.Linear(4, 3), labelled([5]), criterion=lambda out, y: outside["beta"] * CE(out, y))
     with pytest.raises(KernelError, match=r"numbers that the loss reads.*kernel=.retained."):  # noqa: PT012
-        for _ in range(12):
+        for _ in range(4):
             outside["beta"] += 0.1
             check(objective)
 

@@ -14,6 +14,7 @@ from landscape_cases import build, labelled, mlp, reference
 from losscope.landscape import Hessian, Objective, SettingError, top_eigenpairs, trace
 from losscope.landscape.kernels.finite_difference import FiniteDifference
 from losscope.landscape.kernels.retained import Retained
+from noted import Noted
 
 CE = nn.CrossEntropyLoss()
 
@@ -178,7 +179,7 @@ def test_torch_modes_do_not_matter(context: Any) -> None:
 @pytest.mark.parametrize("fails", [False, True])
 def test_live_parameters_stay_where_they_are_also_after_an_error(fails: bool) -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 3)).train()
-    calls = []
+    calls = Noted()
 
     def loss_fn(m: nn.Module, b: Any) -> Tensor:
         calls.append(1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from isolation_cases import batches, busy_with_gradients, state_of, streams
 from losscope.landscape import Hessian, NonFiniteError, Objective, SettingError, average_sharpness, trace
 from losscope.landscape.surface.weight_scales import SCALES, scale_of
+from noted import Noted
 
 F64 = torch.float64
 
@@ -312,12 +313,11 @@ def test_nothing_is_left_behind() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nor_after_an_interruption(error: type[BaseException]) -> None:
-    calls = 0
+    calls = Noted()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 30:
+        calls.append(1)
+        if len(calls) == 30:
             raise error("stop")
         return model(batch).square().mean()
 

@@ -13,6 +13,7 @@ from digits_nets import digits
 from losscope.landscape import LossError, Objective, ParameterError, SettingError
 from losscope.landscape.elsewhere import elsewhere
 from losscope.landscape.surface import line, normalisation_layers, parameters_at, resolved_statistics, statistics_at
+from noted import Noted
 
 
 class Nested(nn.Module):
@@ -171,7 +172,7 @@ def test_everything_is_put_back(how: str, mode: str, error: BaseException | None
 def test_everything_is_put_back_when_the_pass_itself_is_interrupted(error: type[BaseException]) -> None:
     model = Nested()
     batches = data([8, 8, 8])
-    calls = []
+    calls = Noted()
 
     def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
         calls.append(1)

@@ -14,6 +14,7 @@ from losscope.landscape import NonFiniteError, Objective, ParameterError, Settin
 from losscope.landscape.surface.bezier import bezier_path
 from losscope.landscape.surface.curve_training import Adam, MiniBatches, schedule
 from losscope.landscape.surface.paths import linear_path
+from noted import Noted
 
 
 class Point(nn.Module):
@@ -277,7 +278,7 @@ def test_the_seed_decides_and_the_global_stream_is_left_alone() -> None:
 @pytest.mark.parametrize("statistics", ["recomputed", "kept", "frozen"])
 def test_an_interrupted_training_leaves_the_model_as_it_was(error: type[BaseException], statistics: str) -> None:
     one, other = trained(0, normalised=True), trained(1, normalised=True)
-    calls = []
+    calls = Noted()
 
     def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
         calls.append(1)
@@ -373,7 +374,7 @@ def test_optimizer_hooks_of_the_process_are_not_called() -> None:
 def test_statistics_in_training_are_those_of_the_mini_batch() -> None:
     """What the layer normalises by while the curve is trained, and while it is evaluated."""
     one, other = trained(0, normalised=True), trained(1, normalised=True)
-    flags = []
+    flags = Noted()
 
     def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
         flags.append(one[1].training)

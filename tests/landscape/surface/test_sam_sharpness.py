@@ -11,6 +11,7 @@ from isolation_cases import batches, busy_with_gradients, state_of, streams
 from losscope.landscape import DataError, Hessian, NonFiniteError, Objective, SettingError, sam_sharpness
 from losscope.landscape.groups import lengths_of, part
 from losscope.landscape.surface.weight_scales import SCALES, scale_of
+from noted import Noted
 from sam import SAM
 
 F64 = torch.float64
@@ -340,12 +341,11 @@ def test_nothing_is_left_behind(minibatch: int | None) -> None:
 
 @pytest.mark.parametrize(("error", "call"), [(RuntimeError, 2), (KeyboardInterrupt, 2), (KeyboardInterrupt, 9)])
 def test_nor_after_an_interruption(error: type[BaseException], call: int) -> None:
-    calls = 0
+    calls = Noted()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == call:
+        calls.append(1)
+        if len(calls) == call:
             raise error("stop")
         return model(batch).square().mean()
 

@@ -21,6 +21,8 @@ from transformers import (  # noqa: E402
     DataCollatorForLanguageModeling,
     GPT2Config,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
@@ -375,3 +377,16 @@ def test_options_that_are_the_trainers() -> None:
 def test_lightnings_callback_names_this_one(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"from losscope.probes.integrations.transformers import WatchCallback"):
         trainer(tmp_path, lightning_side.WatchCallback(criterion=nn.MSELoss()))
+
+
+def test_router_logits_that_hooks_of_transformers_collect_are_part_of_the_loss() -> None:
+    sizes = {"vocab_size": 12, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3, "num_experts_per_tok": 2}
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads, output_router_logits=True, router_aux_loss_coef=1.0))
+    ids = torch.randint(12, (2, 5))
+    batch = {"input_ids": ids, "labels": ids}
+    objective = Objective(model, [batch], loss_fn=model_loss, weight=lambda _: 1)
+    expected = model_loss(model.eval(), batch).detach()
+    assert objective.value() == pytest.approx(float(expected), rel=1e-6)
+    assert float(model_loss(model, {**batch, "output_router_logits": False}).detach()) < float(expected) - 0.1

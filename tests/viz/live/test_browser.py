@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from drawn_runs import hovering, meta, write
+from losscope.probes import Run
 from losscope.viz.live import Feed
 from losscope.viz.live.server import LiveServer, listen
 from losscope.viz.live.site import Site
+from losscope.viz.page_figures import drawn
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 pytestmark = [
@@ -55,6 +57,7 @@ LAST = """
   return -1;
 }
 """
+CURVES = "(plot) => document.querySelector(plot).data.map(({ x, y }) => [x, y])"
 
 
 def within(seconds: float, true: Callable[[], Any]) -> Any:
@@ -135,6 +138,7 @@ def test_a_training_from_its_first_step_through_a_kill(page: Any, tmp_path: Path
         assert "Nothing is recorded yet" in page.inner_text("body")
         with training(script, folder) as process:
             within(60, lambda: on_page(page) > 0)  # it has loaded itself anew: there are players now
+            page.locator("#figure-0-0-sharpness").scroll_into_view_if_needed()
             keeps_up(page, folder)
             said = page.inner_text("#live")
             assert re.search(r"● Live running · step [\d,]+ · [\d,]+ records · last record \d s ago", said), said
@@ -147,12 +151,13 @@ def test_a_training_from_its_first_step_through_a_kill(page: Any, tmp_path: Path
             within(60, lambda: latest(folder) > killed)
             keeps_up(page, folder)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    within(5, lambda: page.locator("figure.drawn > .static").count() == 0)  # they would be printed, long out of date
     assert page.said == []
     assert {path.name for path in folder.iterdir()} <= {"meta.json", "meta.json.tmp", "records.jsonl", "arrays"}
 
 
-def test_the_connection_is_lost_and_found(page: Any, tmp_path: Path) -> None:
-    """With a run whose words are hostile."""
+def test_the_connection_is_lost_and_found(page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a run whose words are hostile, and which goes on while the server draws the whole no more."""
     folder, hostile = tmp_path / "run", "<img src=x onerror=alert(1)>"
     write(
         folder,
@@ -166,6 +171,18 @@ def test_the_connection_is_lost_and_found(page: Any, tmp_path: Path) -> None:
     with serving(folder, server.port):
         within(20, lambda: "● Live" in page.inner_text("#live"))
         within(10, lambda: on_page(page) == 190)
+        within(10, lambda: page.evaluate("document.querySelector('#figure-0-0-stability.drawn') !== null"))
+        monkeypatch.setattr(server.answer._whole, "due", lambda key: False)
+        with (folder / "records.jsonl").open("a") as file:
+            file.writelines(r.to_json() + "\n" for r in hovering(300, player=hostile) if r.step >= 150)
+        page.locator("#figure-0-0-sharpness").scroll_into_view_if_needed()
+        within(SOON, lambda: on_page(page) == 290)
+        page.locator("#figure-0-0-stability").scroll_into_view_if_needed()
+        for kind in ("sharpness", "stability"):
+            expected = drawn(Run(folder), kind, hostile)
+            assert expected is not None
+            curves = [[trace["x"], trace["y"]] for trace in expected[0]]
+            within(10, lambda kind=kind, curves=curves: page.evaluate(CURVES, f"#figure-0-0-{kind} .plot") == curves)
         assert hostile in page.inner_text("body") and "alert(2)" in page.text_content("body")
         assert page.locator("img").count() == 0
-    assert [text for _, text in page.said if "ERR_CONNECTION_REFUSED" not in text] == []
+    assert [text for _, text in page.said if "Failed to load resource: net::ERR_" not in text] == []

@@ -156,24 +156,38 @@ def test_clients_that_do_not_read(server: LiveServer, monkeypatch: pytest.Monkey
         assert free._value == MOST_CONNECTIONS  # type: ignore[attr-defined]
 
 
-def test_many_connections(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than there is room for are turned away at once; when they are gone, there is room again."""
+def test_requests_that_are_never_finished_keep_nobody_out(server: LiveServer) -> None:
+    """The one that has taken longest makes room."""
     with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(300)]
-        before = threading.active_count()
-        refused = 0
-        for connection in held[MOST_CONNECTIONS + 5 :]:
-            connection.settimeout(5)
-            with contextlib.suppress(ConnectionResetError):
-                refused += connection.recv(100).startswith(b"HTTP/1.1 503")
-        assert refused > 200
-        assert before < MOST_CONNECTIONS + 30
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        response = get(server, b"/")
-        if response.startswith(b"HTTP/1.1 200"):
-            break
-    assert status(response) == 200
+        held = []
+        for _ in range(5 * MOST_CONNECTIONS):
+            held.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10)))
+            held[-1].sendall(b"GET / HTTP/1.1\r\nHost: loc")
+        for _ in range(5):
+            assert status(get(server, b"/")) == 200
+        assert threading.active_count() < MOST_CONNECTIONS + 30
+        with contextlib.suppress(ConnectionResetError):
+            assert held[0].recv(100) == b""
+        held[-1].sendall(b"alhost:%d\r\n\r\n" % server.port)
+        assert held[-1].recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_more_than_there_is_room_for_are_turned_away(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While as many are being answered; when they are gone, there is room again."""
+    going_on = threading.Event()
+    monkeypatch.setattr(server, "answer", lambda request: Answer(b"late" if going_on.wait(30) else b""))
+    request = b"GET / HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % server.port
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+                for _ in range(MOST_CONNECTIONS)]  # fmt: skip
+        for connection in held:
+            connection.sendall(request)
+        while server._free._value or server._asking:  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        assert status(sent(server, request)) == 503
+        going_on.set()
+        assert all(connection.recv(1000).startswith(b"HTTP/1.1 200") for connection in held)
+    assert status(sent(server, request)) == 200
 
 
 def test_clients_that_go_away_are_no_news(server: LiveServer, capfd: pytest.CaptureFixture[str]) -> None:

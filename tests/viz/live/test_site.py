@@ -20,7 +20,7 @@ from losscope.probes import Record
 from losscope.viz.live import Feed
 from losscope.viz.live import site as module
 from losscope.viz.live.server import LiveServer, listen
-from losscope.viz.live.site import Paced, Site
+from losscope.viz.live.site import Site
 
 
 @pytest.fixture
@@ -56,8 +56,16 @@ def fetch(server: LiveServer, target: str, *headers: str, method: str = "GET") -
     return int(head.split(b" ")[1]), head.decode("latin-1"), body
 
 
+def whole(server: LiveServer, after: str = "") -> dict:
+    return asked(server, f"/data.json?after={after}")
+
+
 def news(server: LiveServer, after: str = "") -> dict:
-    status, head, body = fetch(server, f"/data.json?after={after}")
+    return asked(server, f"/news.json?after={after}")
+
+
+def asked(server: LiveServer, target: str) -> dict:
+    status, head, body = fetch(server, target)
     assert status == 200 and "Content-Type: application/json" in head
     return json.loads(body, parse_constant=lambda name: pytest.fail(f"bare {name}"))
 
@@ -81,36 +89,53 @@ def test_the_page_and_its_policy(server: LiveServer) -> None:
     scripts = re.search(r"script-src ([^;]*)", policy[1])
     assert scripts and "unsafe" not in scripts[1] and "'self'" in scripts[1]
     status, head, body = fetch(server, "/live.js")
-    assert status == 200 and b"data.json?after=" in body and "Content-Type: text/javascript" in head
+    assert status == 200 and b"news.json?after=" in body and "Content-Type: text/javascript" in head
 
 
 def test_every_part_of_the_text_has_its_place_on_the_page(server: LiveServer) -> None:
     """Also on the page of a run that had no record as it was loaded."""
-    place, part = re.compile(r'data-fragment="([^"]*)"'), news(server)["fragment"]
+    place, part = re.compile(r'data-fragment="([^"]*)"'), whole(server)["fragment"]
     assert set(place.findall(part)) <= set(place.findall(fetch(server, "/")[2].decode())) != set()
 
 
-def test_what_is_new_is_sent_once(server: LiveServer, folder: Path) -> None:
-    first = news(server)
+def test_what_is_new_is_sent_once(server: LiveServer) -> None:
+    first = whole(server)
     assert first["data"]["runs"][0]["name"] == "run" and "data-fragment" in first["fragment"]
-    assert (first["state"]["standing"], first["state"]["step"], first["state"]["problem"]) == ("running", 299, "")
-    again = news(server, first["version"])
-    assert again["version"] == first["version"] and "data" not in again and again["state"] == first["state"]
+    assert whole(server, first["version"]) == {"version": first["version"]}
+    said = news(server, first["version"])
+    assert (said["state"]["standing"], said["state"]["step"], said["state"]["problem"]) == ("running", 299, "")
+    assert not said["stale"] and said["later"] == []
+
+
+def test_new_points_come_at_once_and_all_of_it_now_and_then(server: LiveServer, folder: Path) -> None:
+    first = whole(server)
     now = time.time()
     append(folder, Record(310, "model", "sharpness", value=20.0, low=20.0, lr=0.1, time=now - 5))
-    while (more := news(server, first["version"]))["version"] == first["version"]:
-        assert more["state"]["step"] == 310 and time.time() < now + 3  # at its own pace, but within seconds
-    assert more["state"]["age"] == pytest.approx(5, abs=4)
-    drawn = next(figure for figure in more["data"]["runs"][0]["figures"] if figure["id"].endswith("sharpness"))
+    more = news(server, first["version"])
+    assert more["state"]["step"] == 310 and more["state"]["age"] == pytest.approx(5, abs=4)
+    drawn = next(figure for figure in more["later"] if figure["id"] == "0-0-sharpness")
     sharpness = next(trace for trace in drawn["traces"] if trace["name"] == "sharpness")
-    assert (sharpness["x"][-1], sharpness["y"][-1]) == (310, 20.0)
+    assert (sharpness["x"], sharpness["y"][1:]) == ([290, 310], [20.0])  # from the last one on, which the page has
+    while not news(server, first["version"])["stale"]:
+        assert time.time() < now + 3
+    second = whole(server, first["version"])
+    drawn = next(figure for figure in second["data"]["runs"][0]["figures"] if figure["id"] == "0-0-sharpness")
+    assert next(trace for trace in drawn["traces"] if trace["name"] == "sharpness")["x"][-1] == 310
+    assert not news(server, second["version"])["stale"]
+    append(folder, Record(320, "model", "sharpness", value=21.0, low=21.0, lr=0.1))
+    before, after = (news(server, each["version"]) for each in (first, second))  # for those that have not yet asked
+    assert before["stale"] and [t["x"] for t in before["later"][0]["traces"] if t["name"] == "sharpness"] == [
+        [290, 310, 320]
+    ]
+    assert [t["x"] for t in after["later"][0]["traces"] if t["name"] == "sharpness"] == [[310, 320]]
 
 
-def test_another_server_knows_nothing_of_the_first(folder: Path) -> None:
-    with serving(folder) as server:
-        version = news(server)["version"]
-    with serving(folder) as server:
-        assert "data" in news(server, version)
+def test_records_that_were_begun_anew_do_not_go_on(server: LiveServer, folder: Path) -> None:
+    first = whole(server)
+    (folder / "records.jsonl").write_text(Record(0, "model", "sharpness", value=1.0).to_json() + "\n")
+    said = news(server, first["version"])
+    assert said["later"] == [] and said["stale"] and said["state"]["generation"] == 1
+    assert whole(server, first["version"])["version"] != first["version"]  # at once
 
 
 TRAVERSALS = [
@@ -134,7 +159,7 @@ def test_nothing_else_is_there(target: str, server: LiveServer) -> None:
     ("target", "expected"),
     [
         ("/?x=1", 400), ("/data.json?after=../../x", 400), ("/data.json?after=1&after=2", 400),
-        ("/data.json?path=x", 400),
+        ("/data.json?path=x", 400), ("/news.json?after=../../x", 400), ("/news.json?after=0-1", 200),
         ("/live.js?x", 400), ("/data.json?", 200), ("/data.json?after=", 200), ("/data.json?after=" + "a" * 61, 400),
         ("/favicon.ico", 200),
     ],
@@ -155,7 +180,9 @@ def test_nothing_is_written_and_nothing_outside_is_read(folder: Path, tmp_path: 
     os.chmod(folder, 0o555)  # noqa: PTH101
     before = {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in [folder, *folder.rglob("*")]}
     with serving(folder) as server:
-        answers = [fetch(server, target)[2] for target in ("/", "/data.json", "/live.js", "/figures.json")]
+        answers = [
+            fetch(server, target)[2] for target in ("/", "/data.json", "/live.js", "/figures.json", "/news.json")
+        ]
     assert not any(b"735106" in answer or b"735,106" in answer for answer in answers)
     assert {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in [folder, *folder.rglob("*")]} == before
     os.chmod(folder, 0o755)  # noqa: PTH101
@@ -179,7 +206,7 @@ def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
 
 
 def test_pictures_where_the_script_draws_none(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    named = news(server)["figures"]
+    named = whole(server)["figures"]
     assert named[:2] == ["0-0-sharpness", "0-0-stability"]
     monkeypatch.setattr("losscope.viz.live.still.find_spec", lambda name: None)  # without plotly
     found = json.loads(fetch(server, "/figures.json")[2])["figures"]
@@ -190,6 +217,14 @@ def test_pictures_where_the_script_draws_none(server: LiveServer, monkeypatch: p
         assert used <= set(re.findall(r'id="([^"]+)"', figure["wide"]))  # nothing of another picture
 
 
+def test_a_picture_that_cannot_be_drawn_does_not_take_the_others_with_it(server: LiveServer, folder: Path) -> None:
+    lost = dict.fromkeys(("nodes", "weights", "alphas", "betas", "eigenvalues", "residuals"), "arrays/gone.npy")
+    append(folder, Record(310, "model", "spectrum", value=1.0, arrays=lost))
+    found = {figure["id"]: figure for figure in json.loads(fetch(server, "/figures.json")[2])["figures"]}
+    assert "arrays/gone.npy" in found["0-0-spectrum"]["missing"]
+    assert found["0-0-spectrum_over_time"].keys() >= {"id", "place", "caption"}
+
+
 def test_words_that_are_no_text(folder: Path) -> None:
     """Halves of surrogate pairs, as JSON may hold them."""
     described = meta(**{"a\ud800<b>": {"model": "\udfff"}})
@@ -197,8 +232,8 @@ def test_words_that_are_no_text(folder: Path) -> None:
     append(folder, Record(9, "a\ud800<b>", "sharpness", status="error", reason="\udcff\x00\x1b[31m"))
     with serving(folder) as server:
         assert fetch(server, "/")[0] == 200
-        found = news(server)
-    assert found["state"]["problem"] == "" and "a\ud800" in found["fragment"] + str(found["data"])
+        found, said = whole(server), news(server)
+    assert said["state"]["problem"] == "" and "a·&lt;b&gt;" in found["fragment"]
 
 
 def test_a_page_that_cannot_be_drawn_is_said(
@@ -209,44 +244,21 @@ def test_a_page_that_cannot_be_drawn_is_said(
 
     monkeypatch.setattr(module, "data", broken)
     for _ in range(3):
-        found = news(server)
-    assert "ZeroDivisionError: in a figure" in found["state"]["problem"] and "data" not in found
+        assert whole(server) == {"version": ""}
+        assert "ZeroDivisionError: in a figure" in news(server)["state"]["problem"]
     assert capsys.readouterr().err.count("in a figure") == 1
     monkeypatch.undo()
-    assert "data" in news(server, found["version"])
-
-
-def test_costly_things_are_made_no_more_often_than_their_share() -> None:
-    paced: Paced[int] = Paced(0.25)
-    made = []
-
-    def make() -> int:
-        begun = time.thread_time()
-        while time.thread_time() < begun + 0.2:
-            pass
-        made.append(0)
-        return len(made)
-
-    begun = time.monotonic()
-    key = 0
-    while time.monotonic() < begun + 2:
-        key += 1
-        paced.get(key, make)
-        time.sleep(0.001)
-    assert 2 <= len(made) <= 3  # 0.8 s apart at least
-    time.sleep(0.6)
-    count = len(made)
-    assert paced.get(key + 1, make) == count + 1
-    time.sleep(0.6)
-    assert paced.get(key + 1, make) == count + 1
-    assert paced.get(1, make) == count + 1  # what was made of less does not come back
+    append(folder, Record(310, "model", "sharpness", value=20.0))
+    while "data" not in whole(server):
+        time.sleep(0.05)
+    assert news(server)["state"]["problem"] == ""
 
 
 def test_several_readers_at_once(server: LiveServer, folder: Path) -> None:
     found: list[dict] = []
 
     def read() -> None:
-        found.extend(news(server) for _ in range(3))
+        found.extend(news(server, whole(server)["version"]) for _ in range(3))
 
     readers = [threading.Thread(target=read) for _ in range(8)]
     for reader in readers:

@@ -1,0 +1,382 @@
+r"""The largest eigenpair of an operator that changes little between measurements, as a Hessian does during training.
+
+What is left of earlier measurements is a model of the operator: a few orthonormal directions U with their Ritz values,
+:math:`\tilde A = U \Lambda U^T`. Each measurement multiplies the vector that is expected to be the eigenvector. With
+the products W made so far, of directions V, all of
+
+.. math:: \begin{pmatrix} V^T A V & V^T A C \\ C^T A V & C^T \tilde A C \end{pmatrix}
+
+is exact but for the last block, where C are the directions of U and of W that are not in V. Its leading
+eigenvector is what is multiplied next: to first order the perturbed eigenvector, also among eigenvalues that are close,
+where Lanczos has to tell them apart anew each time. That is Davidson's method (J. Comput. Phys. 17, 87, 1975; Sleijpen
+and van der Vorst, SIAM J. Matrix Anal. Appl. 17, 401, 1996) with the last measurement in the place of the
+preconditioner. What is reported is of V and W alone: a Ritz pair with its true residual, whatever the model is worth.
+
+An eigenvalue that overtakes the first leaves no sign in products with the first eigenvector. So one measurement of five
+multiplies, besides, the direction that is thought to come second: a step of the iteration for that one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg.lapack import dsyev
+from torch import Tensor
+
+from .compositions import Preconditioned
+from .errors import NonFiniteError, SettingError
+from .krylov import Search, check_tolerance
+from .operators import Observed, SymmetricOperator, as_operator, refuse_nonfinite
+from .results import Eigenpairs
+from .space import VectorSpace
+from .symmetry import refuse_asymmetric
+
+__all__ = ["TrackedPair"]
+
+_RANK = 6
+_MEMORY = 256 << 20  # bytes of the directions kept
+_MOST = 12  # directions with products, before they are cut down to the Ritz vector
+_REMEMBERED = 0.7  # from one measurement to the next, of how far predictions came true
+_LOOK = 5  # measurements, of which one looks at a second direction too
+_OUTSIDE = 1e-5  # squared part of a unit vector outside of others that is more than rounding
+_CHUNK = 64 << 20  # bytes of further rows at a time
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedPair:
+    """What the last measurements have learnt of an operator's leading eigenvectors; the next one starts from it.
+
+    Attributes:
+        vectors: (n, r) leading directions, the eigenvector first; with a preconditioned operator, as directions of
+            the parameters, since the preconditioner changes too.
+        values: (r,) float64 their Ritz values, on the host: the first as measured, the others as last seen.
+        before: (n,) the eigenvector of the measurement before; None where there was none.
+        came_true: how far eigenvectors went on as they had moved, and out of how far, over the last measurements.
+        since: measurements since another direction than the first was looked at.
+
+    Example:
+        >>> import torch
+        >>> from losscope.landscape.tracked_pair import TrackedPair
+        >>> A = torch.diag(torch.cat((torch.tensor([9.0, 8.0, 7.0]), torch.linspace(0, 1, 500))))
+        >>> found, known = TrackedPair.cold(A, seed=0)
+        >>> again, known = known.warm(A)
+        >>> round(float(again.values[0]), 2), again.matvecs
+        (9.0, 1)
+    """
+
+    vectors: Tensor = field(repr=False)
+    values: np.ndarray
+    before: Tensor | None = field(default=None, repr=False)
+    came_true: tuple[float, float] = (0.0, 0.0)
+    since: int = 0
+
+    @classmethod
+    def of(cls, pairs: Eigenpairs) -> TrackedPair:
+        """From eigenpairs found otherwise, of an operator of the parameters; guards count as the last of the pairs."""
+        vectors = torch.cat((pairs.vectors, pairs.guards), dim=1)
+        values = pairs.values.numpy()
+        return cls(vectors, np.pad(values, (0, vectors.shape[1] - len(values)), mode="edge"))
+
+    @classmethod
+    def cold(
+        cls,
+        A: Any,
+        *,
+        tol: float = 1e-2,
+        max_matvecs: int | None = None,
+        confidence: float = 0.95,
+        seed: int | torch.Generator | None = None,
+    ) -> tuple[Eigenpairs, TrackedPair]:
+        """The largest eigenpair from a random start, as `top_eigenpairs` finds it, with its upper bound.
+
+        Args:
+            A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
+            tol: relative residual, as for `top_eigenpairs`.
+            max_matvecs: most products to spend; by default 1000.
+            confidence: probability with which the upper bound holds.
+            seed: int, generator, or None for fresh entropy; the global stream is never used.
+
+        Returns:
+            The pair, and what to start the next measurement from.
+
+        Raises:
+            SettingError: if an argument means nothing, or the operator is not symmetric.
+            NonFiniteError: if a product is NaN or infinite.
+        """
+        operator = as_operator(A)
+        search = Search(operator, 1, "LA", tol, None, None, 0, max_matvecs, None, confidence, seed)
+        found = search.run()
+        values, vectors = search.leading(_rank(operator.space))
+        return found, cls(_outwards(operator, vectors), values)
+
+    def warm(
+        self, A: Any, *, tol: float = 1e-2, max_matvecs: int = 100, start: Tensor | None = None
+    ) -> tuple[Eigenpairs, TrackedPair]:
+        """The largest eigenpair, from what is known; without random numbers, and so without an upper bound.
+
+        Args:
+            A: the operator, as for `cold`.
+            tol: stop when the residual is at most this times the scale ``max(|theta|, ||A|| / 1000)``, and no
+                eigenvalue that was seen before is left above.
+            max_matvecs: most products to spend.
+            start: (n,) what to multiply first, where something better is known than the last eigenvector.
+
+        Returns:
+            The pair, with ``bound="lower"``, and what to start the next measurement from.
+
+        Raises:
+            SettingError: if an argument means nothing, or the operator is not symmetric.
+            NonFiniteError: if a product is NaN or infinite.
+        """
+        operator = as_operator(A)
+        check_tolerance(operator.space, tol)
+        if self.vectors.shape[0] != operator.space.size or max_matvecs < 1:
+            raise SettingError(
+                f"this knows vectors of {self.vectors.shape[0]} entries and spends 1 product at least; got an operator "
+                f"of size {operator.space.size} and max_matvecs={max_matvecs!r}"
+            )
+        with operator.held():
+            operator.plan(min(max_matvecs, 4), 1)
+            span = _Span(operator, self)
+            span.add(span.expected if start is None else start.detach().to(self.vectors))
+            while span.matvecs < max_matvecs and (x := span.next_direction(tol)) is not None:
+                if len(span.T) >= _MOST:
+                    span.restart()
+                span.add(x)
+        return span.result(tol), span.learnt()
+
+    def renewed(
+        self, A: Any, *, tol: float = 1e-2, max_matvecs: int = 100, seed: int | torch.Generator | None = None
+    ) -> tuple[Eigenpairs, TrackedPair]:
+        """A cold start for a new upper bound; the pair from there, or from here where that leads further up.
+
+        To a loose tolerance a random start may converge to the second of two eigenvalues that are close. One product
+        with the last eigenvector tells.
+
+        Args:
+            A: the operator, as for `cold`, and so the others.
+            tol: relative residual.
+            max_matvecs: most products to spend on either.
+            seed: of the random start.
+
+        Returns:
+            The pair, with the upper bound of the random start, and what to start the next measurement from.
+
+        Raises:
+            SettingError: if an argument means nothing, or the operator is not symmetric.
+            NonFiniteError: if a product is NaN or infinite.
+        """
+        operator = as_operator(A)
+        fresh, known = self.cold(operator, tol=tol, max_matvecs=max_matvecs, seed=seed)
+        u = _inwards(operator, self.vectors[:, :1])
+        u = u / operator.space.norms(u)
+        if not float((u * (operator @ u)).sum(dtype=torch.float64)) > float(fresh.values[0]):
+            return fresh, replace(known, before=self.vectors[:, 0], came_true=self.came_true)
+        followed, known = self.warm(operator, tol=tol, max_matvecs=max_matvecs)
+        high = torch.maximum(fresh.high, followed.values)
+        return replace(followed, high=high, rest=fresh.rest, bound=fresh.bound), known
+
+
+class _Span:
+    """Orthonormal directions V with their products W, their Ritz pair, and what is to be thought of the operator now.
+
+    All are rows of one block, after the directions known before, and what is computed is computed with their inner
+    products: the rows are as long as there are parameters.
+
+    Args:
+        operator: A.
+        before: what the last measurements have learnt.
+
+    Attributes:
+        T: (m, m) float64, the operator's projection on V.
+        theta, length: the Ritz value, and the length of the Ritz vector's residual.
+        expected: (n,) where the eigenvector is expected: on from where it is known, as far as that came true before.
+    """
+
+    def __init__(self, operator: SymmetricOperator, before: TrackedPair) -> None:
+        self.operator, self.space, self._products = operator, operator.space, Observed(operator)
+        self._known, self._before = before.vectors.shape[1], before
+        rows = _inwards(operator, before.vectors).T
+        if before.before is not None:
+            rows = torch.cat((rows, _inwards(operator, before.before[:, None]).T))
+        self._begin(rows, before.values)
+        self._moved, self.expected, self._looked = np.zeros(len(rows)), rows[0], False
+        if before.before is not None:
+            self._moved[[0, -1]] = self._scale[0], -math.copysign(self._scale[-1], self._G[0, -1])
+            true, of = before.came_true
+            share = max(0.0, min(1.0, true / of)) if of > 0 else 0.0
+            self.expected = self._combined((np.arange(len(rows)) == 0) * self._scale + share * self._moved)
+
+    @property
+    def matvecs(self) -> int:
+        """Products made."""
+        return self._products.matvecs
+
+    def _begin(self, rows: Tensor, values: np.ndarray) -> None:
+        self._rows = rows
+        self._G = self._inner(rows, rows)
+        self._scale = 1 / np.sqrt(np.maximum(self._G.diagonal(), 1e-300))
+        self._values, self._v = values, np.zeros(0, dtype=int)  # V's places; W's come after them
+        self.T = np.zeros((0, 0))
+
+    def _inner(self, U: Tensor, V: Tensor) -> np.ndarray:
+        return self.space.inner(U.T, V.T).to("cpu", torch.float64).numpy()
+
+    def _combined(self, weights: np.ndarray) -> Tensor:
+        """(k, count) coordinates -> (k, n), or one of them."""
+        return torch.from_numpy(weights).to(self._rows) @ self._rows[: weights.shape[-1]]
+
+    def add(self, x: Tensor) -> None:
+        """Multiply one direction more, and see what follows."""
+        if len(self._v):  # once, since it was made to be orthogonal
+            V = self._rows[self._v[0] : len(self._G) : 2]
+            x = torch.addmv(x, V.T, self.space.inner(V.T, x[:, None])[:, 0], alpha=-1)
+        x = x / self.space.norms(x[:, None])
+        self._append(x, self._products.unchecked(x[:, None])[:, 0])
+
+    def _append(self, x: Tensor, w: Tensor) -> None:
+        count, n = len(self._G), len(x)
+        if count + 3 > len(self._rows):  # these two, and a residual
+            room = max(3, min(9, _CHUNK // (n * x.element_size())))
+            rows, self._rows = self._rows, self._rows.new_empty(count + room, n)
+            self._rows[:count] = rows[:count]
+        self._rows[count], self._rows[count + 1] = x, w
+        inner = self._inner(self._rows[: count + 2], self._rows[count : count + 2])
+        refuse_nonfinite(float(inner.sum()))
+        G = np.empty((count + 2, count + 2))
+        G[:count, :count], G[:, count:], G[count:, :count] = self._G, inner, inner[:count].T
+        self._G, self._v = G, np.append(self._v, count)
+        self.T = G[self._v[:, None], self._v + 1]
+        if len(self.T) == 2:
+            refuse_asymmetric(self.operator, self._rows[self._v].T, self._rows[self._v + 1].T)
+        self._solve()
+
+    def _solve(self) -> None:
+        """The Ritz pair with the largest value, and its residual, as the row after the others."""
+        values, Y = _eigh(self.T)
+        self.theta, y, count = float(values[-1]), Y[:, -1], len(self._G)
+        norm = float(abs(values).max())
+        self.rounding, self._size = self.space.rounding * norm, max(abs(self.theta), 1e-3 * norm)
+        self._ritz, residual = np.zeros(count), np.zeros(count)
+        self._ritz[self._v] = y
+        residual[self._v], residual[self._v + 1] = -self.theta * y, y
+        self._rows[count] = self._combined(residual)
+        inner = self._inner(self._rows[: count + 1], self._rows[count : count + 1])[:, 0]
+        self.length = math.sqrt(inner[-1])
+        refuse_nonfinite(self.length)
+        self._inner_all = self._G
+        if self.length > self.rounding:
+            self._rows[count] /= self.length
+            self._inner_all = np.empty((count + 1, count + 1))
+            self._inner_all[:count, :count] = self._G
+            self._inner_all[count, :count] = self._inner_all[:count, count] = inner[:-1] / self.length
+            self._inner_all[count, count] = 1.0
+        self._think()
+
+    def _think(self) -> None:
+        """What A is, if on the directions that were not multiplied it is what it was: ``thought``, its eigenvalues.
+
+        In the basis of V and of orthonormal directions C outside of it, which those known before and the products span.
+        """
+        G, v, r, m = self._inner_all, self._v, self._known, len(self._v)
+        beside = [*range(r), *range(len(self._G), len(G)), *(v + 1)]
+        scale = 1 / np.sqrt(np.maximum(G[beside, beside], 1e-300))
+        B = G[beside] * scale[:, None]
+        inside = B[:, v]
+        outside = B[:, beside] * scale - inside @ inside.T
+        lengths, E = _eigh(outside)
+        some = lengths > _OUTSIDE
+        C = (E[:, some] / np.sqrt(lengths[some])).T
+        seen = C @ outside[:, :r]
+        M = np.zeros((m + len(C), m + len(C)))
+        M[:m, :m] = self.T
+        M[m:, :m] = C @ (B[:, v + 1] - inside @ self.T)
+        M[m:, m:] = (seen * self._values) @ seen.T
+        e, Y = _eigh(M)
+        self.thought, self._thoughts = e[::-1], Y[:, ::-1].T
+        self._basis = np.zeros((len(M), len(G)))
+        self._basis[np.arange(m), v] = 1.0
+        self._basis[m:, beside] = C * scale
+        self._basis[m:, v] -= C @ inside
+
+    def next_direction(self, tol: float) -> Tensor | None:
+        """What to multiply next, (n,): of what is thought, the part of an eigenvector outside of V; None if none.
+
+        The first one's while the residual is too large, or something larger is thought of than was found; then, now
+        and then, the next one's, which may have overtaken it without a sign.
+        """
+        if self.length <= self.rounding or len(self._v) >= self.space.size:
+            return None
+        at = 0
+        if self._converged(tol) and self.thought[0] <= self.theta + tol * self._size:
+            unseen = np.square(self._thoughts[:, len(self._v) :]).sum(axis=1) > 0.5
+            if self._looked or self._before.since + 1 < _LOOK or not unseen.any():
+                return None
+            self._looked, at = True, int(unseen.argmax())
+        m = len(self._v)
+        return self._combined(self._thoughts[at, m:] @ self._basis[m:])
+
+    def restart(self) -> None:
+        """Keep the Ritz vector of V, and what is thought of other directions."""
+        x, values = self._combined(self._ritz), self.thought[: self._known].copy()
+        w = self.length * self._rows[len(self._G)] + self.theta * x
+        rows = self._combined(self._thoughts[: self._known] @ self._basis)
+        self._begin(rows, values)
+        self._known, self._moved = len(rows), np.zeros(len(rows))
+        self._append(x, w)
+
+    def _converged(self, tol: float) -> bool:
+        return self.length + self.rounding <= tol * self._size
+
+    def result(self, tol: float) -> Eigenpairs:
+        """What is known of the pair."""
+        theta, residual = self.theta, self.length + self.rounding
+        gap = theta - float(self.thought[1]) if len(self.thought) > 1 else 0.0
+        error = residual**2 / gap if gap > residual else residual
+        numbers = torch.tensor([theta, residual, theta - self.rounding, math.inf, error], dtype=torch.float64)
+        value, residuals, low, high, errors = numbers[:, None]
+        vector = self._combined(self._ritz)[:, None]
+        return Eigenpairs(
+            value, vector / self.space.norms(vector), residuals, low, high, "lower", 0.95, self._converged(tol),
+            self.matvecs, "LA", tol, self.operator.kernel, self.operator.note, errors, vector[:, :0],
+        )  # fmt: skip
+
+    def learnt(self) -> TrackedPair:
+        """What to start the next measurement from."""
+        coordinates = self._thoughts[: _rank(self.space)] @ self._basis
+        products, moved = self._inner_all[: len(self._moved)], self._moved
+        now = products @ coordinates[0]  # of the rows with the new vector
+        last = products[:, 0] * self._scale[0]
+        true = float(moved @ (math.copysign(1.0, now[0]) * now - last[: len(moved)]))
+        of = float(moved @ products[:, : len(moved)] @ moved)
+        came_true = (_REMEMBERED * self._before.came_true[0] + true, _REMEMBERED * self._before.came_true[1] + of)
+        return TrackedPair(
+            _outwards(self.operator, self._combined(coordinates).T), self.thought[: len(coordinates)].copy(),
+            self._before.vectors[:, 0], came_true, 0 if self._looked else self._before.since + 1,
+        )  # fmt: skip
+
+
+def _eigh(M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the lower triangle, ascending; not NumPy's, see `lanczos.LanczosBasis.eigh`."""
+    values, vectors, failed = dsyev(M, lower=1)
+    if failed:
+        raise NonFiniteError("the operator's projection has no eigenvalues: its products are too large")
+    return values, vectors
+
+
+def _rank(space: VectorSpace) -> int:
+    """How many directions the memory holds."""
+    return max(1, min(_RANK, space.size, _MEMORY // (space.size * torch.finfo(space.dtype).bits // 8)))
+
+
+def _inwards(operator: SymmetricOperator, V: Tensor) -> Tensor:
+    """Directions of the parameters in the operator's coordinates."""
+    return operator.from_parameters(V) if isinstance(operator, Preconditioned) else V
+
+
+def _outwards(operator: SymmetricOperator, V: Tensor) -> Tensor:
+    return operator.to_parameters(V) if isinstance(operator, Preconditioned) else V
