@@ -110,9 +110,9 @@ class LiveServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
             return
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread could be had
+        except Exception:  # no thread could be had
             self._free.release()
-            raise
+            raise  # A Ctrl-C meanwhile ends the server; the thread may have begun, and makes room itself.
 
     @contextlib.contextmanager
     def asking(self, connection: socket.socket) -> Iterator[None]:

@@ -211,3 +211,23 @@ def test_ports() -> None:
     with listen(None, answer) as first, listen(None, answer) as second:
         assert first.port != second.port
         assert first.port in PORTS or first.port > 1024
+
+
+def test_ctrl_c_while_a_thread_begins_ends_the_server(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The thread may have begun, and has made room itself by then."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        thread.join()
+        raise KeyboardInterrupt
+
+    with listen(0, answer) as server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % server.port)
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    assert capfd.readouterr().err == ""
