@@ -64,7 +64,9 @@ def kernel_regression(
     K = per_sample_kernel(kernel)
     Y = target_matrix(targets, len(K))
     if isinstance(train, bool) or not isinstance(train, int) or not 0 < train < len(K):
-        raise SettingError(f"train must be between 1 and {len(K) - 1} of the {len(K)} samples, got {train!r}")
+        raise SettingError(
+            f"train is how many samples to fit, the first ones, from 1 to {len(K) - 1} of {len(K)}; got {train!r}"
+        )
     if not ridge > 0:
         raise SettingError(f"ridge must be positive, got {ridge!r}")
     fitted = K[:train, :train]

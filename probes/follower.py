@@ -73,6 +73,7 @@ class Follower:
         self.player, self.objective, self.probes = player, objective, list(probes)
         self.step = first_step
         self._emit, self._tell, self._budget, self._seed = emit, tell, budget, seed
+        self._judges = any(probe.name == "stability" for probe in self.probes)
         self.agenda = Agenda(player.name, self.probes, schedule, budget)
         self._memory, self._expense, self._late = Memory(), Expense(), dict[str, int]()
         self._chosen: list[Probe] = []
@@ -357,7 +358,7 @@ class Follower:
         self._modes_compared = True
         matters = mode_matters(objective, at)
         self._tell(self.player.name, {"mode_matters": matters})
-        if matters and self._ranks.speaks:
+        if matters and self._judges and self._ranks.speaks:
             say(
                 f"losscope: {self.player.name!r} is measured in mode={objective.mode!r}, in which the model computes "
                 'something else than in training; stability verdicts need mode="train"'
@@ -418,7 +419,7 @@ class Follower:
                 self._one(probe, snapshot)
 
     def _watch_oscillation(self, snapshot: Snapshot, at: Mapping[nn.Parameter, Tensor] | None) -> None:
-        if not any(p.name == "stability" for p in self.probes) or (direction := snapshot.direction()) is None:
+        if not self._judges or (direction := snapshot.direction()) is None:
             return
         with torch.no_grad():
             parameters = snapshot.objective.parameters.values()

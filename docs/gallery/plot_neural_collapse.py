@@ -3,8 +3,7 @@ Neural collapse
 ===============
 
 With BatchNorm and weight decay the features of a classifier tend to a simplex: variation within classes vanishes,
-class means spread out at equal angles, the classifier aligns with them. Features are those in eval mode; the warning
-says that stability would be another matter.
+class means spread out at equal angles, the classifier aligns with them. Features are those in eval mode.
 """
 
 import torch

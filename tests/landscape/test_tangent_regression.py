@@ -38,7 +38,8 @@ def test_accuracy_beside_the_network() -> None:
 def test_bad_input() -> None:
     K, y = torch.eye(4), torch.tensor([0, 1, 0, 1])
     for options, words in (
-        ({"train": 0}, "train must be between 1 and 3"), ({"train": 4}, "train"), ({"train": 2, "ridge": 0}, "ridge"),
+        ({"train": 0}, "train is how many samples to fit, .* from 1 to 3 of 4; got 0"), ({"train": 4}, "train"),
+        ({"train": 2, "ridge": 0}, "ridge"),
         ({"train": 2, "outputs": torch.zeros(3, 2)}, r"outputs must be \(2, 2\)"),
     ):  # fmt: skip
         with pytest.raises(SettingError, match=words):

@@ -1,13 +1,14 @@
 """What a run shows of the criteria's assumptions, on real trainings first and on drawn records."""
 
 import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from losscope.probes import Record, Run, watch
+from losscope.probes import Record, Run, Sharpness, Stability, watch
 from losscope.probes.criterion import Assumption
 from losscope.probes.preconditions import preconditions
 from losscope.viz.demo import half_squared_error
@@ -222,3 +223,19 @@ def test_squares_from_s_mu_where_they_are_not_recorded() -> None:
 def test_texts_are_short_and_distinct() -> None:
     found = assumed(observed_run(size=8, steps=100))
     assert all(len(a.text) < 160 for a in found.values()) and len(found) >= 5
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_another_mode_than_training_is_warned_of_where_stability_is_judged(judged: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    x, y = torch.randn(8, 3), torch.randn(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    probes = [Stability(level="sharpness")] if judged else [Sharpness()]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with watch(model, optimizer, data=(x, y), criterion=nn.MSELoss(), probes=probes) as watched:
+            optimizer.zero_grad()
+            nn.MSELoss()(model(x), y).backward()
+            optimizer.step()
+    assert len(said) == judged and all("is measured in mode='eval'" in str(each.message) for each in said)
+    assert watched.run.meta["players"]["model"]["mode_matters"] is True
