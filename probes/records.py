@@ -102,13 +102,14 @@ class Record:
                 f"the run was written with record schema {content['v']}, this losscope reads up to {SCHEMA_VERSION}; "
                 "update losscope"
             )
-        known = {f.name for f in dataclasses.fields(cls)}
         try:
             for entry in content.pop("nonfinite", []):
                 path, _, number = entry.rpartition("=")
                 place, key = (content["values"], path[7:]) if path.startswith("values.") else (content, path)
                 place[key] = float(number)
-            record = cls(**{k: v for k, v in content.items() if k in known})
+            if not content.keys() <= _NAMES:  # a later schema's, that this one can do without
+                content = {name: content[name] for name in content.keys() & _NAMES}
+            record = cls(**content)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a record: {error}") from error
         if wrong := [name for name, fits in _FITS.items() if not fits(getattr(record, name))]:
@@ -116,6 +117,7 @@ class Record:
         return record
 
 
+_NAMES = frozenset(each.name for each in dataclasses.fields(Record))
 _ORDER = (
     "v", "step", "time", "player", "probe", "status", "reason", "lr", "value", "low", "high", "unit", "kernel",
     "matvecs", "seconds", "values", "arrays",
