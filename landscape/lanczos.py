@@ -54,6 +54,7 @@ class LanczosBasis:
         self.restarts = 0
         self.norm = 0.0
         self._eps = float(torch.finfo(self.space.dtype).eps)
+        self._symmetric = operator.known_symmetric
         self._scale = 0.0
         self._T = np.zeros((64, 64))
         self._chunks: list[Tensor] = []
@@ -171,31 +172,33 @@ class LanczosBasis:
         if rows.data_ptr() == self._newest.data_ptr():  # an identity may return its input
             rows = rows.clone()
         if self.block == len(self._filled) == len(self._near) == 1:
-            self._extend_by_one(rows)
+            self._extend_by_one(rows.view(-1))
         else:
             self._extend_by_block(rows.T)
 
     def _extend_by_one(self, w: Tensor) -> None:
-        """The step for single vectors, (1, n), on one chunk: few operations, since small nets notice each."""
-        near, basis = self._near[0], self._filled[0]
-        first = self.space.inner(near.T, w.T)
-        w.addmm_(first.T, near, alpha=-1)
-        second = self.space.inner(basis.T, w.T)
-        w.addmm_(second.T, basis, alpha=-1)
-        length = self.space.norms(w.T)
-        found = torch.cat((first, second, length[None])).flatten().tolist()  # the one synchronisation of a step
+        """The step for single vectors, (n,), on one chunk: few operations, since small nets notice each."""
+        near, basis, space = self._near[0], self._filled[0], self.space
+        first = space.coordinates(near, w)
+        w.addmv_(near.T, first, alpha=-1)
+        second = space.coordinates(basis, w)
+        w.addmv_(basis.T, second, alpha=-1)
+        found = torch.cat((first, second, space.length(w))).tolist()  # the one synchronisation of a step
         size, cut, norm, at = math.hypot(*found), near.shape[0], found[-1], self.size
         refuse_nonfinite(size)
         self._scale = max(self._scale, size)
-        if cut == 2:  # what A brings back to the neighbour is what it had from there
+        if cut == 2 and not self._symmetric:  # what A brings back to the neighbour is what it had from there
             refuse_asymmetry(self.operator, found[0], float(self._T[at, at - 1]), self._scale)
         self._T[at, at] = found[cut - 1] + found[-2]
         if math.hypot(*found[cut:-1]) > norm:
-            again = self._cleaned(w.T, self._filled)
+            again = self._cleaned(w[:, None], self._filled)
             self._T[at, at] += float(again[-1])
-            norm = float(self.space.norms(w.T))
+            norm = float(space.length(w))
         self.size = self.total
-        self._append_next(w.T, np.array([norm]))
+        if norm > self._tiny and self.size < space.size:
+            self._append_one(w[None], norm)
+        else:
+            self._append_next(w[:, None], np.array([norm]))
 
     def _extend_by_block(self, W: Tensor) -> None:
         width = self.total - self.size
@@ -236,11 +239,9 @@ class LanczosBasis:
     def _append_next(self, W: Tensor, norms: np.ndarray) -> None:
         width = W.shape[1]
         room = min(width, self.space.size - self.size)
-        tiny = 10 * self._eps * self._scale
+        tiny = self._tiny
         if width == room == 1 and norms[0] > tiny:
-            self.broke_down, self.R = False, norms[None, :]
-            torch.div(W.T, norms[0], out=self._next_rows(1))
-            self._T[self.size, self.size - 1] = self._T[self.size - 1, self.size] = norms[0]
+            self._append_one(W.T, float(norms[0]))
             return
         Q, R = self._again_orthonormal(*self._orthonormal(W, norms))
         self.broke_down = room < width or min(map(abs, R.diagonal())) <= tiny
@@ -250,6 +251,18 @@ class LanczosBasis:
         last, after = slice(self.size - width, self.size), slice(self.size, self.total)
         self._T[after, last], self._T[last, after] = R, R.T
         self.R = R
+
+    def _append_one(self, row: Tensor, norm: float) -> None:
+        """The next vector from a row (1, n) of this length."""
+        at = self.size
+        torch.div(row, norm, out=self._next_rows(1))
+        self._T[at, at - 1] = self._T[at - 1, at] = norm
+        self.broke_down, self.R = False, np.array([[norm]])
+
+    @property
+    def _tiny(self) -> float:
+        """A length that is nothing but rounding."""
+        return 10 * self._eps * self._scale
 
     def _orthonormal(self, W: Tensor, norms: np.ndarray | None = None) -> tuple[Tensor, np.ndarray]:
         """W (n, b) = Q R: orthonormal columns Q, and R (b, b) in float64 on the host."""

@@ -26,6 +26,9 @@ from .variables import Variables
 
 __all__ = ["Objective"]
 
+_HELD = contextlib.nullcontext()
+"""Within an isolation another one has nothing to do."""
+
 
 class Objective:
     r"""The loss as a function of the chosen parameters, on data that is fixed once.
@@ -286,16 +289,16 @@ class Objective:
 
     # ------------------------------------------------------------------ evaluation
 
-    @contextlib.contextmanager
-    def isolated(self, at: Mapping[nn.Parameter, Tensor] | None = None) -> Iterator[None]:
+    def isolated(self, at: Mapping[nn.Parameter, Tensor] | None = None) -> contextlib.AbstractContextManager[None]:
         """Hold the isolation over several evaluations (re-entrant; see `isolation.isolated`).
 
         Args:
             at: parameter values to evaluate at instead of the live ones.
         """
-        if self._depth:
-            yield
-            return
+        return _HELD if self._depth else self._isolated(at)
+
+    @contextlib.contextmanager
+    def _isolated(self, at: Mapping[nn.Parameter, Tensor] | None) -> Iterator[None]:
         tf32 = self.precision == "tf32"
         with isolated(
             self.model, also=self.also, mode=self.mode, at=at, generators=self._generators, tf32=tf32,

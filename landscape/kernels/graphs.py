@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 import torch
@@ -36,19 +36,20 @@ class BatchGraphs(Generic[Graph]):
     built again when a parameter has been changed, chosen or not. A write through ``.data`` leaves no mark
     on a tensor, so the chosen parameters are compared by value, once per isolation.
 
+    Subclasses implement `_build`. What they use must not refer to whoever holds the graphs: memory that is in a
+    cycle comes back only when Python looks for cycles, and until then each run takes fresh memory for its graphs.
+
     Args:
         objective: whose batches.
-        build: ``build(index, share)``, the graph of one batch; ``share`` is its factor in the objective.
         memory: bytes that kept graphs may take; None for `default_memory`.
 
     Raises:
         SettingError: on the first pass, if ``memory`` is given and less than the graph of one batch takes.
     """
 
-    def __init__(self, objective: Objective, build: Callable[[int, float], Graph], memory: int | None = None) -> None:
+    def __init__(self, objective: Objective, memory: int | None = None) -> None:
         self.objective = objective
         self.memory = memory
-        self._build = build
         self._kept: dict[int, Graph] = {}
         self._count = 0  # batches of the last pass
         self._keeps: bool | None = None
@@ -56,6 +57,10 @@ class BatchGraphs(Generic[Graph]):
         self._marks: list[tuple[int, int]] = []
         self._values: list[Tensor] = []
         self._isolation = 0
+
+    def _build(self, index: int, share: float) -> Graph:
+        """The graph of one batch, whose factor in the objective is ``share``."""
+        raise NotImplementedError
 
     def __iter__(self) -> Iterator[Graph]:
         """The batches' graphs in order."""

@@ -198,7 +198,7 @@ class OutputGraphs(BatchGraphs[tuple[OutputGraph, M]], Generic[M]):
     def __init__(
         self, objective: Objective, forms: Sequence[Callable[[Evaluated], M | None]], memory: int | None = None
     ) -> None:
-        super().__init__(objective, self._build_one, memory)
+        super().__init__(objective, memory)
         self._forms = list(forms)
         self._checked = False
         self._beside = 0
@@ -207,7 +207,7 @@ class OutputGraphs(BatchGraphs[tuple[OutputGraph, M]], Generic[M]):
         """What one batch holds on to, the metric included."""
         return super().bytes_of_one() + self._beside
 
-    def _build_one(self, index: int, share: float) -> tuple[OutputGraph, M]:
+    def _build(self, index: int, share: float) -> tuple[OutputGraph, M]:
         while True:
             with self.objective.evaluation(index) as batch:
                 seen = Evaluated(self.objective, index, share, batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward as run_backward
 
 from ..objective import Objective
-from ..space import contiguous_rows
+from ..space import PIECE, ParameterSpace, contiguous_rows
 from .graphs import BatchGraphs
 from .once import refuse_once_differentiable, second_order_errors
 
@@ -45,6 +45,48 @@ class Gradient(NamedTuple):
     heads: tuple[Tensor, ...]
 
 
+class _GradientGraphs(BatchGraphs[Gradient]):
+    """The graphs of all batches' gradients."""
+
+    def __init__(self, objective: Objective, memory: int | None = None) -> None:
+        super().__init__(objective, memory)
+        self._checked = False
+
+    def _build(self, index: int, share: float) -> Gradient:
+        loss = self.objective.batch_loss(index)
+        if not self._checked:
+            refuse_once_differentiable(loss, self.objective)
+            self._checked = True
+        loss = loss if share == 1.0 else share * loss
+        tensors = self.objective.gradients(loss, create_graph=True)
+        live = [i for i, g in enumerate(tensors) if g.requires_grad]
+        return Gradient(loss, tensors, live, tuple(tensors[i] for i in live))
+
+
+class _Pieces:
+    """Cuts vectors into one tensor per parameter: short ones in a place that is cut once, which is twice as fast.
+
+    Args:
+        space: the parameters'.
+    """
+
+    def __init__(self, space: ParameterSpace) -> None:
+        self.space = space
+        # A single tensor's product may be what went in, which must not be overwritten by the next.
+        self._once = space.uniform and space.size <= PIECE and len(space.shapes) > 1
+        self._place: tuple[Tensor, tuple[Tensor, ...]] | None = None
+
+    def of(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """The pieces of a vector (n,), until the next one is cut."""
+        if not self._once:
+            return tuple(self.space.unflatten(vector))
+        if self._place is None:
+            place = torch.empty_like(vector)
+            self._place = place, tuple(self.space.unflatten(place))
+        self._place[0].copy_(vector)
+        return self._place[1]
+
+
 class Retained:
     """The map ``V -> H V``, (n, k) -> (n, k), of an objective at the parameters' present values.
 
@@ -58,9 +100,9 @@ class Retained:
 
     def __init__(self, objective: Objective, memory: int | None = None) -> None:
         self.objective = objective
-        self.graphs = BatchGraphs(objective, self._build, memory)
+        self.graphs = _GradientGraphs(objective, memory)
         self._parameters = tuple(objective.parameters.values())
-        self._checked = False
+        self._pieces = _Pieces(objective.space)
 
     def __call__(self, V: Tensor) -> Tensor:
         """H V for a block of vectors V (n, k).
@@ -94,16 +136,6 @@ class Retained:
             gradient = next(iter(self.graphs))
         return gradient.loss.detach(), self.objective.space.flatten([g.detach() for g in gradient.tensors])
 
-    def _build(self, index: int, share: float) -> Gradient:
-        loss = self.objective.batch_loss(index)
-        if not self._checked:
-            refuse_once_differentiable(loss, self.objective)
-            self._checked = True
-        loss = loss if share == 1.0 else share * loss
-        tensors = self.objective.gradients(loss, create_graph=True)
-        live = [i for i, g in enumerate(tensors) if g.requires_grad]
-        return Gradient(loss, tensors, live, tuple(tensors[i] for i in live))
-
     def _times(self, gradient: Gradient, rows: Tensor) -> Tensor:
         """This batch's H v for every row of (k, n), as rows."""
         if rows.shape[0] == 1:
@@ -111,11 +143,11 @@ class Retained:
         return torch.stack([self._pulled_back(gradient, row) for row in rows])
 
     def _pulled_back(self, gradient: Gradient, row: Tensor) -> Tensor:
-        pieces = self.objective.space.unflatten(row)
+        pieces = self._pieces.of(row)
         if len(gradient.live) < len(pieces):
-            pieces = [pieces[i] for i in gradient.live]
+            pieces = tuple(pieces[i] for i in gradient.live)
         # torch.autograd.grad(heads, parameters, pieces, retain_graph=True, allow_unused=True)
-        found = run_backward(gradient.heads, tuple(pieces), True, False, self._parameters, True, accumulate_grad=False)
+        found = run_backward(gradient.heads, pieces, True, False, self._parameters, True, accumulate_grad=False)
         return self.objective.space.flatten(
             [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, found, strict=True)]
         )

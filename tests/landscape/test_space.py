@@ -113,3 +113,6 @@ def test_lengths_and_inner_products_of_long_vectors(n: int, dtype: torch.dtype) 
     torch.testing.assert_close(space.norms(V).double(), V.double().norm(dim=0), rtol=close, atol=0)
     for A, B in ((U, V), (V, U), (U, V[:, :1])):
         torch.testing.assert_close(space.inner(A, B).double(), A.double().T @ B.double(), rtol=close, atol=0)
+    for v in V.T:
+        torch.testing.assert_close(space.length(v).double(), v.double().norm()[None], rtol=close, atol=0)
+        torch.testing.assert_close(space.coordinates(U.T, v).double(), U.double().T @ v.double(), rtol=close, atol=0)

@@ -1,5 +1,7 @@
 """Graphs of batches: kept where they fit, thrown away where they are of another point."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from landscape_cases import labelled, mlp
-from losscope.landscape import Hessian, Objective, SettingError, top_eigenpairs
+from losscope.landscape import GaussNewton, Hessian, Objective, SettingError, top_eigenpairs
+from losscope.landscape.kernels.batched import Batched
 from losscope.landscape.kernels.retained import Retained
 
 CE = nn.CrossEntropyLoss()
@@ -148,6 +151,62 @@ def test_values_put_in_place_for_one_isolation_do_not_stay() -> None:
 
 
 # --------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("make", [Retained, Batched, GaussNewton])
+def test_graphs_go_with_what_holds_them(make: Callable[[Objective], Any]) -> None:
+    """At once, and not when Python looks for cycles: else every run takes fresh memory for its own."""
+    given = objective((8, 3))
+    gc.disable()
+    try:
+        holder = make(given)
+        product = holder.product if isinstance(holder, GaussNewton) else holder
+        product(torch.ones(given.space.size, 1))
+        gone = weakref.ref(holder._engine.graphs if isinstance(holder, GaussNewton) else holder.graphs)
+        del holder, product
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+# --------------------------------------------------------------------------- what products are made of
+
+
+class Half(torch.autograd.Function):
+    """Half the squared length, whose second derivative hands on the very tensor that it gets."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor) -> Tensor:
+        ctx.save_for_backward(p)
+        return p.square().sum() / 2
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Tensor:
+        (p,) = ctx.saved_tensors
+        return p.view_as(p)
+
+
+class Quadratic(nn.Module):
+    """A model whose output has the identity for its Hessian."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList(torch.randn(3, 2) for _ in range(count))
+
+    def forward(self, _: Tensor) -> Tensor:
+        return sum((Half.apply(p) for p in self.parts), start=torch.zeros(()))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_product_is_no_part_of_the_next_one(count: int) -> None:
+    """Nor of the vector, which is cut into pieces in a place of the kernel's own."""
+    given = Objective(Quadratic(count), (torch.ones(1), torch.ones(1)), criterion=lambda out, _: out)
+    times = Retained(given)
+    vectors = torch.randn(4, given.space.size, 1)
+    with given.isolated():
+        products = [times(v) for v in vectors]
+    for v, product in zip(vectors, products, strict=True):
+        torch.testing.assert_close(product, v)
 
 
 def test_too_little_memory_for_one_vector_is_refused_with_numbers() -> None:
