@@ -184,8 +184,8 @@ class TrackedPair:
 class _Span:
     """Orthonormal directions V with their products W, their Ritz pair, and what is to be thought of the operator now.
 
-    All are rows of one block, after the directions known before, and what is computed is computed with their inner
-    products: the rows are as long as there are parameters.
+    All are rows of one block, after the directions known before: v, w, v, w, ..., then the Ritz vector's residual. What
+    is computed is computed with their inner products: the rows are as long as there are parameters.
 
     Args:
         operator: A.
@@ -199,82 +199,92 @@ class _Span:
 
     def __init__(self, operator: SymmetricOperator, before: TrackedPair) -> None:
         self.operator, self.space, self._products = operator, operator.space, Observed(operator)
-        self._known, self._before = before.vectors.shape[1], before
-        rows = _inwards(operator, before.vectors).T
+        self._known, self._before, self._looked = before.vectors.shape[1], before, False
+        blocks = [_inwards(operator, before.vectors).T]
         if before.before is not None:
-            rows = torch.cat((rows, _inwards(operator, before.before[:, None]).T))
-        self._begin(rows, before.values)
-        self._moved, self.expected, self._looked = np.zeros(len(rows)), rows[0], False
+            blocks.append(_inwards(operator, before.before[:, None]).T)
+        self._begin(blocks, before.values)
+        self._moved, self.expected = np.zeros(self._first), self._rows[0]
         if before.before is not None:
-            self._moved[[0, -1]] = self._scale[0], -math.copysign(self._scale[-1], self._G[0, -1])
+            self._moved[[0, -1]] = self._scale[0], -math.copysign(self._scale[-1], self._gram[0, self._first - 1])
             true, of = before.came_true
             share = max(0.0, min(1.0, true / of)) if of > 0 else 0.0
-            self.expected = self._combined((np.arange(len(rows)) == 0) * self._scale + share * self._moved)
+            here = share * self._moved
+            here[0] += self._scale[0]
+            self.expected = self._combined(here)
 
     @property
     def matvecs(self) -> int:
         """Products made."""
         return self._products.matvecs
 
-    def _begin(self, rows: Tensor, values: np.ndarray) -> None:
-        self._rows = rows
-        self._G = self._inner(rows, rows)
-        self._scale = 1 / np.sqrt(np.maximum(self._G.diagonal(), 1e-300))
-        self._values, self._v = values, np.zeros(0, dtype=int)  # V's places; W's come after them
-        self.T = np.zeros((0, 0))
+    def _begin(self, blocks: list[Tensor], values: np.ndarray) -> None:
+        """Known rows alone, of which the first ``_known`` have Ritz values."""
+        first = self._first = self._count = sum(map(len, blocks))
+        self._rows = blocks[0].new_empty(first + self._room(blocks[0]), blocks[0].shape[1])
+        torch.cat(blocks, out=self._rows[:first])
+        self._gram = np.empty((first + 2 * _MOST + 3,) * 2)  # of the rows there are, and of the residual after them
+        self._gram[:first, :first] = self._inner(self._rows[:first], self._rows[:first])
+        self._scale = 1 / np.sqrt(np.maximum(self._gram.diagonal()[:first], 1e-300))
+        self._values, self.T = values, np.zeros((0, 0))
+
+    def _room(self, block: Tensor) -> int:
+        """How many further rows to take at a time: products with their directions, and a residual."""
+        return max(3, min(9, _CHUNK // (block.shape[1] * block.element_size())))
 
     def _inner(self, U: Tensor, V: Tensor) -> np.ndarray:
         return self.space.inner(U.T, V.T).to("cpu", torch.float64).numpy()
 
-    def _combined(self, weights: np.ndarray) -> Tensor:
+    def _combined(self, weights: np.ndarray, rows: Tensor | None = None) -> Tensor:
         """(k, count) coordinates -> (k, n), or one of them."""
-        return torch.from_numpy(weights).to(self._rows) @ self._rows[: weights.shape[-1]]
+        rows = self._rows[: weights.shape[-1]] if rows is None else rows
+        return torch.from_numpy(weights).to(rows) @ rows
 
     def add(self, x: Tensor) -> None:
         """Multiply one direction more, and see what follows."""
-        if len(self._v):  # once, since it was made to be orthogonal
-            V = self._rows[self._v[0] : len(self._G) : 2]
+        if len(self.T):  # once, since it was made to be orthogonal
+            V = self._rows[self._first : self._count : 2]
             x = torch.addmv(x, V.T, self.space.inner(V.T, x[:, None])[:, 0], alpha=-1)
         x = x / self.space.norms(x[:, None])
         self._append(x, self._products.unchecked(x[:, None])[:, 0])
 
     def _append(self, x: Tensor, w: Tensor) -> None:
-        count, n = len(self._G), len(x)
+        first, count = self._first, self._count
         if count + 3 > len(self._rows):  # these two, and a residual
-            room = max(3, min(9, _CHUNK // (n * x.element_size())))
-            rows, self._rows = self._rows, self._rows.new_empty(count + room, n)
+            rows, self._rows = self._rows, self._rows.new_empty(count + self._room(self._rows), len(x))
             self._rows[:count] = rows[:count]
-        self._rows[count], self._rows[count + 1] = x, w
-        inner = self._inner(self._rows[: count + 2], self._rows[count : count + 2])
+        torch.stack((x, w), out=self._rows[count : count + 2])
+        inner, G = self._inner(self._rows[: count + 2], self._rows[count : count + 2]), self._gram
         refuse_nonfinite(float(inner.sum()))
-        G = np.empty((count + 2, count + 2))
-        G[:count, :count], G[:, count:], G[count:, :count] = self._G, inner, inner[:count].T
-        self._G, self._v = G, np.append(self._v, count)
-        self.T = G[self._v[:, None], self._v + 1]
+        G[: count + 2, count : count + 2], G[count : count + 2, :count] = inner, inner[:count].T
+        self._count = count = count + 2
+        self.T = G[first:count:2, first + 1 : count : 2]
         if len(self.T) == 2:
-            refuse_asymmetric(self.operator, self._rows[self._v].T, self._rows[self._v + 1].T)
+            rows = self._rows[first:count]
+            refuse_asymmetric(self.operator, rows[::2].T, rows[1::2].T)
         self._solve()
 
     def _solve(self) -> None:
         """The Ritz pair with the largest value, and its residual, as the row after the others."""
+        first, count, G = self._first, self._count, self._gram
         values, Y = _eigh(self.T)
-        self.theta, y, count = float(values[-1]), Y[:, -1], len(self._G)
-        norm = float(abs(values).max())
+        self.theta, self._y = float(values[-1]), Y[:, -1]
+        norm = max(abs(self.theta), abs(float(values[0])))
         self.rounding, self._size = self.space.rounding * norm, max(abs(self.theta), 1e-3 * norm)
-        self._ritz, residual = np.zeros(count), np.zeros(count)
-        self._ritz[self._v] = y
-        residual[self._v], residual[self._v + 1] = -self.theta * y, y
-        self._rows[count] = self._combined(residual)
-        inner = self._inner(self._rows[: count + 1], self._rows[count : count + 1])[:, 0]
+        weights = np.empty((len(values), 2))  # of v, w, v, w, ...
+        weights[:, 0], weights[:, 1] = -self.theta * self._y, self._y
+        residual = self._rows[count : count + 1]
+        residual[0] = self._combined(weights.reshape(-1), self._rows[first:count])
+        inner = self._inner(self._rows[: count + 1], residual)[:, 0]
         self.length = math.sqrt(inner[-1])
         refuse_nonfinite(self.length)
-        self._inner_all = self._G
+        self._total = count
         if self.length > self.rounding:
-            self._rows[count] /= self.length
-            self._inner_all = np.empty((count + 1, count + 1))
-            self._inner_all[:count, :count] = self._G
-            self._inner_all[count, :count] = self._inner_all[:count, count] = inner[:-1] / self.length
-            self._inner_all[count, count] = 1.0
+            residual /= self.length
+            inner /= self.length
+            G[count, :count] = G[:count, count] = inner[:-1]
+            G[count, count] = 1.0
+            self._total = count + 1
         self._think()
 
     def _think(self) -> None:
@@ -282,26 +292,32 @@ class _Span:
 
         In the basis of V and of orthonormal directions C outside of it, which those known before and the products span.
         """
-        G, v, r, m = self._inner_all, self._v, self._known, len(self._v)
-        beside = [*range(r), *range(len(self._G), len(G)), *(v + 1)]
-        scale = 1 / np.sqrt(np.maximum(G[beside, beside], 1e-300))
-        B = G[beside] * scale[:, None]
-        inside = B[:, v]
-        outside = B[:, beside] * scale - inside @ inside.T
+        first, count, r, m = self._first, self._count, self._known, len(self.T)
+        G = self._gram[: self._total, : self._total]
+        self._beside = np.array([*range(r), *range(count, self._total), *range(first + 1, count, 2)])
+        B = G[self._beside]
+        self._scale_beside = 1 / np.sqrt(np.maximum(G.diagonal()[self._beside], 1e-300))
+        B *= self._scale_beside[:, None]
+        inside = self._inside = B[:, first:count:2]
+        outside = B[:, self._beside] * self._scale_beside - inside @ inside.T
         lengths, E = _eigh(outside)
-        some = lengths > _OUTSIDE
-        C = (E[:, some] / np.sqrt(lengths[some])).T
+        some = int(lengths.searchsorted(_OUTSIDE, side="right"))
+        C = self._C = (E[:, some:] / np.sqrt(lengths[some:])).T
         seen = C @ outside[:, :r]
         M = np.zeros((m + len(C), m + len(C)))
         M[:m, :m] = self.T
-        M[m:, :m] = C @ (B[:, v + 1] - inside @ self.T)
+        M[m:, :m] = C @ (B[:, first + 1 : count : 2] - inside @ self.T)
         M[m:, m:] = (seen * self._values) @ seen.T
         e, Y = _eigh(M)
         self.thought, self._thoughts = e[::-1], Y[:, ::-1].T
-        self._basis = np.zeros((len(M), len(G)))
-        self._basis[np.arange(m), v] = 1.0
-        self._basis[m:, beside] = C * scale
-        self._basis[m:, v] -= C @ inside
+
+    def _coordinates(self, thoughts: np.ndarray, of_V: np.ndarray | float = 0.0) -> np.ndarray:
+        """Of what is thought: (k, parts in C) and (k, parts in V) -> (k, rows)."""
+        beside = thoughts @ self._C
+        found = np.zeros((len(thoughts), self._total))
+        found[:, self._beside] = beside * self._scale_beside
+        found[:, self._first : self._count : 2] = of_V - beside @ self._inside
+        return found
 
     def next_direction(self, tol: float) -> Tensor | None:
         """What to multiply next, (n,): of what is thought, the part of an eigenvector outside of V; None if none.
@@ -309,25 +325,34 @@ class _Span:
         The first one's while the residual is too large, or something larger is thought of than was found; then, now
         and then, the next one's, which may have overtaken it without a sign.
         """
-        if self.length <= self.rounding or len(self._v) >= self.space.size:
+        m, at = len(self.T), 0
+        if self.length <= self.rounding or m >= self.space.size:
             return None
-        at = 0
         if self._converged(tol) and self.thought[0] <= self.theta + tol * self._size:
-            unseen = np.square(self._thoughts[:, len(self._v) :]).sum(axis=1) > 0.5
-            if self._looked or self._before.since + 1 < _LOOK or not unseen.any():
+            if self._looked or self._before.since + 1 < _LOOK:
+                return None
+            unseen = np.square(self._thoughts[:, m:]).sum(axis=1) > 0.5
+            if not unseen.any():
                 return None
             self._looked, at = True, int(unseen.argmax())
-        m = len(self._v)
-        return self._combined(self._thoughts[at, m:] @ self._basis[m:])
+        return self._combined(self._coordinates(self._thoughts[at : at + 1, m:])[0])
+
+    def _thought_vectors(self, most: int) -> np.ndarray:
+        m = len(self.T)
+        return self._coordinates(self._thoughts[:most, m:], self._thoughts[:most, :m])
 
     def restart(self) -> None:
         """Keep the Ritz vector of V, and what is thought of other directions."""
-        x, values = self._combined(self._ritz), self.thought[: self._known].copy()
-        w = self.length * self._rows[len(self._G)] + self.theta * x
-        rows = self._combined(self._thoughts[: self._known] @ self._basis)
-        self._begin(rows, values)
-        self._known, self._moved = len(rows), np.zeros(len(rows))
+        x, values = self._ritz(), self.thought[: self._known].copy()
+        w = self.length * self._rows[self._count] + self.theta * x
+        rows = self._combined(self._thought_vectors(self._known))
+        self._known = len(rows)
+        self._begin([rows], values)
+        self._moved = np.zeros(len(rows))
         self._append(x, w)
+
+    def _ritz(self) -> Tensor:
+        return self._combined(self._y, self._rows[self._first : self._count : 2])
 
     def _converged(self, tol: float) -> bool:
         return self.length + self.rounding <= tol * self._size
@@ -339,7 +364,7 @@ class _Span:
         error = residual**2 / gap if gap > residual else residual
         numbers = torch.tensor([theta, residual, theta - self.rounding, math.inf, error], dtype=torch.float64)
         value, residuals, low, high, errors = numbers[:, None]
-        vector = self._combined(self._ritz)[:, None]
+        vector = self._ritz()[:, None]
         return Eigenpairs(
             value, vector / self.space.norms(vector), residuals, low, high, "lower", 0.95, self._converged(tol),
             self.matvecs, "LA", tol, self.operator.kernel, self.operator.note, errors, vector[:, :0],
@@ -347,8 +372,8 @@ class _Span:
 
     def learnt(self) -> TrackedPair:
         """What to start the next measurement from."""
-        coordinates = self._thoughts[: _rank(self.space)] @ self._basis
-        products, moved = self._inner_all[: len(self._moved)], self._moved
+        coordinates = self._thought_vectors(_rank(self.space))
+        products, moved = self._gram[: len(self._moved), : self._total], self._moved
         now = products @ coordinates[0]  # of the rows with the new vector
         last = products[:, 0] * self._scale[0]
         true = float(moved @ (math.copysign(1.0, now[0]) * now - last[: len(moved)]))
