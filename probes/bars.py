@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -14,6 +14,21 @@ __all__ = ["bar", "in_notebook"]
 def in_notebook() -> bool:
     """Whether what is printed appears in a notebook."""
     return type(sys.stdout).__module__.partition(".")[0] == "ipykernel"
+
+
+class _Nothing:
+    """Is used as a bar is, and shows nothing: a bar of tqdm's that is turned off takes longer than a small product."""
+
+    disable = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def update(self, count: int = 1) -> None:
+        pass
 
 
 def bar(words: str, unit: str, *, silent: bool = False) -> Any:
@@ -26,9 +41,12 @@ def bar(words: str, unit: str, *, silent: bool = False) -> Any:
         unit: what is counted.
         silent: whether not to show it anywhere.
     """
+    in_cell = not silent and in_notebook()
+    if silent or not (in_cell or sys.stderr.isatty()):
+        return _Nothing()
     options: dict[str, Any] = {"desc": words, "unit": unit, "delay": 2.0, "leave": False}
-    if silent or not in_notebook():
-        return tqdm(disable=silent or not sys.stderr.isatty(), **options)
+    if not in_cell:
+        return tqdm(**options)
     with warnings.catch_warnings():  # of widgets that are not installed: text will do
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm as either

@@ -9,10 +9,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 
 from .checkpoint import stored
 
 __all__ = ["OscillationWatch"]
+
+_SMALL = 1 << 16  # entries, of which a copy is less than the calls that it saves
 
 
 class OscillationWatch:
@@ -31,6 +34,9 @@ class OscillationWatch:
         pieces = direction.split([p.numel() for p in origin])
         self._pieces = [(p, piece.view(p.shape), at) for (p, at), piece in zip(origin.items(), pieces, strict=True)]
         self._positions: list[Tensor] = []
+        self._flat: tuple[Tensor, Tensor] | None = None
+        if len(direction) <= _SMALL and all(p.dtype == at.dtype == direction.dtype for p, at in origin.items()):
+            self._flat = direction, _flatten_dense_tensors(tuple(origin.values()))
 
     def state_dict(self) -> dict[str, Any]:
         """What has been followed so far, for a checkpoint."""
@@ -58,8 +64,15 @@ class OscillationWatch:
     def follow(self) -> None:
         """Record the present position along the direction; nothing is read back to the host yet."""
         with torch.no_grad():
-            terms = [((p - at) * piece).sum(dtype=torch.float64) for p, piece, at in self._pieces]
-            self._positions.append(torch.stack(terms).sum())
+            self._positions.append(self._position())
+
+    def _position(self) -> Tensor:
+        if self._flat is not None:
+            direction, origin = self._flat
+            now = _flatten_dense_tensors(tuple(p for p, _, _ in self._pieces))  # of one alone that is no copy
+            return (now - origin).mul_(direction).sum(dtype=torch.float64)
+        terms = [((p - at) * piece).sum(dtype=torch.float64) for p, piece, at in self._pieces]
+        return torch.stack(terms).sum()
 
     def result(self) -> tuple[int, int]:
         """Number of sign flips of the motion, and of pairs of steps looked at (steps at rest are left out)."""
