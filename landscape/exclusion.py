@@ -23,6 +23,9 @@ from .lanczos import LanczosBasis
 
 __all__ = ["Rest", "outer_bound", "sure_share"]
 
+_GRID = np.logspace(-12, 6, 600)
+"""Distances from the outermost Ritz value that are tried, in spreads of them all."""
+
 
 def sure_share(n: int, b: int, risk: float) -> float:
     """What a random b-dimensional subspace of n dimensions has of a fixed unit vector, but for a probability."""
@@ -40,7 +43,7 @@ def outer_bound(values: np.ndarray, first: np.ndarray, coupling: np.ndarray, sha
     """
     top = float(values.max())
     spread = max(float(values.max() - values.min()), abs(top), 1e-280)
-    gaps = np.logspace(-12, 6, 600) * spread
+    gaps = _GRID * spread
     weights = 1.0 / (top + gaps[:, None] - values)  # (grid, m)
     pairs = (first[:, None, :] * coupling[None, :, :]).reshape(-1, len(values))
     possible = np.linalg.norm(weights @ pairs.T, axis=1) >= share

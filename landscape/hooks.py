@@ -59,6 +59,8 @@ class Parts:
             name: of the table, one of `HOOK_TABLES` or `GLOBAL_HOOK_TABLES`.
             module: whose; None for hooks of all modules.
         """
+        if not table:  # as most are
+            return collections.OrderedDict()
         forward = name.removeprefix("_global") in _FORWARD_TABLES
         return collections.OrderedDict(
             (key, hook) for key, hook in table.items()

@@ -43,6 +43,9 @@ MODES = ("eval", "train", "train_frozen")
 LIVE = "live"
 """Not a mode one asks for: every flag as the model has it, to compare a mode with."""
 
+_LEFT_ALONE = MODULE_INTERNALS - {"_buffers", *HOOK_TABLES}
+"""The attributes of a module that nothing stands in for."""
+
 _NORMALISATION = (nn.modules.batchnorm._NormBase,)
 
 
@@ -105,7 +108,8 @@ def set_mode(model: nn.Module, others: Iterable[nn.Module], mode: str) -> None:
         return
     if mode == "eval":
         for module in all_modules([model, *others]):
-            module.training = False
+            if module.training:
+                module.training = False
         return
     if not model.training:
         for module in model.modules():
@@ -133,8 +137,9 @@ def _untouched_modules(modules: list[nn.Module], parts: Parts | None = None) -> 
         for script, state in scripts:
             write_scripted(script, {name: replaced(value, known) for name, value in state.items()})
         for module, state in saved:
-            for name, value in state.items():
-                module.__dict__[name] = _stand_in(name, value, known)
+            module.__dict__ |= {
+                name: _stand_in(name, value, known) for name, value in state.items() if name not in _LEFT_ALONE
+            }
             if parts is not None:
                 module.__dict__ |= {name: parts.of(state[name], name, module) for name in HOOK_TABLES}
             if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -163,7 +168,7 @@ def _stand_in(name: str, value: Any, known: dict[int, Any]) -> Any:
         return {key: replaced(buffer, known) for key, buffer in value.items()}
     if name in HOOK_TABLES:  # those that are put on for one evaluation go with it
         return value.copy()
-    return value if name in MODULE_INTERNALS else replaced(value, known)
+    return replaced(value, known)
 
 
 def replaced(value: Any, known: dict[int, Any], by: Callable[[Tensor], Tensor] = torch.clone) -> Any:

@@ -15,7 +15,7 @@ from .exclusion import Rest, sure_share
 from .lanczos import LanczosBasis
 from .operators import Observed, SymmetricOperator, as_operator
 from .results import Eigenpairs
-from .ritz import ENDS, Ritz
+from .ritz import ENDS, Ritz, steps_left
 from .space import VectorSpace, generator_for
 
 __all__ = ["Search", "check_tolerance", "top_eigenpairs"]
@@ -166,7 +166,11 @@ class Search:
         basis.absorb(product)
         last = basis.size >= basis.space.size or self._spent + basis.total - basis.size > self._budget
         full = basis.total + basis.block > self._room
-        if basis.size < self.k or not (last or full or basis.broke_down or self._step >= self._next_check):
+        due = last or full or basis.broke_down
+        if basis.size < self.k or not (due or self._step >= self._next_check):
+            return
+        if not due and (left := steps_left(basis, self.k, self.which, self.tol)):
+            self._next_check = self._step + max(self._step // 5, left)
             return
         ritz = Ritz(basis, self.k, self.which, self._share, self._excluded)
         converged = ritz.converged(self.tol)

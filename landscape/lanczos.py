@@ -168,11 +168,12 @@ class LanczosBasis:
             NonFiniteError: if the product has a NaN or infinite entry.
             SettingError: if it shows that the operator is not symmetric.
         """
-        rows = product.T.contiguous()  # rows, since torch is slow on a column
+        alone = self.block == len(self._filled) == len(self._near) == 1
+        rows = (product.view(-1) if alone else product.T).contiguous()  # rows, since torch is slow on a column
         if rows.data_ptr() == self._newest.data_ptr():  # an identity may return its input
             rows = rows.clone()
-        if self.block == len(self._filled) == len(self._near) == 1:
-            self._extend_by_one(rows.view(-1))
+        if alone:
+            self._extend_by_one(rows)
         else:
             self._extend_by_block(rows.T)
 

@@ -261,5 +261,5 @@ def named(space: VectorSpace) -> ParameterSpace:
 
 def contiguous_rows(V: Tensor) -> Tensor:
     """The columns of V (n, k) as contiguous rows (k, n), tensors that autograd takes."""
-    V = V.detach()
+    V = V.detach() if V.requires_grad else V
     return V.T.clone() if V.is_inference() else V.T.contiguous()

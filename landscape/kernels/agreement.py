@@ -285,6 +285,8 @@ def _pieces(a: list[Tensor], b: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]
 def _in_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Some rows at a time of tensors of one shape, about a million entries."""
     first = tensors[0]
+    if first.numel() <= _PIECE:
+        return iter((tensors,))
     rows = max(1, _PIECE * (first.shape[0] if first.ndim else 1) // max(1, first.numel()))
     return zip(*(t.view(1) if t.ndim == 0 else t.split(rows) for t in tensors), strict=True)
 

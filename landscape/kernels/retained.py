@@ -76,14 +76,14 @@ class _Pieces:
         self._once = space.uniform and space.size <= PIECE and len(space.shapes) > 1
         self._place: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
-    def of(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """The pieces of a vector (n,), until the next one is cut."""
+    def of(self, row: Tensor) -> tuple[Tensor, ...]:
+        """The pieces of a vector (1, n), until the next one is cut."""
         if not self._once:
-            return tuple(self.space.unflatten(vector))
+            return tuple(self.space.unflatten(row[0]))
         if self._place is None:
-            place = torch.empty_like(vector)
-            self._place = place, tuple(self.space.unflatten(place))
-        self._place[0].copy_(vector)
+            place = torch.empty_like(row)
+            self._place = place, tuple(self.space.unflatten(place[0]))
+        self._place[0].copy_(row)
         return self._place[1]
 
 
@@ -139,10 +139,11 @@ class Retained:
     def _times(self, gradient: Gradient, rows: Tensor) -> Tensor:
         """This batch's H v for every row of (k, n), as rows."""
         if rows.shape[0] == 1:
-            return self._pulled_back(gradient, rows[0])[None]
-        return torch.stack([self._pulled_back(gradient, row) for row in rows])
+            return self._pulled_back(gradient, rows)[None]
+        return torch.stack([self._pulled_back(gradient, row[None]) for row in rows])
 
     def _pulled_back(self, gradient: Gradient, row: Tensor) -> Tensor:
+        """H v, (n,), for a row (1, n)."""
         pieces = self._pieces.of(row)
         if len(gradient.live) < len(pieces):
             pieces = tuple(pieces[i] for i in gradient.live)

@@ -9,6 +9,7 @@ import torch
 from losscope.landscape import top_eigenpairs
 from losscope.landscape.krylov import _begin
 from losscope.landscape.lanczos import LanczosBasis
+from losscope.landscape.ritz import Ritz, steps_left
 from spectra import SPECTRA, Diagonal, extremes, rotated
 
 F64 = torch.float64
@@ -33,6 +34,29 @@ def test_residuals_and_convergence_are_true(name: str, tol: float, k: int) -> No
             assert result.converged == within
             assert budget is None or result.matvecs <= budget
             torch.testing.assert_close(result.vectors.norm(dim=0), torch.ones(k, dtype=F64))
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize(("which", "k"), [("LA", 1), ("SA", 1), ("LA", 3), ("SA", 3), ("LM", 1), ("BE", 2)])
+def test_a_quick_look_says_what_a_close_one_does(name: str, which: str, k: int) -> None:
+    operator = Diagonal(SPECTRA[name])
+    basis = LanczosBasis(operator, 1, torch.Generator().manual_seed(0))
+    share = _begin(basis, None, 0.05)
+    looked = set()
+    for _ in range(40):
+        basis.absorb(operator.product(basis.newest))
+        if basis.size < k:
+            continue
+        for tol in (1e-1, 1e-4, 1e-8, 1e-14):
+            ritz = Ritz(basis, k, which, share)
+            settled = ritz.converged(tol) or ritz.stalled()
+            quick = steps_left(basis, k, which, tol)
+            if which in ("LA", "SA"):
+                assert quick == (0 if settled else max(1, ritz.at_least(tol)))
+                looked.add(settled)
+            else:
+                assert quick == 0
+    assert which != "LA" or looked == {False, True}
 
 
 def test_running_out_of_products_is_not_convergence() -> None:
