@@ -93,8 +93,8 @@ def _initialised_backends() -> list[Any]:
 # --------------------------------------------------------------------------- modules
 
 
-def set_mode(model: nn.Module, others: Iterable[nn.Module], mode: str) -> None:
-    """Set the train/eval flags of all modules for ``mode``.
+def set_mode(model: nn.Module, modules: Iterable[nn.Module], mode: str) -> None:
+    """Set the train/eval flags of all modules, the model's among them, for ``mode``.
 
     ``"eval"`` turns every flag off. ``"train"`` leaves a model that is training exactly as its loop
     runs it (a frozen BatchNorm stays frozen) and turns one that is in eval mode on; the other
@@ -107,7 +107,7 @@ def set_mode(model: nn.Module, others: Iterable[nn.Module], mode: str) -> None:
     if mode == LIVE:
         return
     if mode == "eval":
-        for module in all_modules([model, *others]):
+        for module in modules:
             if module.training:
                 module.training = False
         return
@@ -115,7 +115,7 @@ def set_mode(model: nn.Module, others: Iterable[nn.Module], mode: str) -> None:
         for module in model.modules():
             module.training = True
     if mode == "train_frozen":
-        for module in all_modules([model, *others]):
+        for module in modules:
             if isinstance(module, _NORMALISATION):
                 module.training = False
 
@@ -346,7 +346,7 @@ def isolated(
         _untouched_modules(modules, parts),
         _no_watchers_of_all_modules(parts),
     ):
-        set_mode(model, others, mode)
+        set_mode(model, modules, mode)
         _dense_gradients(modules)
         try:
             yield

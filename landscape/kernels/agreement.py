@@ -155,12 +155,14 @@ class _Comparison:
         graph = self._gradient(loss, create_graph=True)
         v = self._direction([t.detach() for t in graph])
         edges = [get_gradient_edge(t) if t.requires_grad else None for t in graph]
+        small = sum(t.numel() for t in graph) <= _PIECE
+        g = [t.detach() for t in graph] if small else []
         del graph  # the values: a large model has no room for them now, and they are soon made again
         Hv = self._times(edges, v)
         if not all(bool(torch.isfinite(t).all()) for t in Hv):
             raise ArithmeticError("a product with the Hessian is not finite on these samples")
         v, Hv = _in_single(v), _in_single(Hv)
-        return self._referee(loss.detach(), self._gradient(loss), v, Hv)
+        return self._referee(loss.detach(), g or self._gradient(loss), v, Hv)
 
     def _direction(self, g: list[Tensor]) -> list[Tensor]:
         """A random unit vector that has a share of the gradient, so that the loss changes along it."""
