@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .errors import SettingError
+from .kernels.inner_products import inner_products
 from .tangent_jacobians import SampleJacobians, samples_in
-from .tangent_positions import Factors, entries, pays
+from .tangent_positions import Factors, entries, pays, remade
 
 __all__ = ["Pass", "contracted", "fewest_passes"]
 
@@ -55,17 +56,17 @@ def fewest_passes(jacobians: SampleJacobians, form: str, samples: int, memory: i
     k, space = len(jacobians.rows), jacobians.objective.space
     room = (memory - _for_graphs(memory)) // (samples * torch.finfo(space.dtype).bits // 8)  # entries for each sample
     for rows in range(k, 0, -1) if form == "trace" else (k,):
-        kept = _kept(jacobians, form, rows)
+        kept = _kept(jacobians, form, samples, rows)
         if rows * sum(kept.entries) + kept.remade <= room:
             starts = range(0, k, rows)
-            return [_whole(jacobians, form, slice(first, min(first + rows, k))) for first in starts]
+            return [_whole(jacobians, form, samples, slice(first, min(first + rows, k))) for first in starts]
     rows = 1 if form == "trace" else k
     if (width := room // rows) < 1:
         raise SettingError(
             f"memory={memory} bytes beside the kernel is too little for one parameter's derivatives of {samples} "
             f"samples with {rows} outputs; allow more, or take fewer samples"
         )
-    kept = _kept(jacobians, form, rows, width)
+    kept = _kept(jacobians, form, samples, rows, width)
     return [
         Pass(slice(first, first + rows), group, kept.factored & {i for i, _ in group})
         for first in range(0, k, rows)
@@ -78,9 +79,9 @@ def _for_graphs(memory: int) -> int:
     return min(_AT_ONCE, int(_FOR_GRAPHS * memory))
 
 
-def _whole(jacobians: SampleJacobians, form: str, rows: slice) -> Pass:
+def _whole(jacobians: SampleJacobians, form: str, samples: int, rows: slice) -> Pass:
     """All parameters at once."""
-    kept = _kept(jacobians, form, rows.stop - rows.start)
+    kept = _kept(jacobians, form, samples, rows.stop - rows.start)
     return Pass(rows, tuple((i, slice(0, n)) for i, n in enumerate(kept.entries)), kept.factored)
 
 
@@ -91,7 +92,7 @@ class _Kept:
     Attributes:
         entries: of each parameter, for an output.
         factored: the parameters of which factors are kept.
-        remade: entries of the largest Jacobian, of one output, that is made of them again.
+        remade: entries of the Jacobians, of a few outputs, that are made of them again.
     """
 
     entries: tuple[int, ...]
@@ -99,16 +100,16 @@ class _Kept:
     remade: int
 
 
-def _kept(jacobians: SampleJacobians, form: str, rows: int, most: float = math.inf) -> _Kept:
+def _kept(jacobians: SampleJacobians, form: str, samples: int, rows: int, most: float = math.inf) -> _Kept:
     """Factors where they are fewer; with room for few entries only those of which no Jacobian is made again."""
     numels = list(jacobians.objective.space.numels)
-    factored, remade = set(), 0
+    factored, most_again = set(), 0
     for i, shape in jacobians.shapes.items() if form != "full" else ():
-        again = 0 if pays(shape, rows) else numels[i]
+        again = 0 if pays(shape, rows) else remade(shape, samples, rows)
         if (kept := entries(shape, rows)) <= min(most, numels[i]) and not (again and most < math.inf):
             factored.add(i)
-            numels[i], remade = kept, max(remade, again)
-    return _Kept(tuple(numels), frozenset(factored), remade)
+            numels[i], most_again = kept, max(most_again, again)
+    return _Kept(tuple(numels), frozenset(factored), most_again)
 
 
 def _groups(numels: tuple[int, ...], width: int) -> Iterator[tuple[tuple[int, slice], ...]]:
@@ -147,17 +148,24 @@ def contracted(jacobians: SampleJacobians, form: str, samples: int, passes: list
             for block, (i, _) in zip(blocks, each.pieces, strict=True)
         ]
         _fill(pieces, jacobians, each, memory)
+        again = _room_again(pieces, room)
         for piece in pieces:
             if isinstance(piece, Tensor):
                 _add_gram(kernel, piece.view(side, -1))
             elif pays(piece.shape, rows):
                 piece.add_gram(kernel)
             else:
-                for J in piece.jacobians():
+                for J in piece.jacobians(again):
                     _add_gram(kernel, J)
     kernel = kernel.cpu()
     kernel = kernel.triu() + kernel.triu(1).T
     return kernel / k if form == "trace" else kernel
+
+
+def _room_again(pieces: list[Tensor | Factors], like: Tensor) -> Tensor:
+    """For the Jacobians that are made of factors: once for all, since new memory takes longer than they do."""
+    made = [p for p in pieces if isinstance(p, Factors) and not pays(p.shape, p.b.shape[2])]
+    return like.new_empty(max((len(p.b) * remade(p.shape, len(p.b), p.b.shape[2]) for p in made), default=0))
 
 
 def _has_double(device: torch.device) -> bool:
@@ -192,4 +200,4 @@ def _add_gram(kernel: Tensor, J: Tensor) -> None:
     """``kernel += J J'``, above the diagonal and on it."""
     stripe = max(_NARROWEST, -(-len(J) // _STRIPES))
     for first in range(0, len(J), stripe):
-        kernel[first : first + stripe, first:] += (J[first : first + stripe] @ J[first:].T).to(kernel)
+        kernel[first : first + stripe, first:] += inner_products(J[first : first + stripe], J[first:]).to(kernel)

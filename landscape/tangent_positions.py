@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
+from .kernels.inner_products import inner_products, products
 from .kernels.layer_jacobians import Shape
 
-__all__ = ["Factors", "entries", "joined", "pays"]
+__all__ = ["Factors", "entries", "joined", "pays", "remade"]
 
 _BYTES = 16 << 20  # of the inner products at once: more are no faster
+_REMADE = 24 << 20  # entries of Jacobians that are made of factors at once: more are no faster
 _STRIPES = 16  # of samples: of a symmetric product only the upper half is computed
 _NARROWEST = 64  # positions in a stripe: products of fewer are slow
 _SUMMING = 16  # multiplications that take as long as to multiply and add two inner products, which is slow for memory
@@ -45,6 +46,12 @@ def joined(calls: Sequence[Shape | None]) -> Shape | None:
     return Shape(sum(s.positions for s in shapes), shapes[0].entering, shapes[0].leaving)
 
 
+def remade(shape: Shape, samples: int, rows: int) -> int:
+    """Entries for each sample of the Jacobians of a few outputs that are made of factors at once."""
+    one = shape.leaving * shape.entering
+    return one * max(1, min(rows, _REMADE // (samples * one)))
+
+
 class Factors:
     """The a and b of all samples.
 
@@ -61,7 +68,11 @@ class Factors:
         """In memory that is there, of ``samples * rows * entries(shape, rows)`` entries."""
         t, entering, leaving = shape.positions, shape.entering, shape.leaving
         a, b = samples * t * entering, samples * t * rows * leaving
-        return cls(room[:a].view(samples, t, entering), room[a : a + b].view(samples, t, rows, leaving))
+        if pays(shape, rows):
+            return cls(room[:a].view(samples, t, entering), room[a : a + b].view(samples, t, rows, leaving))
+        # sums over positions, which then lie side by side
+        at = room[:a].view(samples, entering, t), room[a : a + b].view(samples, rows, leaving, t)
+        return cls(at[0].transpose(1, 2), at[1].permute(0, 3, 1, 2))
 
     def of(self, samples: slice) -> Factors:
         """Those of some samples."""
@@ -72,12 +83,18 @@ class Factors:
         """Of the products."""
         return Shape(self.a.shape[1], self.a.shape[2], self.b.shape[3])
 
-    def jacobians(self) -> Iterator[Tensor]:
-        """Of one output after the other, (n, leaving * entering) in the same memory."""
-        n, _, k, leaving = self.b.shape
-        J = self.a.new_empty(n, leaving, self.a.shape[2])
-        for row in range(k):
-            torch.bmm(self.b[:, :, row].transpose(1, 2), self.a, out=J)
+    def jacobians(self, room: Tensor) -> Iterator[Tensor]:
+        """Those of a few outputs after the others, (n, rows * leaving * entering) in the same memory.
+
+        Args:
+            room: of n * `remade` entries.
+        """
+        n, _, rows, leaving = self.b.shape
+        at_once = remade(self.shape, n, rows) // (leaving * self.a.shape[2])
+        for first in range(0, rows, at_once):
+            some = self.b[:, :, first : first + at_once].flatten(2).transpose(1, 2)
+            J = room[: n * some.shape[1] * self.a.shape[2]].view(n, some.shape[1], -1)
+            products(some, self.a, J)
             yield J.flatten(1)
 
     def add_gram(self, kernel: Tensor) -> None:
@@ -88,8 +105,8 @@ class Factors:
         stripe = min(most, max(-(-_NARROWEST // t), -(-n // _STRIPES)))
         for first in range(0, n, stripe):
             some, rest = slice(first * t, (first + stripe) * t), slice(first * t, None)
-            products = a[some] @ a[rest].T
-            products *= b[some] @ b[rest].T
+            products = inner_products(a[some], a[rest])
+            products *= inner_products(b[some], b[rest])
             if t > 1:
                 products = products.view(-1, t, n - first, t).sum(dim=(1, 3))
             kernel[first : first + stripe, first:] += products.to(kernel)

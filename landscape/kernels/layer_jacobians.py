@@ -19,6 +19,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, vjp, vmap
 from torch.nn import functional as F
 
+from .inner_products import add_products
+
 __all__ = ["Call", "Shape", "add_layer_jacobians", "shape_of", "watched_layers"]
 
 Rule = Callable[[Any, Tensor, Sequence[Tensor], Mapping[str, Tensor]], None]
@@ -88,7 +90,7 @@ def shape_of(call: Call, samples: int) -> Shape | None:
         return None
     if type(module) is nn.Linear:
         return Shape(x.numel() // samples // x.shape[-1], x.shape[-1], module.out_features)
-    if isinstance(module, nn.modules.conv._ConvNd) and type(module) in _FACTORS and module.groups == 1:
+    if isinstance(module, nn.modules.conv._ConvNd) and type(module) in _BY_POSITION and module.groups == 1:
         out = module.out_channels
         return Shape(call.shape.numel() // samples // out, module.weight.numel() // out, out)
     return None
@@ -119,20 +121,15 @@ def add_layer_jacobians(
     x = x.reshape(samples, -1, *x.shape[1:])
     b = [row.reshape(samples, -1, *row.shape[1:]) for row in b]
     named = {name: id(p) for name, p in module._parameters.items() if p is not None}
-    if factors and named.get("weight") in factors:
-        rows, inputs = _FACTORS[type(module)](module, x, torch.stack(b, dim=1))
-        a, kept = factors[named["weight"]]
-        a.copy_(inputs)
-        kept.copy_(rows.permute(0, 3, 1, 2))
+    if factors and (room := factors.get(named.get("weight", 0))) is not None:
+        _keep(module, x, b, *room)
     if own := {name: into[key] for name, key in named.items() if key in into}:
         _rule_of(module)(module, x, b, own)
 
 
 def _rule_of(module: nn.Module) -> Rule:
-    if type(module) is nn.Linear:
-        return _linear
-    if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        return _convolution
+    if type(module) in _BY_POSITION:
+        return _by_position
     if isinstance(module, _BY_CHANNEL) and not module.training:
         return _by_channel
     if type(module) in (nn.LayerNorm, nn.RMSNorm):
@@ -140,57 +137,59 @@ def _rule_of(module: nn.Module) -> Rule:
     return _differentiated
 
 
-def _linear(module: nn.Linear, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
-    stacked = torch.stack(list(b), dim=1)
+def _by_position(module: Any, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
+    """A layer that is linear at each position."""
+    entering, leaving = _BY_POSITION[type(module)]
+    rows = [leaving(module, row) for row in b]
     if "weight" in into:
-        _add_outer(*_linear_factors(module, x, stacked), into["weight"])
+        _add_outer(torch.stack(rows, dim=1), entering(module, x), getattr(module, "groups", 1), into["weight"])
     if "bias" in into:
-        into["bias"].add_(stacked.reshape(*stacked.shape[:2], -1, stacked.shape[-1]).sum(dim=2))
+        for k, row in enumerate(rows):
+            into["bias"][:, k] += row.sum(dim=2)
 
 
-def _linear_factors(module: nn.Linear, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """B (n, k, out, t) and a (n, t, in)."""
-    return b.reshape(*b.shape[:2], -1, b.shape[-1]).transpose(2, 3), x.reshape(len(x), -1, x.shape[-1])
+def _keep(module: Any, x: Tensor, b: Sequence[Tensor], a: Tensor, kept: Tensor) -> None:
+    """Copy a_t to (n, t, entering) and b_t to (n, t, k, leaving)."""
+    entering, leaving = _BY_POSITION[type(module)]
+    a.copy_(entering(module, x))
+    for k, row in enumerate(b):
+        kept[:, :, k].copy_(leaving(module, row).transpose(1, 2))
 
 
-def _add_outer(b: Tensor, x: Tensor, into: Tensor) -> None:
-    """Add ``sum_t b_t x_t'`` from b (n, k, out, t) and x (n, t, in) to (n, k, out * in).
-
-    In place: making new memory for so many Jacobians takes longer than they do.
-    """
-    n = len(b)
-    rows = b.reshape(n, -1, b.shape[-1])
-    into.view(n, rows.shape[1], -1).baddbmm_(rows, x)
-
-
-def _convolution(module: nn.modules.conv._ConvNd, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
-    stacked = torch.stack(list(b), dim=1)
-    n, k = stacked.shape[:2]
-    if "weight" in into:
-        rows, patches = _convolution_factors(module, x, stacked)
-        if module.groups == 1:
-            _add_outer(rows, patches, into["weight"])
-        else:
-            shares = into["weight"].view(n, k, module.groups, -1).unbind(dim=2)
-            parts = (rows.chunk(module.groups, 2), patches.chunk(module.groups, 2))
-            for share, out, part in zip(shares, *parts, strict=True):
-                share.add_(torch.einsum("nkot,nti->nkoi", out, part).flatten(2))
-    if "bias" in into:
-        into["bias"].add_(stacked.flatten(4).sum(dim=(2, 4)))
+def _add_outer(b: Tensor, x: Tensor, groups: int, into: Tensor) -> None:
+    """Add ``sum_t b_t x_t'`` from b (n, k, out, t) and x (n, t, in) to (n, k, out * in / groups)."""
+    n, k = b.shape[:2]
+    if groups == 1:
+        add_products(b.flatten(1, 2), x, into.view(n, b.shape[1] * b.shape[2], -1))
+        return
+    shares = into.view(n, k, groups, -1).unbind(dim=2)
+    for share, out, part in zip(shares, b.chunk(groups, 2), x.chunk(groups, 2), strict=True):
+        share.add_(torch.einsum("nkot,nti->nkoi", out, part).flatten(2))
 
 
-def _convolution_factors(module: nn.modules.conv._ConvNd, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """B (n, k, out, t) and the patches a (n, t, in * kernel)."""
+def _entering_linear(module: nn.Linear, x: Tensor) -> Tensor:
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def _leaving_linear(module: nn.Linear, b: Tensor) -> Tensor:
+    return b.reshape(len(b), -1, b.shape[-1]).transpose(1, 2)
+
+
+def _entering_convolution(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
     patches = _patches(module, x.flatten(0, 1))  # (n r, in * kernel, t)
-    patches = patches.reshape(*x.shape[:2], *patches.shape[1:]).transpose(1, 2).flatten(2)
-    return b.flatten(4).transpose(2, 3).flatten(3), patches.transpose(1, 2)
+    return patches.reshape(*x.shape[:2], *patches.shape[1:]).transpose(1, 2).flatten(2).transpose(1, 2)
 
 
-_FACTORS: dict[type, Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    nn.Linear: _linear_factors,
-    nn.Conv1d: _convolution_factors,
-    nn.Conv2d: _convolution_factors,
-    nn.Conv3d: _convolution_factors,
+def _leaving_convolution(module: nn.modules.conv._ConvNd, b: Tensor) -> Tensor:
+    return b.flatten(3).transpose(1, 2).flatten(2)
+
+
+# what enters at the positions (n, t, in), and an output's derivatives by what leaves there (n, out, t)
+_BY_POSITION: dict[type, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Tensor]]] = {
+    nn.Linear: (_entering_linear, _leaving_linear),
+    nn.Conv1d: (_entering_convolution, _leaving_convolution),
+    nn.Conv2d: (_entering_convolution, _leaving_convolution),
+    nn.Conv3d: (_entering_convolution, _leaving_convolution),
 }
 
 

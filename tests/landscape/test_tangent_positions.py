@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from losscope.landscape import Objective, tangent_kernel
+from losscope.landscape import Objective, tangent_kernel, tangent_positions
 from losscope.landscape.kernels.layer_jacobians import Shape
 from losscope.landscape.tangent_contraction import fewest_passes
 from losscope.landscape.tangent_jacobians import SampleJacobians
-from losscope.landscape.tangent_positions import Factors, entries, joined, pays
+from losscope.landscape.tangent_positions import Factors, entries, joined, pays, remade
 
 
 def bound(model: nn.Module, *parts: Tensor) -> Objective:
@@ -128,8 +128,20 @@ def test_stripes_add_up(t: int) -> None:
     kernel = torch.zeros(n, n, dtype=torch.float64)
     factors.add_gram(kernel)
     torch.testing.assert_close(kernel.triu(), (J @ J.T).triu())
-    for row, one in enumerate(factors.jacobians()):
-        torch.testing.assert_close(one, J.view(n, k, -1)[:, row])
+
+
+@pytest.mark.parametrize("most", [1, 2 * 150 * 20, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_jacobians_made_again_a_few_outputs_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, most: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(tangent_positions, "_REMADE", most)
+    n, k, shape = 150, 3, Shape(3, 4, 5)
+    assert not pays(shape, k)
+    factors = Factors.within(torch.randn(n * k * entries(shape, k), dtype=dtype), shape, n, k)
+    room = torch.empty(n * remade(shape, n, k), dtype=dtype)
+    J = torch.einsum("ntko,nti->nkoi", factors.b, factors.a).reshape(n, -1)
+    torch.testing.assert_close(torch.cat([one.clone() for one in factors.jacobians(room)], dim=1), J)
 
 
 def test_what_is_less_work() -> None:
