@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losscope.landscape import NonFiniteError, Preconditioned, SettingError, top_eigenpairs
+from losscope.landscape import NonFiniteError, Preconditioned, SettingError, top_eigenpairs, tracked_pair
 from losscope.landscape.operators import DenseOperator, SymmetricOperator
 from losscope.landscape.space import VectorSpace
 from losscope.landscape.tracked_pair import TrackedPair
@@ -179,6 +179,20 @@ def test_products_are_counted_and_bounded() -> None:
     found, _ = known.warm(A, tol=1e-9, max_matvecs=4)
     assert found.matvecs == 4 and not found.converged
     assert found.errors.shape == found.residuals.shape == (1,)
+
+
+@pytest.mark.parametrize(("name", "value"), [("_MOST", 3), ("_CHUNK", 1)], ids=["restarted", "grown"])
+def test_little_memory_costs_products_and_no_truth(name: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    course = changing(1, turn=0.4)
+    free = followed(course, tol=1e-6)
+    monkeypatch.setattr(tracked_pair, name, value)
+    bound = followed(course, tol=1e-6)
+    assert all(pair.converged for pair in bound) and max(pair.matvecs for pair in bound[1:]) > 4
+    for A, one, other in zip(course, free, bound, strict=True):
+        u = other.vectors[:, 0]
+        residual = float((A @ u - float(other.values[0]) * u).norm())
+        assert residual == pytest.approx(float(other.residuals[0]), rel=1e-2, abs=1e-9)
+        assert float(other.values[0]) == pytest.approx(float(one.values[0]), rel=1e-6)  # where two cross, no better
 
 
 def test_what_guards_know_serves_too() -> None:
