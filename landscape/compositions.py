@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -107,8 +108,9 @@ def _checked_diagonal(diagonal: Any, space: VectorSpace) -> Tensor:
     else:
         flat = torch.cat([t.reshape(-1) for t in _one_per_parameter(diagonal, space)])
     flat = flat.detach().to(space.device, torch.float64)
-    bad = (~(torch.isfinite(flat) & (flat > 0))).nonzero().flatten()
-    if len(bad):
+    least, most = torch.aminmax(flat)
+    if not (float(least) > 0 and float(most) < math.inf):  # NaN is neither
+        bad = (~(torch.isfinite(flat) & (flat > 0))).nonzero().flatten()
         raise SettingError(
             f"diagonal must be positive and finite, {_entry(int(bad[0]), space)} is {float(flat[bad[0]])} "
             f"({len(bad)} such of {space.size}); add the optimiser's eps, or restrict the operator"

@@ -44,8 +44,8 @@ class SeenCurvature:
 
         Where gradients have vanished, P is epsilon and tells more of that than of the loss.
         """
-        P = operator.diagonal
-        return float(vector.square()[2 * self.epsilon > P].sum() / vector.square().sum())
+        squares = vector.square()
+        return float((squares * (2 * self.epsilon > operator.diagonal)).sum() / squares.sum())
 
 
 def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
