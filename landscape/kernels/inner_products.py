@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["add_products", "inner_products", "products"]
 
-_FEWEST = 1 << 20  # multiplications: oneDNN takes some 10 microseconds to begin
+_FEWEST = 2 << 20  # multiplications: oneDNN takes some 10 microseconds to begin
 _SHORTEST = 16  # rows: products of shorter ones are bound by memory
 
 

@@ -140,20 +140,18 @@ def _rule_of(module: nn.Module) -> Rule:
 def _by_position(module: Any, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
     """A layer that is linear at each position."""
     entering, leaving = _BY_POSITION[type(module)]
-    rows = [leaving(module, row) for row in b]
+    rows = leaving(module, torch.stack(list(b), dim=1))
     if "weight" in into:
-        _add_outer(torch.stack(rows, dim=1), entering(module, x), getattr(module, "groups", 1), into["weight"])
+        _add_outer(rows, entering(module, x), getattr(module, "groups", 1), into["weight"])
     if "bias" in into:
-        for k, row in enumerate(rows):
-            into["bias"][:, k] += row.sum(dim=2)
+        into["bias"].add_(rows.sum(dim=3))
 
 
 def _keep(module: Any, x: Tensor, b: Sequence[Tensor], a: Tensor, kept: Tensor) -> None:
     """Copy a_t to (n, t, entering) and b_t to (n, t, k, leaving)."""
     entering, leaving = _BY_POSITION[type(module)]
     a.copy_(entering(module, x))
-    for k, row in enumerate(b):
-        kept[:, :, k].copy_(leaving(module, row).transpose(1, 2))
+    kept.copy_(leaving(module, torch.stack(list(b), dim=1)).permute(0, 3, 1, 2))
 
 
 def _add_outer(b: Tensor, x: Tensor, groups: int, into: Tensor) -> None:
@@ -172,7 +170,7 @@ def _entering_linear(module: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _leaving_linear(module: nn.Linear, b: Tensor) -> Tensor:
-    return b.reshape(len(b), -1, b.shape[-1]).transpose(1, 2)
+    return b.reshape(*b.shape[:2], -1, b.shape[-1]).transpose(2, 3)
 
 
 def _entering_convolution(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
@@ -181,10 +179,10 @@ def _entering_convolution(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
 
 
 def _leaving_convolution(module: nn.modules.conv._ConvNd, b: Tensor) -> Tensor:
-    return b.flatten(3).transpose(1, 2).flatten(2)
+    return b.flatten(4).transpose(2, 3).flatten(3)
 
 
-# what enters at the positions (n, t, in), and an output's derivatives by what leaves there (n, out, t)
+# what enters at the positions (n, t, in), and the outputs' derivatives by what leaves there (n, k, out, t)
 _BY_POSITION: dict[type, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Tensor]]] = {
     nn.Linear: (_entering_linear, _leaving_linear),
     nn.Conv1d: (_entering_convolution, _leaving_convolution),
