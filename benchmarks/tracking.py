@@ -38,7 +38,8 @@ class Course:
 
 
 PROBLEMS = ("mlp-1797", "resnet-128")
-COURSES = {"MLP": Course(300, 0.5), "ResNet-20": Course(60, 0.002), "GPT": Course(40, 0.05)}
+COURSES = {"MLP": Course(300, 0.5), "ResNet-20": Course(300, 0.002), "GPT": Course(40, 0.05)}
+"""Thirty measurements: over a few only, what is paid once, for the first, would be most of it."""
 
 Track = tuple[list[float], float, int]
 """A value per measured step; seconds of measuring; products."""
