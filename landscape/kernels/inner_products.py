@@ -31,7 +31,7 @@ def add_products(b: Tensor, a: Tensor, into: Tensor) -> None:
 
     In place: making new memory for so many Jacobians takes longer than they do.
     """
-    if _by_onednn(into, into.shape[1], into.shape[2], a.shape[1]):
+    if _one_by_one(into, a.shape[1]):
         for one, left, right in zip(into, b, a, strict=True):
             one.add_(_onednn(left, right.T))
     else:
@@ -40,11 +40,19 @@ def add_products(b: Tensor, a: Tensor, into: Tensor) -> None:
 
 def products(b: Tensor, a: Tensor, into: Tensor) -> None:
     """As `add_products`, in place of what is there."""
-    if _by_onednn(into, into.shape[1], into.shape[2], a.shape[1]):
+    if _one_by_one(into, a.shape[1]):
         for one, left, right in zip(into, b, a, strict=True):
             one.copy_(_onednn(left, right.T))
     else:
         torch.bmm(b, a, out=into)
+
+
+def _one_by_one(into: Tensor, k: int) -> bool:
+    """Whether products of all samples are faster by oneDNN, which takes one sample at a time.
+
+    With several threads they are not: MKL gives each thread samples of its own, oneDNN a piece of every small product.
+    """
+    return torch.get_num_threads() == 1 and _by_onednn(into, into.shape[1], into.shape[2], k)
 
 
 def _by_onednn(like: Tensor, m: int, n: int, k: int) -> bool:

@@ -56,6 +56,15 @@ def test_products_of_each_sample(size: tuple[int, int, int]) -> None:
     near(into, expected, t)
 
 
+def test_several_threads_take_samples_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_there_is_onednn", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(library, "_onednn", None)  # would fail
+    b, a, into = torch.randn(2, 160, 64), torch.randn(2, 64, 256), torch.empty(2, 160, 256)
+    products(b, a, into)
+    near(into, b.double() @ a.double(), 64)
+
+
 def test_what_is_not_finite_stays_so() -> None:
     a = torch.ones(128, 128)
     a[3, 5] = torch.nan
