@@ -173,17 +173,17 @@ class Search:
             self._next_check = self._step + max(self._step // 5, left)
             return
         ritz = Ritz(basis, self.k, self.which, self._share, self._excluded)
-        converged = ritz.converged(self.tol)
-        if self._rest is not None and (converged or last):
+        over = ritz.converged(self.tol) or ritz.stalled()
+        if self._rest is not None and (over or last):
             self._rest.look()
-        if last or (self._nothing_missed(ritz, full) if converged else ritz.stalled()):
+        if last or (over and self._nothing_missed(ritz, full)):
             self.found = self._result(ritz)
             return
         if full:
             blocks = (self._room - basis.block) // (2 * basis.block)  # whole ones, which chunks hold
             self._excluded = ritz.restarted(max(blocks, math.ceil(self.k / basis.block)) * basis.block)
             self._rest = None
-        self._next_check = self._step + (2 if converged else max(1, self._step // 5, ritz.at_least(self.tol)))
+        self._next_check = self._step + (2 if over else max(1, self._step // 5, ritz.at_least(self.tol)))
 
     def _nothing_missed(self, ritz: Ritz, full: bool) -> bool:
         """Whether an eigenvalue among the wanted can hardly have been missed; if it can, the basis is widened."""

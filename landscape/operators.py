@@ -31,6 +31,7 @@ class SymmetricOperator:
         psd: whether it is known to be positive semi-definite.
         kernel: name of the engine that computes the products.
         parts: the operators it is made of.
+        stretched: the largest ``|A v| / |v|`` that a look at its symmetry has seen, at most its norm.
 
     Example:
         >>> import torch
@@ -45,6 +46,7 @@ class SymmetricOperator:
     psd: bool = False
     kernel: str = ""
     parts: tuple[SymmetricOperator, ...] = ()
+    stretched: float = 0.0
     __array_ufunc__ = None  # so that NumPy leaves ``array + operator`` to us
 
     @property
@@ -231,9 +233,8 @@ class DenseOperator(SymmetricOperator):
     kernel = "dense"
 
     def __init__(self, matrix: Tensor) -> None:
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise SettingError(f"expected a square matrix, got shape {tuple(matrix.shape)}")
-        self.matrix = matrix
+        _check_square(matrix.shape, "matrix")
+        self.matrix = matrix.detach()
         self.space = VectorSpace(matrix.shape[0], matrix.dtype, matrix.device)
 
     def product(self, V: Tensor) -> Tensor:
@@ -320,8 +321,7 @@ class _Foreign(SymmetricOperator):
     kernel = "foreign"
 
     def __init__(self, A: Any) -> None:
-        if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
-            raise SettingError(f"expected a square operator, got shape {tuple(A.shape)}")
+        _check_square(A.shape, "operator")
         self._A = A
         self._torch = isinstance(getattr(A, "dtype", None), torch.dtype)
         dtype = A.dtype if self._torch else getattr(torch, str(np.dtype(A.dtype or "float64")))
@@ -332,6 +332,13 @@ class _Foreign(SymmetricOperator):
         if self._torch:
             return self._A @ V
         return torch.as_tensor(np.asarray(self._A @ V.cpu().numpy())).to(V)
+
+
+def _check_square(shape: Sequence[int], what: str) -> None:
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise SettingError(f"expected a square {what}, got shape {tuple(shape)}")
+    if shape[0] == 0:
+        raise SettingError(f"expected a square {what} with entries, got shape (0, 0)")
 
 
 # --------------------------------------------------------------------------- what compositions accept

@@ -17,8 +17,11 @@ _LEAST = 1e-3  # relative; what a model rounds inside (a half precision layer) i
 def refuse_asymmetric(operator: SymmetricOperator, Z: Tensor, AZ: Tensor) -> None:
     """Compare ``z_i' A z_j`` with ``z_j' A z_i`` for all pairs of vectors.
 
+    What A makes of a vector that it all but annihilates is rounding, of the size of A's norm and not of the product:
+    the norm is at least what this operator has made of any vector that was looked at.
+
     Args:
-        operator: A.
+        operator: A, which keeps that.
         Z: (n, k) vectors, two at least for a comparison.
         AZ: (n, k) their products.
 
@@ -30,8 +33,10 @@ def refuse_asymmetric(operator: SymmetricOperator, Z: Tensor, AZ: Tensor) -> Non
     G = operator.space.inner(Z, AZ).to("cpu", torch.float64)
     lengths = torch.stack([torch.linalg.vector_norm(V, dim=0, dtype=torch.float64) for V in (Z, AZ)])
     of_vectors, of_products = lengths.cpu()
+    operator.stretched = max(operator.stretched, float((of_products / of_vectors).nan_to_num().max()))
+    least = _TOLERATED * operator.space.rounding / _share(operator) * operator.stretched
     apart = (G - G.T).abs()
-    allowed = of_vectors[:, None] * of_products
+    allowed = of_vectors[:, None] * torch.maximum(of_products, least * of_vectors)
     worst = int((apart - _share(operator) * torch.maximum(allowed, allowed.T)).argmax())
     i, j = divmod(worst, len(G))
     refuse_asymmetry(operator, float(G[i, j]), float(G[j, i]), float(max(allowed[i, j], allowed[j, i])))

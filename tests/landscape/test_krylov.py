@@ -151,6 +151,15 @@ def test_a_tolerance_below_rounding_stops_and_says_so() -> None:
     torch.testing.assert_close(result.values, values.double().topk(2).values, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("which", "k"), [("SA", 5), ("BE", 8), ("LA", 12)])
+def test_copies_are_found_where_rounding_stops_it(which: str, k: int) -> None:
+    """Zeros that a float32 matrix has many of are never had to 1e-6 of its norm, and are no less there."""
+    values = torch.cat([torch.linspace(1, 2, 10), torch.zeros(30)]).double()
+    for seed in range(5):
+        found = top_eigenpairs(rotated(values).float(), k, which=which, tol=1e-3, seed=seed)
+        torch.testing.assert_close(found.values, extremes(torch.diag(values), k, which), rtol=0, atol=1e-5)
+
+
 # --------------------------------------------------------------------------- warm starts
 
 

@@ -14,6 +14,7 @@ from losscope.landscape import (
     Objective,
     SettingError,
     SymmetricOperator,
+    diagonal,
     top_eigenpairs,
     trace,
 )
@@ -68,12 +69,18 @@ def test_single_precision_arrays_stay_single() -> None:
     assert top_eigenpairs(sparse, tol=1e-4, seed=0).vectors.dtype == torch.float32
 
 
+def test_a_matrix_that_is_part_of_a_graph_is_taken_as_it_is() -> None:
+    A = torch.diag(torch.arange(1.0, 4.0)).requires_grad_()
+    assert diagonal(A).value.tolist() == [1.0, 2.0, 3.0]
+
+
 @pytest.mark.parametrize("solver", [top_eigenpairs, trace])
 @pytest.mark.parametrize(
     ("A", "message"),
     [
         (torch.ones(3, 4), r"square matrix, got shape \(3, 4\)"),
         (torch.ones(3), r"square matrix, got shape \(3,\)"),
+        (torch.ones(0, 0), r"square matrix with entries, got shape \(0, 0\)"),
         (torch.ones(3, 3, dtype=torch.int64), r"real floating-point matrix, got torch\.int64"),
         (torch.ones(3, 3, dtype=torch.complex64), r"real floating-point matrix, got torch\.complex64"),
         (np.ones((2, 3)), r"square matrix, got shape \(2, 3\)"),
@@ -81,7 +88,7 @@ def test_single_precision_arrays_stay_single() -> None:
         ([[1.0]], r"symmetric operator or a dense matrix, got list"),
         (nn.Linear(2, 2), r"got Linear"),
     ],
-    ids=["wide", "vector", "integer", "complex", "wide array", "wide sparse", "list", "module"],
+    ids=["wide", "vector", "empty", "integer", "complex", "wide array", "wide sparse", "list", "module"],
 )
 def test_what_is_no_operator_is_refused(solver: object, A: object, message: str) -> None:
     with pytest.raises(SettingError, match=message):
