@@ -268,8 +268,8 @@ class Follower:
         if not any(probe.needs().seen for probe in probes):
             return None
         seen = self.player.seen(self.objective)
-        if seen is not None:
-            self._tell(self.player.name, {"seen_formula": seen.threshold.formula})
+        if facts := self.player.seen_facts(self.objective, seen):
+            self._tell(self.player.name, facts)
         return seen
 
     def _one(self, probe: Probe, snapshot: Snapshot) -> Record:

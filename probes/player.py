@@ -17,7 +17,7 @@ from losscope.landscape.batches import is_one_shot
 from losscope.landscape.distributed import ALONE, Alone
 from losscope.landscape.stability import Threshold, stability_threshold
 
-from .seen import SeenCurvature, seen_by
+from .seen import SeenCurvature, seen_by, why_unseen
 from .skipped import checked_scaler
 from .steps import deciding, steps_off, unwrapped
 
@@ -162,6 +162,13 @@ class Player:
     def seen(self, objective: Objective) -> SeenCurvature | None:
         """What the only optimizer's last step saw of the curvature, where it divides by something."""
         return seen_by(deciding(self._given[0]), objective) if len(self.optimizers) == 1 else None
+
+    def seen_facts(self, objective: Objective, seen: SeenCurvature | None) -> dict[str, Any]:
+        """What the audit is told of what the optimizer saw, or why there is nothing of it to see."""
+        if seen is not None:
+            return {"seen_formula": seen.threshold.formula, "threshold_reason": self.threshold().reason}
+        reason = why_unseen(deciding(self._given[0]), objective) if len(self.optimizers) == 1 else ""
+        return {"threshold_reason": reason} if reason else {}
 
     def _limits(self) -> Threshold:
         """Of whatever the only optimizer's step sees."""

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from losscope.landscape import Objective, ParameterError, Preconditioned, SymmetricOperator
 from losscope.landscape.stability import Threshold, stability_threshold, step_preconditioner
 
-__all__ = ["SeenCurvature", "seen_by"]
+__all__ = ["SeenCurvature", "seen_by", "why_unseen"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +22,12 @@ class SeenCurvature:
     Attributes:
         threshold: above which its largest eigenvalue makes the linearised step unstable.
         preconditioner: P by the parameters' names.
-        epsilon: what P has in it so that it does not vanish.
+        epsilon: what P has in it so that it does not vanish, by the parameters' names.
     """
 
     threshold: Threshold
     preconditioner: Mapping[str, Tensor]
-    epsilon: float
+    epsilon: Mapping[str, float]
 
     def of(self, hessian: SymmetricOperator) -> Preconditioned:
         """The operator, from the Hessian."""
@@ -36,16 +36,18 @@ class SeenCurvature:
 
     def with_epsilon(self, factor: float) -> SeenCurvature:
         """The same with epsilon that many times as large: what P has grown from is kept."""
-        more = {name: P + (factor - 1) * self.epsilon for name, P in self.preconditioner.items()}
-        return dataclasses.replace(self, preconditioner=more, epsilon=factor * self.epsilon)
+        more = {name: P + (factor - 1) * self.epsilon[name] for name, P in self.preconditioner.items()}
+        epsilon = {name: factor * of_one for name, of_one in self.epsilon.items()}
+        return dataclasses.replace(self, preconditioner=more, epsilon=epsilon)
 
     def dead_share(self, operator: Preconditioned, vector: Tensor) -> float:
         """Share of an eigenvector of the operator on coordinates whose P is nearly all epsilon.
 
         Where gradients have vanished, P is epsilon and tells more of that than of the loss.
         """
-        squares = vector.square()
-        return float((squares * (2 * self.epsilon > operator.diagonal)).sum() / squares.sum())
+        squares, sizes = vector.square(), [P.numel() for P in self.preconditioner.values()]
+        pieces = zip(self.epsilon.values(), squares.split(sizes), operator.diagonal.split(sizes), strict=True)
+        return float(sum(piece[2 * epsilon > P].sum() for epsilon, piece, P in pieces) / squares.sum())
 
 
 def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
@@ -57,5 +59,18 @@ def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
         preconditioner = step_preconditioner(optimizer, objective)
     except ParameterError:  # a parameter that it has not moved yet
         return None
-    epsilon = max(float(group.get("eps", 0.0)) for group in optimizer.param_groups)
+    of_groups = {id(p): float(group.get("eps", 0.0)) for group in optimizer.param_groups for p in group["params"]}
+    epsilon = {name: of_groups[id(p)] for name, p in objective.parameters.items()}
     return SeenCurvature(threshold, preconditioner, epsilon)
+
+
+def why_unseen(optimizer: Optimizer, objective: Objective) -> str:
+    """Why `seen_by` shows nothing of an optimizer that divides by something; empty where it does, and of others."""
+    threshold = stability_threshold(optimizer)
+    if not threshold.preconditioned or threshold.value is None:
+        return threshold.reason if threshold.preconditioned else ""
+    try:
+        step_preconditioner(optimizer, objective)
+    except ParameterError as error:
+        return str(error)
+    return ""

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
+from losscope.landscape import Hessian, Objective
 from losscope.probes import Record, Run, Sharpness, Stability, watch
+from losscope.probes.seen import seen_by
 
 F64 = torch.float64
 BUILDS: dict[str, Callable[[nn.Module], Optimizer]] = {
@@ -57,7 +59,9 @@ def divisor(optimizer: Optimizer) -> Tensor:
     return torch.cat(found)
 
 
-def run(build: Callable[[nn.Module], Optimizer], probes: list, steps: int = 6, **options: object) -> tuple:
+def run(
+    build: Callable[[nn.Module], Optimizer], probes: list, steps: int = 6, *, compared: bool = True, **options: object
+) -> tuple:
     model, x, y = problem()
     optimizer = build(model)
     seen = []
@@ -68,9 +72,9 @@ def run(build: Callable[[nn.Module], Optimizer], probes: list, steps: int = 6, *
             optimizer.zero_grad()
             loss = nn.functional.mse_loss(model(x), y)
             loss.backward()
-            hessian = dense_hessian(model, x, y)
+            hessian = dense_hessian(model, x, y) if compared else None
             optimizer.step()
-            seen.append((hessian, divisor(optimizer) if not isinstance(optimizer, SGD) else None))
+            seen.append((hessian, divisor(optimizer) if compared and not isinstance(optimizer, SGD) else None))
     return live.run, seen, optimizer
 
 
@@ -120,7 +124,43 @@ def test_before_the_first_step_there_is_nothing_to_compare_with() -> None:
     with watch(model, optimizer, data=(x, y), criterion=nn.functional.mse_loss, probes=[Stability()], every=1) as live:
         live.measure_now()
     assert records(live.run)[-1].values["threshold"] is None
-    assert live.run.audit()["sharpness"].verdict == "NOT_APPLICABLE"
+    line = live.run.audit()["sharpness"]
+    assert line.verdict == "NOT_APPLICABLE" and "not made a step yet" in line.reason
+
+
+def test_the_audit_says_why_there_is_no_threshold() -> None:
+    """Not that it is one of P^-1 H, which the audit itself compares with."""
+
+    def apart(model: nn.Module) -> Optimizer:
+        return AdamW([{"params": model[0].parameters(), "betas": (0.8, 0.99)}, {"params": model[2].parameters()}])
+
+    def frozen(model: nn.Module) -> Optimizer:
+        model.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=F64)))
+        return Adam(model.parameters())
+
+    for build, words in ((apart, "parameter groups differ in their dynamics"), (frozen, "has not moved unused yet")):
+        found, _, _ = run(build, [Stability(), Sharpness()], compared=False)
+        assert words in found.audit()["sharpness"].reason
+        assert words in next(iter(found.meta["players"].values()))["threshold_reason"]
+
+
+def test_every_group_has_an_epsilon_of_its_own() -> None:
+    def build(model: nn.Module) -> Optimizer:
+        return Adam([{"params": model[0].parameters(), "eps": 1e-12}, {"params": model[2].parameters(), "eps": 10.0}])
+
+    model, x, y = problem()
+    optimizer = build(model)
+    nn.functional.mse_loss(model(x), y).backward()
+    optimizer.step()
+    objective = Objective(model, (x, y), criterion=nn.functional.mse_loss)
+    seen = seen_by(optimizer, objective)
+    P = torch.cat([p.flatten() for p in seen.preconditioner.values()])
+    larger = torch.cat([p.flatten() for p in seen.with_epsilon(11).preconditioner.values()])
+    torch.testing.assert_close(larger[:20], P[:20], rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(larger[20:], P[20:] + 100.0)
+    operator = seen.of(Hessian(objective))
+    unit = torch.eye(len(P), dtype=F64)
+    assert [seen.dead_share(operator, unit[i]) for i in (0, 25)] == [0.0, 1.0]
 
 
 def test_the_criteria_of_sgds_noise_do_not_apply() -> None:
