@@ -97,10 +97,15 @@ def known_optimizers() -> list[str]:
 # --------------------------------------------------------------------------- SGD
 
 
+_ENDLESS = "momentum {:g} is above 1: what a step adds grows from then on, whatever the curvature"
+
+
 def _sgd(group: Settings, state: State) -> Limit:
     rate, b, d = float(group["lr"]), float(group["momentum"]), float(group["dampening"])
     if b == 0:
         return _less_decay(group, 2 / rate, "2/lr")
+    if b > 1:
+        return None, _ENDLESS.format(b)
     if group["nesterov"]:
         return _less_decay(group, (2 + 2 * b) / (rate * (1 + 2 * b)), "(2+2b)/(lr(1+2b))")
     if d == 0:
@@ -184,6 +189,8 @@ def _kept(group: Settings, momentum: str = "") -> tuple[float, str]:
 
 def _rmsprop(group: Settings, state: State) -> Limit:
     b = float(group["momentum"])
+    if b > 1:
+        return None, _ENDLESS.format(b)
     return (2 + 2 * b) / float(group["lr"]), "(2+2b)/lr" if b else "2/lr"
 
 

@@ -20,6 +20,9 @@ ENDS = {"LA": "largest", "SA": "smallest", "LM": "largest in magnitude", "BE": "
 USEFUL_BOUND = 0.25
 """A probabilistic bound further than this from its Ritz value (relative) is not reported as one."""
 
+_NOTHING = 1e-280
+"""As far from zero, bounds are as good as there: those of a matrix that is zero."""
+
 
 class Ritz:
     """The Ritz pairs of a basis and the bounds that follow from it.
@@ -128,13 +131,13 @@ class Ritz:
         if upper:  # Cauchy: the i-th largest eigenvalue is no less than the i-th largest Ritz value
             low[:upper] = self.values[:upper] - self.rounding
             outer = self.excluded_above()
-            if near := outer - self.values[0] <= USEFUL_BOUND * self.scale[0]:
+            if near := outer - self.values[0] <= max(USEFUL_BOUND * self.scale[0], _NOTHING):
                 high[0] = outer
             sides.append("two-sided" if near else "lower")
         if lower:
             high[upper:] = self.values[upper:] + self.rounding
             outer, at = self.excluded_below(), -1 if self.which == "BE" else 0
-            if near := self.values[at] - outer <= USEFUL_BOUND * self.scale[at]:
+            if near := self.values[at] - outer <= max(USEFUL_BOUND * self.scale[at], _NOTHING):
                 low[at] = outer
             sides.append("two-sided" if near else "upper")
         if len(set(sides)) > 1:

@@ -146,6 +146,16 @@ def test_a_basis_of_the_whole_space_bounds_exactly() -> None:
     assert float(result.low[0]) <= 1 <= float(result.high[0])
 
 
+@pytest.mark.parametrize("which", ["LA", "SA", "BE"])
+def test_nothing_bounds_zero_exactly(which: str) -> None:
+    """One product with a random vector says that it is zero, though no share of zero is more than that."""
+    found = top_eigenpairs(Diagonal(torch.zeros(50, dtype=F64)), 2, which=which, seed=0)
+    assert found.bound == "two-sided"
+    upper, lower = found.high[0] if which != "SA" else None, found.low[-1] if which == "BE" else found.low[0]
+    assert upper is None or 0 <= float(upper) < 1e-200
+    assert which == "LA" or -1e-200 < float(lower) <= 0
+
+
 def test_no_bound_is_claimed_for_the_largest_in_magnitude() -> None:
     result = top_eigenpairs(Diagonal(SPECTRA["indefinite"]), which="LM", seed=0)
     assert result.bound == "none"

@@ -85,6 +85,7 @@ def test_the_rate_may_be_a_tensor_and_is_read_afresh():
         ({"lr": 0.0}, "learning rate is 0: nothing moves"),
         ({"lr": 0.1, "maximize": True}, "maximises"),
         ({"lr": 0.1, "momentum": 0.9, "dampening": 1.0}, "dampening 1"),
+        ({"lr": 0.1, "momentum": 1.2}, "momentum 1.2 is above 1"),
     ],
 )
 def test_settings_without_a_threshold_say_why(options, words):
