@@ -156,7 +156,7 @@ def _keep(module: Any, x: Tensor, b: Sequence[Tensor], a: Tensor, kept: Tensor) 
 
 def _add_outer(b: Tensor, x: Tensor, groups: int, into: Tensor) -> None:
     """Add ``sum_t b_t x_t'`` from b (n, k, out, t) and x (n, t, in) to (n, k, out * in / groups)."""
-    n, k = b.shape[:2]
+    (n, k), b, x = b.shape[:2], b.to(into.dtype), x.to(into.dtype)  # a model may compute in several
     if groups == 1:
         add_products(b.flatten(1, 2), x, into.view(n, b.shape[1] * b.shape[2], -1))
         return

@@ -183,6 +183,26 @@ def test_spectrum_of_the_gauss_newton_matrix() -> None:
         torch.testing.assert_close(of_G[:most], of_kernel[:most], rtol=1e-5, atol=1e-12 * float(of_G[0]))
 
 
+class InTwoTypes(nn.Module):
+    """A single-precision body, and a head of double precision."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, nn.Linear(4, 3).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).flatten(1).tanh().double())
+
+
+@pytest.mark.parametrize("body", [nn.Linear(6, 4), nn.Conv1d(2, 4, 3), nn.Conv1d(2, 4, 3, groups=2)])
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_of_several_types(form: str, body: nn.Module) -> None:
+    x = torch.randn(6, 6) if isinstance(body, nn.Linear) else torch.randn(6, 2, 3)
+    bound = objective(InTwoTypes(body), x)
+    kernels = [tangent_kernel(bound, form=form, method=method).matrix for method in ("contraction", "products")]
+    assert distance(*kernels) < 1e-6
+
+
 # --------------------------------------------------------------------------- projections
 
 
