@@ -115,7 +115,7 @@ def _trace(facts: Facts) -> str | None:
     if batch is None:
         return "tr(H) <= 2/lr concerns SGD's noise: pass batch_size= to watch"
     if outputs is None:
-        return "for scalar outputs only, and the outputs are hidden (loss_fn, or several tensors): s_mu carries the verdict"
+        return "for scalar outputs only, and outputs are hidden (loss_fn, or several tensors): s_mu carries the verdict"
     if outputs > 1:
         return f"for scalar outputs only, and there are {outputs}: s_mu carries the verdict"
     if batch > 1:

@@ -131,6 +131,17 @@ def test_scaling_the_matrix_scales_everything(c: float) -> None:
         torch.testing.assert_close(getattr(many, name), c * getattr(one, name), rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("c", [1e-22, 1e-26, 1e-30])
+def test_squares_that_single_precision_does_not_have(c: float, k: int) -> None:
+    """As the curvature of a classifier is that has left every doubt behind; bounds and all."""
+    A = rotated(with_outliers(200, [20.0, 50.0, 100.0]))
+    for block in (1, k):
+        found = top_eigenpairs((c * A).float(), k, block=block, seed=0)
+        torch.testing.assert_close(found.values / c, extremes(A, k, "LA"), rtol=1e-3, atol=0.0)
+        assert float(found.low[0]) <= 100.001 * c and 99.999 * c <= float(found.high[0]) <= 110 * c
+
+
 def test_single_precision() -> None:
     values = with_outliers(400, [5.0, 10.0, 30.0])
     A = rotated(values)
