@@ -43,6 +43,8 @@ class Classes:
 
     def __init__(self, labels: int | Sequence[int]) -> None:
         self.listed = not isinstance(labels, int)
+        if not isinstance(labels, int | Sequence | range):
+            raise SettingError(f"classes must be how many there are, or a list of labels; got {labels!r}")
         self.labels = list(range(labels)) if isinstance(labels, int) else [int(label) for label in labels]
         if len(self.labels) < 2:
             raise SettingError(
@@ -84,6 +86,8 @@ def class_indices(labels: Tensor) -> Tensor:
     Raises:
         DataError: if they are neither.
     """
+    if not isinstance(labels, Tensor):
+        raise DataError(f"labels must be a tensor (n,), got {type(labels).__name__}: torch.as_tensor makes one")
     if not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool:
         return labels.reshape(-1).long()
     if labels.ndim < 2 or labels.shape[1:] == (1,):  # as binary cross-entropy takes them
@@ -307,6 +311,8 @@ def checked_features(features: Tensor, size: int | None = None) -> None:
     Raises:
         DataError: if so.
     """
+    if not isinstance(features, Tensor):
+        raise DataError(f"features must be a tensor (n, d), got {type(features).__name__}: torch.as_tensor makes one")
     if features.ndim != 2 or not features.is_floating_point():
         raise DataError(
             f"features must be a real floating-point tensor (n, d), got {features.dtype} of shape "

@@ -27,6 +27,8 @@ __all__ = ["PENULTIMATE", "POOLINGS", "Classifier", "FeatureReader", "find_class
 
 PENULTIMATE = "penultimate"
 """Name of the classifier's input among layers."""
+WHOLE = "model"
+"""Name of a model that has no layers, as linear regression is."""
 POOLINGS = ("mean", "flatten", "each")
 Pooling = str | Callable[[Tensor], Tensor]
 
@@ -147,10 +149,11 @@ def find_classifier(objective: Objective) -> Classifier:
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by name, without what torch.compile and data-parallel wrappers put before it."""
+    """Modules by name, without what torch.compile and data-parallel wrappers put before it; a lone layer as `WHOLE`."""
     prefix = wrapper_prefix([name for name, _ in (*model.named_parameters(), *model.named_buffers())])
     named = ((name.removeprefix(prefix), module) for name, module in model.named_modules(remove_duplicate=False))
-    return {name: module for name, module in named if name}
+    found = {name: module for name, module in named if name}
+    return found or {WHOLE: model}
 
 
 def pooled(features: Tensor, pooling: Pooling = "mean") -> Tensor:

@@ -265,8 +265,10 @@ def _check(
     if isinstance(guards, bool) or not isinstance(guards, int) or guards < 0:
         raise SettingError(f"guards must be an integer of 0 or more, got {guards!r}")
     check_tolerance(space, tol)
-    if max_matvecs is not None and max_matvecs < k:
-        raise SettingError(f"max_matvecs must be at least k = {k}, got {max_matvecs!r}")
+    if isinstance(max_matvecs, bool) or not (
+        max_matvecs is None or (isinstance(max_matvecs, int) and max_matvecs >= k)
+    ):
+        raise SettingError(f"max_matvecs must be None or an integer of at least k = {k}, got {max_matvecs!r}")
     if not 0 < confidence < 1:
         raise SettingError(f"confidence must be between 0 and 1, got {confidence!r}")
 

@@ -28,7 +28,7 @@ import torch
 from scipy.special import fdtri
 from torch import Tensor
 
-from .errors import SettingError
+from .errors import NonFiniteError, SettingError
 from .html_table import Shown
 from .intervals import student_quantile
 from .mean_estimates import Mean
@@ -166,6 +166,7 @@ def noise_scale(gradients: Tensor, batch_size: int = 1, *, confidence: float = 0
 
     Raises:
         SettingError: if an argument means nothing.
+        NonFiniteError: if a gradient is NaN or infinite.
 
     Example:
         >>> import torch
@@ -182,6 +183,8 @@ def noise_scale(gradients: Tensor, batch_size: int = 1, *, confidence: float = 0
         given = tuple(gradients.shape) if isinstance(gradients, Tensor) else type(gradients).__name__
         raise SettingError(f"gradients must be a matrix (K, n) of K >= 4 independent gradients, got {given}")
     check_count("batch_size", batch_size, 1)
+    if not bool(gradients.isfinite().all()):
+        raise NonFiniteError("a gradient is NaN or infinite, and so is its noise")
     mean = gradients.mean(dim=0, keepdim=True)  # its part in the products would leave no digits for the rest
     apart = (gradients - mean).double()
     inner, along = apart @ apart.T, apart @ mean[0].double()

@@ -61,7 +61,10 @@ class Quadrature:
         Raises:
             SettingError: if f is not finite at a node, or not of its shape.
         """
-        values = torch.as_tensor(f(self.nodes))
+        try:
+            values = torch.as_tensor(f(self.nodes))
+        except (TypeError, ValueError) as error:  # of Python's math, which takes numbers
+            raise SettingError(f"f must take a tensor, as torch.log does and math.log not: {error}") from error
         if values.shape != self.nodes.shape or values.is_complex():
             raise SettingError(
                 f"f must map a tensor of eigenvalues to a real tensor of the same shape; of {tuple(self.nodes.shape)} "

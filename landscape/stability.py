@@ -80,7 +80,7 @@ def minibatch_index(
         DataError: if the batches cannot be cut into samples.
     """
     draws = MinibatchDraws(objective, batch_size, generator_for(seed, torch.device("cpu")), products=False)
-    if not 1 <= batch_size < draws.samples:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size < draws.samples:
         raise SettingError(
             f"S_mu needs mini-batches smaller than the data ({draws.samples} samples), got {batch_size!r}"
         )

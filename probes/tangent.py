@@ -188,6 +188,8 @@ def _alignment(kernel: EmpiricalKernel, objective: Objective) -> float | None:
         return None
     if sum(map(len, targets)) != kernel.samples or len({t.shape[1:] for t in targets}) > 1:
         return None
+    if any(t.ndim == 2 and not t.is_floating_point() and bool((t * (t - 1) != 0).any()) for t in targets):
+        return None  # classes of the positions of a sequence
     return _or_none(lambda: label_alignment(kernel, torch.cat(targets)))
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,9 @@ def test_a_head_of_zeros_has_no_direction() -> None:
         ({"labels": torch.arange(59) % 4}, DataError, "60 rows of features for 59 labels"),
         ({"labels": torch.rand(60, 4)}, DataError, "argmax"),
         ({"labels": torch.rand(60)}, DataError, "class indices"),
+        ({"features": np.ones((60, 2))}, DataError, "a tensor .*ndarray: torch.as_tensor"),
+        ({"labels": np.ones(60)}, DataError, "a tensor .*ndarray: torch.as_tensor"),
+        ({"classes": 3.5}, SettingError, "how many there are, or a list of labels; got 3.5"),
         ({"features": torch.ones(60, 2, 2)}, DataError, r"\(n, d\), got torch.float32 of shape \(60, 2, 2\)"),
         ({"features": torch.ones(60, 7, dtype=torch.long)}, DataError, "floating-point"),
         ({"features": torch.full((60, 7), math.nan)}, NonFiniteError, r"class \[0, 1, 2, 3\]"),

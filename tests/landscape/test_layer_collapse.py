@@ -174,6 +174,10 @@ def test_the_classifier_is_seen_through_shapes_and_wrappers_not_through_what_cha
             neural_collapse_of(objective(Changed(other), (x, y)))
     named = neural_collapse_of(objective(Changed(lambda z: z.log_softmax(1)), (x, y)), classifier="body.2")
     assert named.numbers == expected.numbers
+    alone = nn.Linear(4, C)
+    assert neural_collapse_of(objective(alone, (x, y))).numbers == pytest.approx(
+        neural_collapse(x, y, weight=alone.weight, bias=alone.bias).numbers
+    )
     compiled = torch.compile(body, backend="eager")
     assert neural_collapse_of(objective(compiled, (x, y))).numbers == pytest.approx(expected.numbers)
     assert neural_collapse_of(objective(compiled, (x, y)), "0").samples == 12

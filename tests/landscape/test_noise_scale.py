@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losscope.landscape import SettingError
+from losscope.landscape import NonFiniteError, SettingError
 from losscope.landscape.noise_scale import Reduced, fieller, noise_scale, two_batch_noise
 
 F64 = torch.float64
@@ -135,6 +135,8 @@ def test_bad_input() -> None:
         noise_scale(normal(5, 2), 0)
     with pytest.raises(SettingError, match="confidence"):
         noise_scale(normal(5, 2), confidence=1.0)
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        noise_scale(normal(5, 2) / 0.0)
     with pytest.raises(SettingError, match="larger size must be an integer of at least 9"):
         two_batch_noise(normal(5), normal(5), (8, 8))
     for small, big in ((normal(1), normal(1)), (normal(5), normal(4))):

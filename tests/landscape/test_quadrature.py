@@ -203,6 +203,7 @@ def test_seeds() -> None:
     ("f", "message"),
     [
         (torch.log, r"f is not finite at -\d.*A\.shifted\(s\) moves that"),
+        (lambda x: math.log(x), "f must take a tensor, as torch.log does"),
         (torch.sum, r"real tensor of the same shape; of \(3,\) it made \(\)"),
         (lambda x: x.to(torch.complex128), r"it made \(3,\), torch.complex128"),
     ],

@@ -165,7 +165,7 @@ def test_it_stops_at_the_requested_accuracy_but_not_before_the_first_look():
     assert again.value == fine.value
 
 
-@pytest.mark.parametrize("batch", [8, 9, 0, -1])
+@pytest.mark.parametrize("batch", [8, 9, 0, -1, 1.5, None, True])
 def test_a_batch_must_be_smaller_than_the_data(batch):
     model, inputs, targets = network()
     objective = Objective(model, (inputs, targets), criterion=half_squares)

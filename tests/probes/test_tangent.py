@@ -124,6 +124,22 @@ def test_targets_that_are_all_the_same_have_no_alignment() -> None:
     assert record.status == "ok" and record.values["alignment"] is None
 
 
+def test_classes_of_positions_are_no_rows_to_align_with() -> None:
+    """A sequence's tokens are names and no numbers; rows with a one for each class are rows."""
+    torch.manual_seed(0)
+    x, tokens = torch.randint(5, (12, 4)), torch.randint(5, (12, 4))
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {
+        "forward": lambda m, b: m(b[0]).transpose(1, 2),
+        "criterion": F.cross_entropy,
+        "probes": [TangentKernel()],
+    }
+    with watch(model, optimizer, data=(x, tokens), **options) as run:
+        (record,) = run.measure_now()
+    assert record.status == "ok" and record.values["alignment"] is None
+
+
 @pytest.mark.parametrize("options", [{"form": "half"}, {"samples": 0}, {"memory": 1.5}, {"inputs": 3}])
 def test_bad_settings(options: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match=next(iter(options))):
