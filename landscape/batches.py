@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_FEW = 64
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """One batch, on the parameters' device.
@@ -131,6 +134,13 @@ def _is_one_batch(data: Any) -> bool:
     return isinstance(data, tuple) and len(data) > 0 and isinstance(data[0], Tensor)
 
 
+def _holds_tensors_only(data: Any) -> bool:
+    """Whether there is nothing but tensors, and numbers and words, in plain tuples, lists and dicts of not too many."""
+    if type(data) in (tuple, list, dict):
+        return len(data) <= _FEW and all(map(_holds_tensors_only, data.values() if type(data) is dict else data))
+    return data is None or type(data) in (Tensor, int, float, bool, str)
+
+
 def _checked_weight(weight: Any) -> float:
     value = float(weight)
     if not value >= 0 or value == float("inf"):
@@ -149,6 +159,9 @@ def _untouched_loader(data: Any) -> Iterator[None]:
     persistent workers must not notice. Nor may a sampler or a data set that counts its epochs or its
     items; an iterator, which can be read once only, does move on.
     """
+    if _holds_tensors_only(data):  # which reading leaves as they are
+        yield
+        return
     objects = [] if is_one_shot(data) else objects_within([data], data=True)
     with preserved_objects(objects, data=True), preserved_generators(generators_within([data], data=True)):
         for loader in objects:

@@ -43,8 +43,10 @@ MODES = ("eval", "train", "train_frozen")
 LIVE = "live"
 """Not a mode one asks for: every flag as the model has it, to compare a mode with."""
 
-_LEFT_ALONE = MODULE_INTERNALS - {"_buffers", *HOOK_TABLES}
-"""The attributes of a module that nothing stands in for."""
+_LEFT_ALONE = MODULE_INTERNALS - {"_buffers"}
+"""The attributes of a module that nothing stands in for, or hooks that are part of the function."""
+
+_CONSTANT = (int, float, bool, str, type(None))
 
 _NORMALISATION = (nn.modules.batchnorm._NormBase,)
 
@@ -137,11 +139,12 @@ def _untouched_modules(modules: list[nn.Module], parts: Parts | None = None) -> 
         for script, state in scripts:
             write_scripted(script, {name: replaced(value, known) for name, value in state.items()})
         for module, state in saved:
-            module.__dict__ |= {
-                name: _stand_in(name, value, known) for name, value in state.items() if name not in _LEFT_ALONE
-            }
-            if parts is not None:
-                module.__dict__ |= {name: parts.of(state[name], name, module) for name in HOOK_TABLES}
+            live = module.__dict__
+            for name, value in state.items():
+                if name not in _LEFT_ALONE and type(value) not in _CONSTANT:
+                    live[name] = _stand_in(name, value, known)
+            for name in HOOK_TABLES:  # those that are put on for one evaluation go with it
+                live[name] = state[name].copy() if parts is None else parts.of(state[name], name, module)
             if isinstance(module, nn.parallel.DistributedDataParallel):
                 # Its own would get it ready to add up gradients in the next backward pass, which is the training's.
                 module.__dict__["forward"] = module.module.__call__
@@ -166,8 +169,6 @@ def _untouched_modules(modules: list[nn.Module], parts: Parts | None = None) -> 
 def _stand_in(name: str, value: Any, known: dict[int, Any]) -> Any:
     if name == "_buffers":
         return {key: replaced(buffer, known) for key, buffer in value.items()}
-    if name in HOOK_TABLES:  # those that are put on for one evaluation go with it
-        return value.copy()
     return replaced(value, known)
 
 

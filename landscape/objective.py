@@ -207,10 +207,11 @@ class Objective:
         Raises:
             DataError: if a batch does not show how many it holds.
         """
-        own = sum(batch_length(without_weights(batch.content)) for batch in self.batches)
+        batches = self.batches
+        own = self._whole.samples or sum(batch_length(without_weights(batch.content)) for batch in batches)
         if self._whole.samples is None and self.ranks.size > 1:
             raise DataError("a batch of another rank does not show how many samples it holds; pass weight=")
-        return self._whole.samples or own
+        return own
 
     @property
     def first_index(self) -> int:
@@ -343,7 +344,9 @@ class Objective:
         self.ranks.refuse_parts("this")
         with preserved_objects(self._objects), self._variables.preserved():
             reseed(hash((self.seed, self._mask_seed, self._whole.before + index, mask)) % 2**63, self._generators)
-            with torch.autocast(self.space.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            kind, cast = self.space.device.type, self.precision == "bf16"
+            needed = cast or torch.is_autocast_enabled(kind)
+            with torch.autocast(kind, torch.bfloat16, enabled=cast) if needed else _HELD:
                 yield copied(content)
 
     def outputs(self, index: int) -> Any:

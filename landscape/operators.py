@@ -96,11 +96,11 @@ class SymmetricOperator:
     @property
     def note(self) -> str:
         """What is to be known of the products, e.g. that the matrix is ambiguous; mostly empty."""
-        return "; ".join(dict.fromkeys(part.note for part in self.parts if part.note))
+        return "; ".join(dict.fromkeys(note for part in self.parts if (note := part.note)))
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the matrix stays as it is, so that what its products share is set up once."""
-        return _all_held(self.parts)
+        return self.parts[0].held() if len(self.parts) == 1 else _all_held(self.parts)
 
     def __add__(self, other: Any) -> Combination:
         """A + B, of two operators; B may be a dense matrix."""

@@ -233,7 +233,9 @@ class _Span:
         return max(3, min(9, _CHUNK // (block.shape[1] * block.element_size())))
 
     def _inner(self, U: Tensor, V: Tensor) -> np.ndarray:
-        return self.space.inner(U.T, V.T).to("cpu", torch.float64).numpy()
+        """Of rows with rows, (a, n), (b, n) -> (a, b), or with one, (n,) -> (a,)."""
+        found = self.space.inner(U.T, V.T) if V.ndim == 2 else self.space.coordinates(U, V)
+        return found.cpu().numpy().astype(np.float64)
 
     def _combined(self, weights: np.ndarray, rows: Tensor | None = None) -> Tensor:
         """(k, count) coordinates -> (k, n), or one of them."""
@@ -244,8 +246,8 @@ class _Span:
         """Multiply one direction more, and see what follows."""
         if len(self.T):  # once, since it was made to be orthogonal
             V = self._rows[self._first : self._count : 2]
-            x = torch.addmv(x, V.T, self.space.inner(V.T, x[:, None])[:, 0], alpha=-1)
-        x = x / self.space.norms(x[:, None])
+            x = torch.addmv(x, V.T, self.space.coordinates(V, x), alpha=-1)
+        x = x / self.space.length(x)
         self._append(x, self._products.unchecked(x[:, None])[:, 0])
 
     def _append(self, x: Tensor, w: Tensor) -> None:
@@ -273,18 +275,11 @@ class _Span:
         self.rounding, self._size = self.space.rounding * norm, max(abs(self.theta), 1e-3 * norm)
         weights = np.empty((len(values), 2))  # of v, w, v, w, ...
         weights[:, 0], weights[:, 1] = -self.theta * self._y, self._y
-        residual = self._rows[count : count + 1]
-        residual[0] = self._combined(weights.reshape(-1), self._rows[first:count])
-        inner = self._inner(self._rows[: count + 1], residual)[:, 0]
-        self.length = math.sqrt(inner[-1])
+        self._rows[count] = self._combined(weights.reshape(-1), self._rows[first:count])
+        G[: count + 1, count] = G[count, : count + 1] = self._inner(self._rows[: count + 1], self._rows[count])
+        self.length = math.sqrt(G[count, count])
         refuse_nonfinite(self.length)
-        self._total = count
-        if self.length > self.rounding:
-            residual /= self.length
-            inner /= self.length
-            G[count, :count] = G[:count, count] = inner[:-1]
-            G[count, count] = 1.0
-            self._total = count + 1
+        self._total = count + (self.length > self.rounding)
         self._think()
 
     def _think(self) -> None:
@@ -344,7 +339,7 @@ class _Span:
     def restart(self) -> None:
         """Keep the Ritz vector of V, and what is thought of other directions."""
         x, values = self._ritz(), self.thought[: self._known].copy()
-        w = self.length * self._rows[self._count] + self.theta * x
+        w = self._rows[self._count] + self.theta * x
         rows = self._combined(self._thought_vectors(self._known))
         self._known = len(rows)
         self._begin([rows], values)
@@ -363,7 +358,7 @@ class _Span:
         gap = theta - float(self.thought[1]) if len(self.thought) > 1 else 0.0
         error = residual**2 / gap if gap > residual else residual
         numbers = torch.tensor([theta, residual, theta - self.rounding, math.inf, error], dtype=torch.float64)
-        value, residuals, low, high, errors = numbers[:, None]
+        value, residuals, low, high, errors = numbers.split(1)
         vector = self._ritz()[:, None]
         return Eigenpairs(
             value, vector / self.space.norms(vector), residuals, low, high, "lower", 0.95, self._converged(tol),
@@ -387,6 +382,8 @@ class _Span:
 
 def _eigh(M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the lower triangle, ascending; not NumPy's, see `lanczos.LanczosBasis.eigh`."""
+    if len(M) == 1:
+        return M[0].copy(), np.ones((1, 1))
     values, vectors, failed = dsyev(M, lower=1)
     if failed:
         raise NonFiniteError("the operator's projection has no eigenvalues: its products are too large")
