@@ -13,13 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# What `torch.autograd.grad` calls once it has checked its arguments, which takes a tenth of a small net's product.
-from torch.autograd.graph import _engine_run_backward as run_backward
-
 from ..objective import Objective
-from ..space import PIECE, ParameterSpace, contiguous_rows
+from ..space import contiguous_rows
 from .graphs import BatchGraphs
 from .once import refuse_once_differentiable, second_order_errors
+from .replay import BackwardPass
 
 __all__ = ["Gradient", "Retained", "allowed_distance"]
 
@@ -37,12 +35,14 @@ class Gradient(NamedTuple):
         tensors: its gradient, one tensor per parameter.
         live: positions of those that depend on the parameters; the others have no graph, and a Hessian of zero.
         heads: these.
+        backward: the map ``v -> H v`` of this batch's loss, of one vector.
     """
 
     loss: Tensor
     tensors: list[Tensor]
     live: list[int]
     heads: tuple[Tensor, ...]
+    backward: BackwardPass
 
 
 class _GradientGraphs(BatchGraphs[Gradient]):
@@ -60,31 +60,9 @@ class _GradientGraphs(BatchGraphs[Gradient]):
         loss = loss if share == 1.0 else share * loss
         tensors = self.objective.gradients(loss, create_graph=True)
         live = [i for i, g in enumerate(tensors) if g.requires_grad]
-        return Gradient(loss, tensors, live, tuple(tensors[i] for i in live))
-
-
-class _Pieces:
-    """Cuts vectors into one tensor per parameter: short ones in a place that is cut once, which is twice as fast.
-
-    Args:
-        space: the parameters'.
-    """
-
-    def __init__(self, space: ParameterSpace) -> None:
-        self.space = space
-        # A single tensor's product may be what went in, which must not be overwritten by the next.
-        self._once = space.uniform and space.size <= PIECE and len(space.shapes) > 1
-        self._place: tuple[Tensor, tuple[Tensor, ...]] | None = None
-
-    def of(self, row: Tensor) -> tuple[Tensor, ...]:
-        """The pieces of a vector (1, n), until the next one is cut."""
-        if not self._once:
-            return tuple(self.space.unflatten(row[0]))
-        if self._place is None:
-            place = torch.empty_like(row)
-            self._place = place, tuple(self.space.unflatten(place[0]))
-        self._place[0].copy_(row)
-        return self._place[1]
+        heads = tuple(tensors[i] for i in live)
+        backward = BackwardPass(heads, live, tuple(self.objective.parameters.values()), self.objective.space)
+        return Gradient(loss, tensors, live, heads, backward)
 
 
 class Retained:
@@ -102,7 +80,6 @@ class Retained:
         self.objective = objective
         self.graphs = _GradientGraphs(objective, memory)
         self._parameters = tuple(objective.parameters.values())
-        self._pieces = _Pieces(objective.space)
 
     def __call__(self, V: Tensor) -> Tensor:
         """H V for a block of vectors V (n, k).
@@ -144,11 +121,7 @@ class Retained:
 
     def _pulled_back(self, gradient: Gradient, row: Tensor) -> Tensor:
         """H v, (n,), for a row (1, n)."""
-        pieces = self._pieces.of(row)
-        if len(gradient.live) < len(pieces):
-            pieces = tuple(pieces[i] for i in gradient.live)
-        # torch.autograd.grad(heads, parameters, pieces, retain_graph=True, allow_unused=True)
-        found = run_backward(gradient.heads, pieces, True, False, self._parameters, True, accumulate_grad=False)
+        found = gradient.backward(row)
         return self.objective.space.flatten(
             [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, found, strict=True)]
         )

@@ -1,0 +1,194 @@
+"""A backward pass whose operations are run again: the same to the bit as autograd's, or autograd's own."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from landscape_cases import CASES, build
+from losscope.landscape import Objective
+from losscope.landscape.kernels.replay import BackwardPass
+from losscope.landscape.kernels.retained import Gradient, Retained
+
+PASSES = 12
+NOT_RECORDED = {"batchnorm_eval", "batchnorm_train", "batchnorm_train_frozen", "lstm"}  # or by some versions of torch
+
+
+def vectors(n: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(n, PASSES, generator=torch.Generator().manual_seed(3), dtype=dtype)
+
+
+def by_autograd(objective: Objective, gradient: Gradient, v: Tensor) -> Tensor:
+    parameters = list(objective.parameters.values())
+    if not gradient.live:
+        return torch.zeros_like(v)
+    pieces = objective.space.unflatten(v.contiguous())
+    found = torch.autograd.grad(
+        gradient.heads, parameters, [pieces[i] for i in gradient.live], retain_graph=True, allow_unused=True,
+        materialize_grads=True,
+    )  # fmt: skip
+    return objective.space.flatten(list(found))
+
+
+def is_recorded(gradient: Gradient) -> bool:
+    return gradient.backward._recorded is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
+@pytest.mark.parametrize("name", CASES)
+def test_products_are_those_of_autograd_to_the_bit(name: str, dtype: torch.dtype) -> None:
+    objective = build(name, dtype).objective()
+    kernel = Retained(objective)
+    with objective.isolated():
+        for v in vectors(objective.space.size, dtype).T:
+            found = kernel(v[:, None])[:, 0]
+            parts = [by_autograd(objective, gradient, v) for gradient in kernel.graphs]
+            assert torch.equal(found, torch.stack(parts).sum(dim=0) if len(parts) == 1 else sum(parts[1:], parts[0]))
+        if name not in NOT_RECORDED:
+            assert all(map(is_recorded, kernel.graphs))
+
+
+def small_net(*layers: nn.Module, width: int = 5) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, width), *layers, nn.Linear(width, 2))
+
+
+def objective_of(model: nn.Module, samples: int = 6) -> Objective:
+    generator = torch.Generator().manual_seed(1)
+    data = torch.randn(samples, 3, generator=generator), torch.randn(samples, 2, generator=generator)
+    return Objective(model, data, criterion=mse_loss)
+
+
+class _Custom(torch.autograd.Function):
+    """The cube, with a derivative written as the test says."""
+
+    backward_as: Callable[[Tensor], Tensor]
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return _Derivative.apply(x, g)
+
+
+class _Derivative(torch.autograd.Function):
+    """Its backward pass, which itself has one that autograd cannot see into."""
+
+    @staticmethod
+    def forward(ctx, x, g):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, g)
+        return 3 * x**2 * g
+
+    @staticmethod
+    def backward(ctx, v):  # type: ignore[no-untyped-def]
+        x, g = ctx.saved_tensors
+        return _Custom.backward_as(6 * x * g * v), _Custom.backward_as(3 * x**2 * v)
+
+
+class Cube(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Custom.apply(x)
+
+
+def in_numpy(t: Tensor) -> Tensor:
+    return torch.from_numpy(np.array(t.detach().numpy()))
+
+
+def by_what_it_is(t: Tensor) -> Tensor:
+    return 2 * t if float(t.flatten()[0]) > 0 else t  # not linear: no Hessian, but autograd's answer
+
+
+def in_place_of_a_constant(t: Tensor) -> Tensor:
+    return torch.zeros_like(t).add_(t)
+
+
+def at_random(t: Tensor) -> Tensor:
+    return t * (1 + 0 * torch.rand_like(t))
+
+
+def only_without_a_mode(t: Tensor) -> Tensor:
+    if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+        raise NotImplementedError("higher-order operators have no rule for this mode")
+    return t.clone()
+
+
+UNSEEN = [in_numpy, by_what_it_is, in_place_of_a_constant, at_random, only_without_a_mode]
+
+
+@pytest.mark.parametrize("way", UNSEEN, ids=lambda way: way.__name__)
+def test_what_cannot_be_run_again_stays_with_autograd(way: Callable[[Tensor], Tensor], monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(_Custom, "backward_as", staticmethod(way), raising=False)
+    objective = objective_of(small_net(Cube()))
+    kernel = Retained(objective)
+    with objective.isolated():
+        for v in vectors(objective.space.size).T:
+            found = kernel(v[:, None])[:, 0]
+            (gradient,) = kernel.graphs
+            assert torch.equal(found, by_autograd(objective, gradient, v))
+        assert not is_recorded(gradient)
+
+
+def test_an_operation_in_place_on_a_result_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Custom, "backward_as", staticmethod(lambda t: (2 * t).div_(2)), raising=False)
+    objective = objective_of(small_net(Cube()))
+    kernel = Retained(objective)
+    with objective.isolated():
+        for v in vectors(objective.space.size).T:
+            found = kernel(v[:, None])[:, 0]
+            (gradient,) = kernel.graphs
+            assert torch.equal(found, by_autograd(objective, gradient, v))
+        assert is_recorded(gradient)
+
+
+def test_moved_parameters_make_another_graph() -> None:
+    model = small_net(nn.Tanh())
+    objective = objective_of(model)
+    kernel = Retained(objective)
+    V = vectors(objective.space.size)
+    before = kernel(V)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+    after = kernel(V)
+    assert torch.equal(after, Retained(objective)(V))
+    assert not torch.allclose(after, before)
+
+
+def test_a_result_is_not_overwritten_by_the_next() -> None:
+    objective = objective_of(small_net(nn.Tanh()))
+    kernel = Retained(objective)
+    V = vectors(objective.space.size)
+    with objective.isolated():
+        one_by_one = [kernel(v[:, None]) for v in V.T]
+    assert torch.equal(torch.cat(one_by_one, dim=1), kernel(V))
+
+
+def test_nothing_is_recorded_beyond_the_memory_allowed() -> None:
+    objective = objective_of(small_net(nn.Tanh(), width=50), samples=100)
+    for memory, expected in ((1 << 20, True), (1 << 10, False)):
+        gradient = next(iter(Retained(objective).graphs))
+        arguments = gradient.heads, gradient.live, tuple(objective.parameters.values()), objective.space, memory
+        limited = BackwardPass(*arguments)
+        with objective.isolated():
+            for v in vectors(objective.space.size).T:
+                limited(v[None])
+        assert (limited._recorded is not None) == expected
+
+
+def test_a_recorded_pass_has_fewer_operations_than_autograd() -> None:
+    objective = objective_of(small_net(nn.Tanh()))
+    gradient = next(iter(Retained(objective).graphs))
+    counts = []
+    with objective.isolated():
+        for v in vectors(objective.space.size).T:
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                gradient.backward(v[None])
+            counts.append(sum(event.name.startswith("aten::") for event in profile.events()))
+    assert counts[-1] < counts[0] / 2
