@@ -152,7 +152,10 @@ def _of_steps(optimizer: Optimizer) -> Threshold:
     found = []
     for group in groups:
         refused = _refusal(group)
-        found.append((None, refused) if refused else rule.threshold(group, _state(optimizer, group)))
+        value, words = (None, refused) if refused else rule.threshold(group, _state(optimizer, group))
+        if value is not None and value <= 0:
+            value, words = None, f"weight decay alone makes the step unstable: {words} is {value:g}"
+        found.append((value, words))
     if refusals := [words for value, words in found if value is None]:
         return Threshold((), "", refusals[0], preconditioned)
     if len({repr(_dynamics(rule, group)) for group in groups}) > 1:
@@ -201,9 +204,8 @@ def _of_sam(wrapper: Optimizer, base: Optimizer) -> Threshold:
         )  # fmt: skip
     if inner.value is None:
         return inner
-    if not all(len(r) == 1 and 0 <= min(r) < math.inf for r in radius) or inner.value <= 0:
-        shown = sorted(set().union(*radius))
-        return Threshold((), "", f"{name} has no rule for rho {shown} and thresholds {inner.per_group} of its base")
+    if not all(len(r) == 1 and 0 <= min(r) < math.inf for r in radius):
+        return Threshold((), "", f"{name} has no rule for rho {sorted(set().union(*radius))}")
     formula = f"s where s(1+rho s/|g|) = {inner.formula}"
     perturbed = tuple(zip(inner.per_group, (min(r) for r in radius), strict=True))
     why = f"the threshold of {name} depends on the gradient: pass gradient_norm=, its norm at the weights themselves"

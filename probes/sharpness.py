@@ -40,11 +40,11 @@ class Sharpness(Probe):
         self, k: int = 1, *, tol: float = 1e-2, guards: int = 0, every: Any = None, bound_every: int = 200
     ) -> None:
         super().__init__(every)
-        if k < 1 or not 0 < tol < 1 or bound_every < 1 or guards < 0:
-            raise SettingError(
-                "need k >= 1, 0 < tol < 1, guards >= 0 and bound_every >= 1; got "
-                f"{k!r}, {tol!r}, {guards!r}, {bound_every!r}"
-            )
+        for name, value, least in (("k", k, 1), ("guards", guards, 0), ("bound_every", bound_every, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise SettingError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if not (isinstance(tol, int | float) and 0 < tol < 1):
+            raise SettingError(f"tol must be a number between 0 and 1, got {tol!r}")
         self.k, self.tol, self.guards, self.bound_every = k, tol, guards, bound_every
 
     def needs(self) -> Needs:

@@ -86,6 +86,7 @@ def test_the_rate_may_be_a_tensor_and_is_read_afresh():
         ({"lr": 0.1, "maximize": True}, "maximises"),
         ({"lr": 0.1, "momentum": 0.9, "dampening": 1.0}, "dampening 1"),
         ({"lr": 0.1, "momentum": 1.2}, "momentum 1.2 is above 1"),
+        ({"lr": 0.1, "weight_decay": 30.0}, "weight decay alone makes the step unstable: 2/lr - weight_decay is -10"),
     ],
 )
 def test_settings_without_a_threshold_say_why(options, words):

@@ -231,6 +231,22 @@ def test_options_that_mean_nothing(refused, options, words):
     refused(SettingError, words, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"k": 0}, "k must be an integer of at least 1, got 0"),
+        ({"k": 1.5}, "k must be an integer of at least 1, got 1.5"),
+        ({"guards": "a"}, "guards must be an integer of at least 0, got 'a'"),
+        ({"bound_every": 0}, "bound_every must be an integer of at least 1, got 0"),
+        ({"tol": "a"}, "tol must be a number between 0 and 1, got 'a'"),
+        ({"tol": 1.0}, "tol must be a number between 0 and 1, got 1.0"),
+    ],
+)
+def test_sharpness_that_means_nothing(options, words):
+    with pytest.raises(SettingError, match=words):
+        Sharpness(**options)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_finite_differences_in_half_precision(refused, dtype):
     data = (X.to(dtype), Y.to(dtype))
