@@ -113,6 +113,8 @@ class Hessian(SymmetricOperator):
                 self.choice = settle(self.objective, block=block, planned=planned, memory=self.memory)
                 self._name = self.choice.kernel
             kernel = self._kernel(self._name)
+            if isinstance(kernel, Retained):
+                kernel.graphs.planned = vectors
             if isinstance(kernel, FiniteDifference):
                 kernel.calibrate()
                 self._note_error(kernel.error)

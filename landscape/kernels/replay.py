@@ -13,7 +13,7 @@ out of a tensor, a second device) is not recorded, and autograd goes on.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,8 @@ from ..space import PIECE, ParameterSpace
 
 __all__ = ["BackwardPass"]
 
-_PLAIN = 4  # passes that autograd makes first: recording takes as long as some ten are shorter by
+_REPAID = 16  # passes: recording takes as long as ten are shorter by
+_PLAIN = 4  # passes that autograd makes first where it is not known that so many are to come
 _MOST = 32 << 20  # bytes that all a recorded pass writes may take: beyond, arithmetic takes the time
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 """Operations that ask a tensor for its shape only."""
@@ -43,6 +44,7 @@ class BackwardPass:
         live: their positions among the parameters, whose entries of the vector are what it begins with.
         parameters: where it ends.
         space: theirs.
+        planned: passes that are known to come.
         limit: bytes that recorded operations may take.
     """
 
@@ -52,6 +54,7 @@ class BackwardPass:
         live: list[int],
         parameters: tuple[Tensor, ...],
         space: ParameterSpace,
+        planned: int = 0,
         limit: int = _MOST,
     ) -> None:
         self.heads, self.live, self.parameters, self.space, self.limit = heads, live, parameters, space, limit
@@ -59,21 +62,22 @@ class BackwardPass:
         self._placed = space.uniform and space.size <= PIECE and len(space.shapes) > 1
         self._place = torch.empty(0)
         self._inputs: tuple[Tensor, ...] = ()
+        self._plain = 0 if planned >= _REPAID else _PLAIN
         self._passes = 0
         self._recorded: _Recorded | None = None
 
-    def __call__(self, row: Tensor) -> Pulled:
-        """The pass for a vector, a row (1, n): one tensor per parameter, None for none, valid until the next."""
+    def __call__(self, vector: Tensor) -> Pulled:
+        """The pass for a vector (n,): one tensor per parameter, None for none, valid until the next."""
         if not self._placed:
-            return self._by_autograd(self._chosen(self.space.unflatten(row[0])))
+            return self._by_autograd(self._chosen(self.space.unflatten(vector)))
         if not self._inputs:  # cut once, which is twice as fast
-            self._place = torch.empty_like(row)
-            self._inputs = self._chosen(self.space.unflatten(self._place[0]))
-        self._place.copy_(row)
+            self._place = torch.empty_like(vector)
+            self._inputs = self._chosen(self.space.unflatten(self._place))
+        self._place.copy_(vector)
         self._passes += 1
-        if self._recorded is not None and self._passes > _PLAIN + 2:
+        if self._recorded is not None and self._passes > self._plain + 2:
             return self._recorded.run()
-        if self._passes == _PLAIN + 1 and row.device.type == "cpu":
+        if self._passes == self._plain + 1 and vector.device.type == "cpu":
             return self._record()
         result = self._by_autograd(self._inputs)
         if self._recorded is not None and not _same(result, self._recorded.run()):
@@ -123,6 +127,8 @@ def _same(found: Pulled, expected: Pulled) -> bool:
 class _Recorder(TorchDispatchMode):
     """Takes down the operations on some tensors and on what comes of them.
 
+    It need not see everything: what comes of the steps is compared with autograd's before it is used.
+
     Attributes:
         steps: how to run them again.
         refused: whether there was one that cannot be.
@@ -138,56 +144,53 @@ class _Recorder(TorchDispatchMode):
         self._written: set[int] = set()  # where the steps write
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs) if kwargs else func(*args)
         if not self.refused:
-            self._take_down(func, args, kwargs, result)
-        if self.refused:
-            self.steps.clear()
-            self._kept.clear()
+            self._kept.append(result)
+            self.refused = not self._take_down(_how(func), args, kwargs or {}, result)
+            if self.refused:
+                self.steps.clear()
+                self._kept.clear()
         return result
 
-    def _take_down(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        self._kept.append(result)
-        given = [t for t in _flat((*args, *kwargs.values())) if isinstance(t, Tensor)]
-        places = {_place(t) for t in given}
-        self._left -= sum(t.untyped_storage().nbytes() for t in _flat((result,)) if _place(t) not in places)
-        if self._moving.isdisjoint(map(id, given)) or _name(func) in _LIKE:
-            self.refused = self._left < 0
-            return
-        results = list(_flat((result,)))
-        self._moving.update(map(id, results))
-        self.refused = self._left < 0 or not all(map(_is_plain, results))
-        self.refused = self.refused or not self._add_step(func, args, kwargs, results, places)
-
-    def _add_step(self, func: Any, args: Any, kwargs: Any, results: list[Tensor], given: set[int]) -> bool:
-        """What brings the results about again; False where nothing is known to."""
-        places, how = {_place(t) for t in results}, _how(func)
-        if places <= given and not func._schema.is_mutable:  # views
+    def _take_down(self, how: _How, args: Any, kwargs: Any, result: Any) -> bool:
+        """Whether what comes of it is right when the steps are run again."""
+        moving = self._moving
+        if how.is_constant or not any(id(a) in moving or _is_among(a, moving) for a in (*args, *kwargs.values())):
+            return how.is_view or self._fits(result)
+        if type(result) is Tensor:
+            moving.add(id(result))
+            if how.is_view:
+                return True
+            result = (result,)
+        moving.update(map(id, result))
+        if how.is_view:
             return True
-        if how is None:
+        if how.run is None or not all(map(_is_plain, result)):
             return False
-        if not how.out:
-            self.steps.append(functools.partial(how.run, *args, **kwargs))
-            return places <= self._written  # so that an earlier step writes anew what it is applied to
-        if len(how.out) != len(results) or places & given:
-            return False
-        self._written |= places
-        self.steps.append(functools.partial(how.run, *args, **kwargs, **dict(zip(how.out, results, strict=True))))
-        return True
+        places = {t.untyped_storage().data_ptr() for t in result}
+        if how.out and places.isdisjoint(_places(args)):
+            self._written |= places
+            self.steps.append(functools.partial(how.run, *args, **kwargs, **dict(zip(how.out, result, strict=True))))
+            return self._fits(result)
+        if how.out:  # it may return its input, as a view
+            return how.out == ("out",) and len(places) == 1
+        self.steps.append(functools.partial(how.run, *args, **kwargs))
+        return places <= self._written  # an earlier step writes anew what it is applied to
+
+    def _fits(self, results: Any) -> bool:
+        for result in (results,) if isinstance(results, Tensor) else results:
+            self._left -= result.nbytes if isinstance(result, Tensor) else 0
+        return self._left >= 0
 
 
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    """Values, and what is in lists among them."""
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield from value
-        elif value is not None:
-            yield value
+def _is_among(value: Any, ids: set[int]) -> bool:
+    """Whether a list of tensors has one of these."""
+    return isinstance(value, list | tuple) and not ids.isdisjoint(map(id, value))
 
 
-def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _places(args: Any) -> set[int]:
+    return {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
 
 
 def _is_plain(result: Any) -> bool:
@@ -198,34 +201,41 @@ def _is_plain(result: Any) -> bool:
 
 
 class _How(NamedTuple):
-    """By what an operation is run again, and the arguments that it writes to; none if it is in place."""
+    """What is known of an operation.
 
-    run: Callable[..., Any]
+    Attributes:
+        is_constant: whether it asks tensors for their shapes only.
+        is_view: whether it returns views.
+        run: what runs it again; None where nothing is known to do the same.
+        out: the arguments that this writes to; none if it is in place.
+    """
+
+    is_constant: bool = False
+    is_view: bool = False
+    run: Callable[..., Any] | None = None
     out: tuple[str, ...] = ()
 
 
-def _name(func: Any) -> str:
-    name: str = func._schema.name.rpartition("::")[2]
-    return name
-
-
 @functools.cache
-def _how(func: Any) -> _How | None:
-    """How to run an operation again; None where it may do something else than it did."""
+def _how(func: Any) -> _How:
+    """What is known of an operation."""
     schema = func._schema
-    if func.namespace != "aten" or torch.Tag.nondeterministic_seeded in func.tags:
-        return None
+    namespace, _, name = schema.name.partition("::")
+    if namespace != "aten" or torch.Tag.nondeterministic_seeded in func.tags:
+        return _How()
     if schema.is_mutable:
         changed = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-        return _How(func) if changed == [0] else None
+        return _How(run=func if changed == [0] else None)
+    if name in _LIKE or func.is_view:
+        return _How(is_constant=name in _LIKE, is_view=func.is_view)
     asked = [(a.name, str(a.type)) for a in schema.arguments]
-    packet = getattr(torch.ops.aten, _name(func))
+    packet = getattr(torch.ops.aten, name)
     for overload in packet.overloads():
         found = getattr(packet, overload)
         arguments = found._schema.arguments
         written = tuple(a.name for a in arguments if a.is_out)
         if written and [(a.name, str(a.type)) for a in arguments if not a.is_out] == asked:
-            own = getattr(torch, _name(func), None)  # torch's own function, where it has one, is quicker to call
+            own = getattr(torch, name, None)  # torch's own function, where it has one, is quicker to call
             quick = written == ("out",) and "out=" in (getattr(own, "__doc__", None) or "")
-            return _How(own if quick and own else found, written)
-    return None
+            return _How(run=own if quick else found, out=written)
+    return _How()

@@ -50,6 +50,7 @@ class _GradientGraphs(BatchGraphs[Gradient]):
 
     def __init__(self, objective: Objective, memory: int | None = None) -> None:
         super().__init__(objective, memory)
+        self.planned = 0  # products with one graph that are known to come
         self._checked = False
 
     def _build(self, index: int, share: float) -> Gradient:
@@ -61,7 +62,8 @@ class _GradientGraphs(BatchGraphs[Gradient]):
         tensors = self.objective.gradients(loss, create_graph=True)
         live = [i for i, g in enumerate(tensors) if g.requires_grad]
         heads = tuple(tensors[i] for i in live)
-        backward = BackwardPass(heads, live, tuple(self.objective.parameters.values()), self.objective.space)
+        parameters = tuple(self.objective.parameters.values())
+        backward = BackwardPass(heads, live, parameters, self.objective.space, self.planned)
         return Gradient(loss, tensors, live, heads, backward)
 
 
@@ -116,12 +118,12 @@ class Retained:
     def _times(self, gradient: Gradient, rows: Tensor) -> Tensor:
         """This batch's H v for every row of (k, n), as rows."""
         if rows.shape[0] == 1:
-            return self._pulled_back(gradient, rows)[None]
-        return torch.stack([self._pulled_back(gradient, row[None]) for row in rows])
+            return self._pulled_back(gradient, rows[0])[None]
+        return torch.stack([self._pulled_back(gradient, row) for row in rows])
 
-    def _pulled_back(self, gradient: Gradient, row: Tensor) -> Tensor:
-        """H v, (n,), for a row (1, n)."""
-        found = gradient.backward(row)
+    def _pulled_back(self, gradient: Gradient, vector: Tensor) -> Tensor:
+        """H v for a vector, both (n,)."""
+        found = gradient.backward(vector)
         return self.objective.space.flatten(
             [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, found, strict=True)]
         )

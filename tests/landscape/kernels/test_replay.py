@@ -174,12 +174,26 @@ def test_nothing_is_recorded_beyond_the_memory_allowed() -> None:
     objective = objective_of(small_net(nn.Tanh(), width=50), samples=100)
     for memory, expected in ((1 << 20, True), (1 << 10, False)):
         gradient = next(iter(Retained(objective).graphs))
-        arguments = gradient.heads, gradient.live, tuple(objective.parameters.values()), objective.space, memory
-        limited = BackwardPass(*arguments)
+        arguments = gradient.heads, gradient.live, tuple(objective.parameters.values()), objective.space
+        limited = BackwardPass(*arguments, limit=memory)
         with objective.isolated():
             for v in vectors(objective.space.size).T:
-                limited(v[None])
+                limited(v.contiguous())
         assert (limited._recorded is not None) == expected
+
+
+def test_it_is_recorded_at_once_where_many_products_are_planned() -> None:
+    objective = objective_of(small_net(nn.Tanh()))
+    for planned, passes in ((0, 5), (40, 1)):
+        kernel = Retained(objective)
+        kernel.graphs.planned = planned
+        V = vectors(objective.space.size)
+        with objective.isolated():
+            for i in range(passes):
+                (gradient,) = kernel.graphs
+                assert not is_recorded(gradient)
+                kernel(V[:, i : i + 1])
+            assert is_recorded(gradient)
 
 
 def test_a_recorded_pass_has_fewer_operations_than_autograd() -> None:
@@ -189,6 +203,6 @@ def test_a_recorded_pass_has_fewer_operations_than_autograd() -> None:
     with objective.isolated():
         for v in vectors(objective.space.size).T:
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-                gradient.backward(v[None])
+                gradient.backward(v.contiguous())
             counts.append(sum(event.name.startswith("aten::") for event in profile.events()))
     assert counts[-1] < counts[0] / 2
