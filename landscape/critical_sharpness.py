@@ -24,8 +24,9 @@ _FARTHEST = 60  # doublings or halvings of the first rate
 
 
 def critical_sharpness(
-    objective: Objective, direction: Tensor, *, rate: float, rtol: float = 0.05, max_evaluations: int = 40
-) -> Estimate:
+    objective: Objective, direction: Tensor, *, rate: float, rtol: float = 0.05, max_evaluations: int = 40,
+    start: float | None = None,
+) -> Estimate:  # fmt: skip
     r"""Two over the smallest rate at which a step along the direction does not lower the loss.
 
     The rate is doubled or halved until it is bracketed, and the bracket cut at where a parabola through its ends
@@ -36,7 +37,8 @@ def critical_sharpness(
         direction: (n,) the update at rate 1: -g for gradient descent, ``(w_next - w) / rate`` for any optimizer.
         rate: where to begin, best the present learning rate.
         rtol: stop when the bracket's half-width is below this share of the value.
-        max_evaluations: most evaluations of the loss.
+        max_evaluations: most evaluations of the loss, the one at the start among them.
+        start: the loss where the parameters are, as `Objective.value` has it, where that is known.
 
     Returns:
         The critical sharpness, in units of curvature, between the ends of the bracket; they are proved as far as
@@ -57,7 +59,7 @@ def critical_sharpness(
         True
     """
     _check(objective, direction, rate, rtol, max_evaluations)
-    search = _Search(objective, direction, max_evaluations)
+    search = _Search(objective, direction, max_evaluations, objective.value() if start is None else start)
     search.bracket(rate)
     while not search.spent and search.width() > rtol:
         search.cut()
@@ -72,7 +74,7 @@ def critical_sharpness(
 class _Search:
     """A rate that lowers the loss, ``below``, and a larger one that does not, ``above``."""
 
-    def __init__(self, objective: Objective, direction: Tensor, most: int) -> None:
+    def __init__(self, objective: Objective, direction: Tensor, most: int, start: float) -> None:
         self.objective, self.most, self.evaluations = objective, most, 1
         space = objective.space
         self._direction = space.unflatten(direction.detach().to(space.device, space.dtype))
@@ -80,7 +82,7 @@ class _Search:
         self.below, self.above = 0.0, math.inf
         self.rise_below = self.rise_above = 0.0
         self.exhausted = False
-        self.start = objective.value()
+        self.start = start
         if not math.isfinite(self.start):
             raise SettingError(f"the loss is {self.start} where the parameters are: there is nothing to compare with")
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
 from .errors import SettingError
 
-__all__ = ["Moments", "check_accuracy", "check_method", "student_quantile", "without_skewness"]
+__all__ = [
+    "Moments",
+    "ScalarMoments",
+    "check_accuracy",
+    "check_method",
+    "student_quantile",
+    "without_skewness",
+]
 
 
 def check_accuracy(rtol: float, confidence: float, min_matvecs: int, max_matvecs: int) -> None:
@@ -126,3 +134,69 @@ class Moments:
         ends = (without_skewness(q, skewness, self.count) for q in (quantile, -quantile))
         low, high = (self.mean - stderr * end for end in ends)
         return low, high
+
+
+class ScalarMoments:
+    """`Moments` of one quantity, in plain numbers: on tensors of one entry they take as long as a small net's product.
+
+    Attributes:
+        count: samples so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first = self._sum = self._squares = self._cubes = 0.0
+
+    def add(self, samples: Tensor) -> None:
+        """Take in more samples, (k,)."""
+        values = samples.detach().cpu().double().numpy()
+        if self.count == 0:
+            self._first = float(values[0])
+        with np.errstate(all="ignore"):
+            apart = values - self._first
+            square = apart * apart
+            self._sum += float(apart.sum())
+            self._squares += float(square.sum())
+            self._cubes += float((square * apart).sum())
+        self.count += len(values)
+
+    @property
+    def mean(self) -> float:
+        """Of the samples."""
+        return self._first + self._sum / self.count
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a sample; NaN of one alone."""
+        squares = self._squares - self._sum * self._sum / self.count
+        return math.sqrt(max(squares, 0.0) / (self.count - 1)) if self.count > 1 else math.nan
+
+    @property
+    def skewness(self) -> float:
+        """Third central moment over the cube of the spread; zero where nothing spreads."""
+        m, shift = self.count, self._sum / self.count
+        third = self._cubes / m - 3 * shift * self._squares / m + 2 * shift * shift * shift
+        cube = self.spread * self.spread * self.spread
+        return third / cube if cube > 0 else 0.0
+
+    def interval(
+        self, confidence: float, *, skewed: bool = False, factor: float = 1.0, least_skewness: float = -math.inf
+    ) -> tuple[float, float]:
+        """Ends of Student's interval for the mean; arguments as of `Moments.interval`."""
+        mean, stderr = self.mean, self.spread / math.sqrt(self.count)
+        quantile = factor * student_quantile(self.count - 1, confidence)
+        if not skewed:
+            return mean - quantile * stderr, mean + quantile * stderr
+        skewness = max(self.skewness, least_skewness)
+        low, high = (mean - stderr * _without_skewness(q, skewness, self.count) for q in (quantile, -quantile))
+        return low, high
+
+
+def _without_skewness(quantile: float, skewness: float, m: int) -> float:
+    """`without_skewness` of one number."""
+    a = skewness / (3 * math.sqrt(m))
+    y = quantile - skewness / (6 * math.sqrt(m))
+    if abs(a) < 1e-6:
+        return y
+    cube = 1 + 3 * a * y
+    return (math.copysign(abs(cube) ** (1 / 3), cube) - 1) / a

@@ -6,11 +6,11 @@ import functools
 import math
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from .errors import SettingError
-from .intervals import Moments, student_quantile
+from .intervals import ScalarMoments, student_quantile
 from .results import Estimate
 
 __all__ = ["Accuracy", "Mean", "Ratio"]
@@ -35,21 +35,21 @@ class Mean:
         return Mean(self.samples * factor)
 
     @functools.cached_property
-    def _moments(self) -> Moments:
-        moments = Moments()
-        moments.add(self.samples[None])
+    def _moments(self) -> ScalarMoments:
+        moments = ScalarMoments()
+        moments.add(self.samples)
         return moments
 
     @functools.cached_property
     def value(self) -> float:
         """The mean; NaN where there is no sample."""
-        return float(self._moments.mean) if len(self.samples) else math.nan
+        return self._moments.mean if len(self.samples) else math.nan
 
     @functools.cached_property
     def stderr(self) -> float:
         """Its standard error; infinite where fewer than two samples show none."""
         m = len(self.samples)
-        return float(self._moments.spread) / math.sqrt(m) if m > 1 and math.isfinite(self.value) else math.inf
+        return self._moments.spread / math.sqrt(m) if m > 1 and math.isfinite(self.value) else math.inf
 
     @functools.cached_property
     def skewness(self) -> float:
@@ -95,8 +95,7 @@ class Mean:
             return -math.inf, math.inf
         usual = student_quantile(len(self.samples) - 1, confidence)
         factor = 1.0 if degrees is None else student_quantile(degrees, confidence) / usual
-        low, high = self._moments.interval(confidence, skewed=True, factor=factor, least_skewness=least_skewness)
-        return float(low), float(high)
+        return self._moments.interval(confidence, skewed=True, factor=factor, least_skewness=least_skewness)
 
     def interval_of_tails(self, confidence: float, least_skewness: float = -math.inf) -> tuple[float, float]:
         """The same of samples that may have heavy tails, as squared lengths: skewness and degrees without bias.
@@ -146,11 +145,12 @@ class Ratio:
         m = len(self.above)
         if m < 2:
             return -math.inf, math.inf
-        both = torch.stack([self.above, self.below])
+        both = np.stack((self.above.numpy(), self.below.numpy()))
         shift = both - both[:, :1]  # so that what does not vary at all has a variance of exactly zero
         square = student_quantile(m - 1, confidence) ** 2 / m
-        center = both.mean(dim=1)
-        (aa, ab), (_, bb) = (torch.outer(center, center) - square * torch.cov(shift)).tolist()
+        with np.errstate(all="ignore"):
+            center, apart = both.mean(axis=1), shift - shift.mean(axis=1, keepdims=True)
+            (aa, ab), (_, bb) = (np.outer(center, center) - square / (m - 1) * (apart @ apart.T)).tolist()
         root = ab * ab - aa * bb
         if bb <= 0 or math.isnan(root):
             return -math.inf, math.inf

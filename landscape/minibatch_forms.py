@@ -289,5 +289,7 @@ def _inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
     for x, y in zip(a, b, strict=True):
         single = torch.promote_types(x.dtype, torch.float32)
         products = x.detach().to(single) * y.detach().to(single)
-        terms.append(products.flatten(1).sum(dim=1).double())
+        if products.ndim > 1:  # as they lie in memory: a backward pass leaves many of them transposed
+            products = products.sum(dim=tuple(range(1, products.ndim)))
+        terms.append(products.double())
     return torch.stack(terms).sum(dim=0)

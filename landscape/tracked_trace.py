@@ -22,7 +22,7 @@ from torch import Tensor
 from .columns import parts
 from .errors import SettingError
 from .estimate_trace import trace
-from .intervals import Moments, check_accuracy
+from .intervals import ScalarMoments, check_accuracy
 from .operators import Observed, as_operator
 from .results import Estimate
 from .space import generator_for
@@ -113,13 +113,13 @@ class TrackedTrace:
         AQ = operator @ Q
         refuse_asymmetric(operator, Q, AQ)
         compressed = space.inner(Q, AQ).to("cpu", torch.float64)
-        inside, moments, wanted = float(compressed.trace()), Moments(), self.samples
+        inside, moments, wanted = float(compressed.trace()), ScalarMoments(), self.samples
         while True:
             for some in parts(min(wanted - moments.count, most - operator.matvecs), space):
                 Z = _outside(space.random(some.stop - some.start, generator), Q)
                 AZ = operator @ Z
                 forms = (Z * AZ).sum(dim=0, dtype=torch.float64) / (Z * Z).sum(dim=0, dtype=torch.float64)
-                moments.add(inside + (space.size - Q.shape[1]) * forms.cpu()[None])
+                moments.add(inside + (space.size - Q.shape[1]) * forms.cpu())
             estimate = _estimate(operator, moments, rtol, confidence)
             done = estimate.converged or operator.matvecs >= most
             more = 0 if done else math.ceil(moments.count * (_excess(estimate, rtol) ** 2 - 1))
@@ -160,9 +160,9 @@ def _next(Q: Tensor, AQ: Tensor, compressed: Tensor, sampled: Tensor) -> tuple[T
     return basis, Q @ U[:, -1].to(Q)
 
 
-def _estimate(operator: Observed, moments: Moments, rtol: float, confidence: float) -> Estimate:
-    low, high = (float(end) for end in moments.interval(confidence, skewed=True))
-    value, stderr = float(moments.mean), float(moments.spread) / math.sqrt(moments.count)
+def _estimate(operator: Observed, moments: ScalarMoments, rtol: float, confidence: float) -> Estimate:
+    low, high = moments.interval(confidence, skewed=True)
+    value, stderr = moments.mean, moments.spread / math.sqrt(moments.count)
     slack = operator.space.rounding * abs(value)
     low, high = low - slack, high + slack
     return Estimate(

@@ -49,7 +49,11 @@ class Update:
 
 
 def sharpness_along(
-    objective: Objective, update: Tensor | None, lr: float | None, begin: float | None = None
+    objective: Objective,
+    update: Tensor | None,
+    lr: float | None,
+    begin: float | None = None,
+    start: float | None = None,
 ) -> Estimate | None:
     """The critical sharpness along an update made at one rate, by forward passes alone.
 
@@ -58,6 +62,7 @@ def sharpness_along(
         update: (n,) the update; None where it is not known.
         lr: its rate; None where parameter groups differ.
         begin: the rate to begin the search at; None for that of the update.
+        start: the loss before the update, as `Objective.value` has it; None where that is not known.
 
     Returns:
         See `losscope.landscape.stability.critical_sharpness`; None where there was no one rate, or no update, or none
@@ -67,5 +72,7 @@ def sharpness_along(
         return None
     if not bool(torch.isfinite(update).all()) or not bool(update.any()):
         return None
-    found = critical_sharpness(objective, update / lr, rate=begin or lr, rtol=ACCURACY, max_evaluations=EVALUATIONS)
+    found = critical_sharpness(
+        objective, update / lr, rate=begin or lr, rtol=ACCURACY, max_evaluations=EVALUATIONS, start=start
+    )
     return found if found.low > 0 and found.high < math.inf else None

@@ -84,6 +84,17 @@ def test_from_the_present_rate_it_takes_few_evaluations() -> None:
     assert max(spent) <= 10
 
 
+def test_a_start_that_is_known_is_not_evaluated_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, evaluated = bowl(0), []
+    g, start, value = objective.gradient(), objective.value(), Objective.value
+    monkeypatch.setattr(Objective, "value", lambda self: evaluated.append(1) or value(self))
+    found = critical_sharpness(objective, -g, rate=0.1)
+    of_all = len(evaluated)
+    again = critical_sharpness(objective, -g, rate=0.1, start=start)
+    assert (again.low, again.high, again.matvecs) == (found.low, found.high, found.matvecs)
+    assert len(evaluated) - of_all == of_all - 1
+
+
 def test_nothing_is_left_behind() -> None:
     objective = network()
     before = [(p.data_ptr(), p.detach().clone()) for p in objective.model.parameters()]

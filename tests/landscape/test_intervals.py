@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import skew, t
 
-from losscope.landscape.intervals import Moments, student_quantile, without_skewness
+from losscope.landscape.intervals import Moments, ScalarMoments, student_quantile, without_skewness
 
 F64 = torch.float64
 
@@ -37,6 +37,30 @@ def test_equal_samples_have_no_spread_at_all() -> None:
     low, high = moments.interval(0.95, skewed=True)
     assert torch.equal(low, moments.mean) and torch.equal(high, torch.full((2,), 0.1))
     assert moments.spread.tolist() == moments.skewness.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("blocks", [[40], [1, 39], [2, 5, 33]], ids=str)
+@pytest.mark.parametrize("options", [{}, {"skewed": True}, {"skewed": True, "factor": 1.3, "least_skewness": 4.0}])
+def test_those_of_one_quantity_are_the_same_in_plain_numbers(blocks: list[int], options: dict) -> None:
+    samples = 5 + torch.randn(sum(blocks), dtype=F64).exp()
+    moments, plain = Moments(), ScalarMoments()
+    for block in samples.split(blocks):
+        moments.add(block[None])
+        plain.add(block)
+    expected = [moments.mean, moments.spread, moments.skewness, *moments.interval(0.9, **options)]
+    found = [plain.mean, plain.spread, plain.skewness, *plain.interval(0.9, **options)]
+    assert plain.count == moments.count and found == pytest.approx([float(e) for e in expected], rel=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("samples", [[0.1] * 30, [1.0, 2.0, math.inf], [1.0, math.nan, 2.0], [3.0]], ids=str)
+def test_plain_numbers_are_as_odd_as_tensors(samples: list[float]) -> None:
+    moments, plain = Moments(), ScalarMoments()
+    moments.add(torch.tensor([samples], dtype=F64))
+    plain.add(torch.tensor(samples, dtype=F64))
+    expected = [moments.mean, moments.spread, moments.skewness, *moments.interval(0.9, skewed=True)]
+    found = [plain.mean, plain.spread, plain.skewness, *plain.interval(0.9, skewed=True)]
+    assert found == pytest.approx([float(e) for e in expected], rel=1e-12, nan_ok=True)
 
 
 def test_the_interval_of_symmetric_samples_is_students() -> None:

@@ -25,6 +25,17 @@ class Attention(nn.Module):
         return self.out(self.layer(self.embed(tokens)).mean(dim=1))
 
 
+class Scaled(nn.Module):
+    """With a parameter that has no dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 3), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layer(x).tanh()
+
+
 def tokens(n: int) -> Tensor:
     return torch.randint(9, (n, 5), generator=torch.Generator().manual_seed(0))
 
@@ -50,7 +61,7 @@ def mlp(*middle: nn.Module) -> nn.Module:
 MODELS = {
     "mlp": (mlp, rows), "relu": (lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), rows),
     "conv": (conv, images), "attention": (Attention, tokens), "linear": (lambda: nn.Linear(4, 3), rows),
-    "batch norm in eval mode": (lambda: mlp(nn.BatchNorm1d(5)), rows),
+    "one number": (Scaled, rows), "batch norm in eval mode": (lambda: mlp(nn.BatchNorm1d(5)), rows),
 }  # fmt: skip
 
 
