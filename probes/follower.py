@@ -378,14 +378,16 @@ class Follower:
 
     def _follow(self, made: bool) -> None:
         """The weights are those before the next update: what was begun at a measurement goes on."""
-        with self.guarded("scaler"):
-            self._skips.look(made)
-        with self.guarded("oscillation"):
-            if self._oscillations:
-                with self._budget.spending(*self._accounts_of(lambda probe: probe.name == "stability")):
-                    self._follow_oscillations()
-        with self.guarded("midpoint"):
-            self._follow_midpoint()
+        if self.player.scaler is not None:
+            with self.guarded("scaler"):
+                self._skips.look(made)
+        if self._oscillations:
+            accounts = self._accounts_of(lambda probe: probe.name == "stability")
+            with self.guarded("oscillation"), self._budget.spending(*accounts):
+                self._follow_oscillations()
+        if self._midpoint is not None:
+            with self.guarded("midpoint"):
+                self._follow_midpoint()
 
     def _watch_midpoint(self, snapshot: Snapshot, at: Mapping[nn.Parameter, Tensor] | None) -> None:
         if not snapshot.needs.midpoint or self._midpoint is not None or not math.isfinite(snapshot.loss):

@@ -15,7 +15,7 @@ from .checkpoint import stored
 
 __all__ = ["OscillationWatch"]
 
-_SMALL = 1 << 16  # entries, of which a copy is less than the calls that it saves
+_SMALL = 1 << 16  # entries, of which a few copies are less than the calls that they save
 
 
 class OscillationWatch:
@@ -34,14 +34,14 @@ class OscillationWatch:
         pieces = direction.split([p.numel() for p in origin])
         self._pieces = [(p, piece.view(p.shape), at) for (p, at), piece in zip(origin.items(), pieces, strict=True)]
         self._positions: list[Tensor] = []
-        self._flat: tuple[Tensor, Tensor] | None = None
-        if len(direction) <= _SMALL and all(p.dtype == at.dtype == direction.dtype for p, at in origin.items()):
-            self._flat = direction, _flatten_dense_tensors(tuple(origin.values()))
+        self._direction, self._weights = direction, list[Tensor]()
+        self._short = len(direction) <= _SMALL and all(p.dtype == at.dtype for p, at in origin.items())
+        self._short = self._short and all(p.dtype == direction.dtype for p in origin)
 
     def state_dict(self) -> dict[str, Any]:
         """What has been followed so far, for a checkpoint."""
         pieces, origin = [stored(piece) for _, piece, _ in self._pieces], [stored(at) for _, _, at in self._pieces]
-        positions = list(self._positions)
+        positions = [stored(position) for position in self.positions()]
         return {
             "step": self.step, "length": self.length, "positions": positions, "pieces": pieces, "origin": origin
         }  # fmt: skip
@@ -59,24 +59,34 @@ class OscillationWatch:
     @property
     def done(self) -> bool:
         """Whether all positions are in."""
-        return len(self._positions) >= self.length
+        return len(self._positions) + len(self._weights) >= self.length
 
     def follow(self) -> None:
-        """Record the present position along the direction; nothing is read back to the host yet."""
-        with torch.no_grad():
-            self._positions.append(self._position())
+        """Record the present position along the direction; nothing is read back to the host yet.
 
-    def _position(self) -> Tensor:
-        if self._flat is not None:
-            direction, origin = self._flat
-            now = _flatten_dense_tensors(tuple(p for p, _, _ in self._pieces))  # of one alone that is no copy
-            return (now - origin).mul_(direction).sum(dtype=torch.float64)
-        terms = [((p - at) * piece).sum(dtype=torch.float64) for p, piece, at in self._pieces]
-        return torch.stack(terms).sum()
+        Of few weights it is the weights that are kept, and their positions found all at once.
+        """
+        with torch.no_grad():
+            if self._short:
+                now = [p for p, _, _ in self._pieces]
+                self._weights.append(_flatten_dense_tensors(now) if len(now) > 1 else now[0].flatten().clone())
+                return
+            terms = [((p - at) * piece).sum(dtype=torch.float64) for p, piece, at in self._pieces]
+            self._positions.append(torch.stack(terms).sum())
+
+    def positions(self) -> list[Tensor]:
+        """Those recorded so far, float64 scalars."""
+        if self._weights:
+            origin = _flatten_dense_tensors([at for _, _, at in self._pieces])
+            moved = torch.stack(self._weights).sub_(origin).mul_(self._direction)
+            self._positions += moved.sum(dim=1, dtype=torch.float64).unbind()
+            self._weights = []
+        return list(self._positions)
 
     def result(self) -> tuple[int, int]:
         """Number of sign flips of the motion, and of pairs of steps looked at (steps at rest are left out)."""
-        positions = torch.stack(self._positions).tolist() if self._positions else []
+        known = self.positions()
+        positions = torch.stack(known).tolist() if known else []
         moves = [b - a for a, b in itertools.pairwise(positions)]
         pairs = [(a, b) for a, b in itertools.pairwise(moves) if a * b != 0 and math.isfinite(a * b)]
         return sum(a * b < 0 for a, b in pairs), len(pairs)

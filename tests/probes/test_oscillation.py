@@ -21,7 +21,7 @@ def positions(parameters: list[nn.Parameter], direction: torch.Tensor) -> list[f
     with torch.no_grad():
         for p, at in start.items():
             p.copy_(at)
-    return torch.stack(watch._positions).tolist()
+    return torch.stack(watch.positions()).tolist()
 
 
 @pytest.mark.parametrize("shapes", [[(3, 4), (4,)], [(12,)]], ids=["two", "one"])
@@ -52,4 +52,4 @@ def test_parameters_of_another_precision_are_followed_too() -> None:
     with torch.no_grad():
         half.add_(1), full.add_(2)
     watch.follow()
-    assert float(watch._positions[0]) == 6.0
+    assert float(watch.positions()[0]) == 6.0
