@@ -252,8 +252,8 @@ def step_preconditioner(optimizer: Optimizer, objective: Objective) -> dict[str,
     if missing:
         raise ParameterError(
             f"the optimizer has not moved {', '.join(missing[:3])} yet ({len(missing)} of "
-            f"{len(objective.parameters)} parameters): measure after its first step, and leave out what it never "
-            "moves, with params="
+            f"{len(objective.parameters)} parameters): measure after its first step, and freeze what it never moves "
+            "with requires_grad_(False)"
         )
     return {name: found[id(p)] for name, p in objective.parameters.items()}
 
