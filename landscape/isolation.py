@@ -111,15 +111,23 @@ def set_mode(model: nn.Module, modules: Iterable[nn.Module], mode: str) -> None:
     if mode == "eval":
         for module in modules:
             if module.training:
-                module.training = False
+                _set_flag(module, False)
         return
     if not model.training:
         for module in model.modules():
-            module.training = True
+            _set_flag(module, True)
     if mode == "train_frozen":
         for module in modules:
             if isinstance(module, _NORMALISATION):
-                module.training = False
+                _set_flag(module, False)
+
+
+def _set_flag(module: nn.Module, training: bool) -> None:
+    """Past `nn.Module.__setattr__`, which first looks whether it is a parameter, a module or a buffer."""
+    if isinstance(module, torch.jit.ScriptModule):
+        module.training = training
+    else:
+        object.__setattr__(module, "training", training)
 
 
 @contextlib.contextmanager

@@ -83,15 +83,12 @@ class Follower:
         self._midpoint: MidpointWatch | None = None
         self._first_step, self._made = first_step, False
         self._skips, self._skips_told = SkippedUpdates(player.scaler), -1
-        self._ranks = objective.ranks
-        self.guarded = Guard(player.name, lambda: self.step, raise_errors=raise_errors, speaks=self._speaks)
+        self._ranks = ranks = objective.ranks
+        self.guarded = Guard(player.name, lambda: self.step, raise_errors=raise_errors, speaks=lambda: ranks.speaks)
         self._facts_told = self._modes_compared = False
         self._gradient: Tensor | None = None
         self._selection, self.stray = player.signature(), StrayWrites(player)
         self._outside = self._outside_versions()
-
-    def _speaks(self) -> bool:
-        return self._ranks.speaks
 
     def recall(self, run: Run) -> None:
         """Let the probes take up what an earlier part of this run has left."""
@@ -327,7 +324,8 @@ class Follower:
             return None
         dense = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
         scales = [float(s) for o in self.player.optimizers if (s := getattr(o, "grad_scale", None)) is not None]
-        return self.objective.space.flatten(dense) / (scales[0] if scales else 1.0)  # fused optimizers unscale later
+        flat = self.objective.space.flatten(dense)
+        return flat / scales[0] if scales else flat if len(dense) > 1 else flat.clone()  # fused ones unscale later
 
     def _notice_changes(self) -> None:
         """Layers that were frozen, unfrozen or handed to the optimizer since; weights that somebody else moves."""
@@ -448,5 +446,5 @@ class Follower:
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Callable[[int], object]]:
         """A bar for measurements that take long."""
-        with bar(f"losscope: step {self.step}", " products", silent=not self._speaks()) as shown:
+        with bar(f"losscope: step {self.step}", " products", silent=not self._ranks.speaks) as shown:
             yield shown.update

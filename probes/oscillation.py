@@ -31,16 +31,15 @@ class OscillationWatch:
     def __init__(self, step: int, direction: Tensor, origin: Mapping[nn.Parameter, Tensor], length: int = 8) -> None:
         self.step = step
         self.length = length
-        pieces = direction.split([p.numel() for p in origin])
-        self._pieces = [(p, piece.view(p.shape), at) for (p, at), piece in zip(origin.items(), pieces, strict=True)]
+        self._direction, self._parameters, self._origin = direction, list(origin), list(origin.values())
         self._positions: list[Tensor] = []
-        self._direction, self._weights = direction, list[Tensor]()
-        self._short = len(direction) <= _SMALL and all(p.dtype == at.dtype for p, at in origin.items())
-        self._short = self._short and all(p.dtype == direction.dtype for p in origin)
+        self._weights: list[Tensor] = []
+        same = all(t.dtype == direction.dtype for t in (*self._parameters, *self._origin))
+        self._short = same and len(direction) <= _SMALL
 
     def state_dict(self) -> dict[str, Any]:
         """What has been followed so far, for a checkpoint."""
-        pieces, origin = [stored(piece) for _, piece, _ in self._pieces], [stored(at) for _, _, at in self._pieces]
+        pieces, origin = [stored(piece) for piece in self._pieces()], [stored(at) for at in self._origin]
         positions = [stored(position) for position in self.positions()]
         return {
             "step": self.step, "length": self.length, "positions": positions, "pieces": pieces, "origin": origin
@@ -68,17 +67,22 @@ class OscillationWatch:
         """
         with torch.no_grad():
             if self._short:
-                now = [p for p, _, _ in self._pieces]
-                self._weights.append(_flatten_dense_tensors(now) if len(now) > 1 else now[0].flatten().clone())
+                now = _flatten_dense_tensors(self._parameters)
+                self._weights.append(now if len(self._parameters) > 1 else now.clone())  # of one alone it is no copy
                 return
-            terms = [((p - at) * piece).sum(dtype=torch.float64) for p, piece, at in self._pieces]
+            of_each = zip(self._parameters, self._origin, self._pieces(), strict=True)
+            terms = [((p - at) * piece).sum(dtype=torch.float64) for p, at, piece in of_each]
             self._positions.append(torch.stack(terms).sum())
+
+    def _pieces(self) -> list[Tensor]:
+        """The direction in each parameter."""
+        pieces = self._direction.split([p.numel() for p in self._parameters])
+        return [piece.view(p.shape) for p, piece in zip(self._parameters, pieces, strict=True)]
 
     def positions(self) -> list[Tensor]:
         """Those recorded so far, float64 scalars."""
         if self._weights:
-            origin = _flatten_dense_tensors([at for _, _, at in self._pieces])
-            moved = torch.stack(self._weights).sub_(origin).mul_(self._direction)
+            moved = torch.stack(self._weights).sub_(_flatten_dense_tensors(self._origin)).mul_(self._direction)
             self._positions += moved.sum(dim=1, dtype=torch.float64).unbind()
             self._weights = []
         return list(self._positions)

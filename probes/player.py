@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Player:
     kernel: str = "auto"
     scaler: Any = None
 
-    @property
+    @functools.cached_property
     def optimizers(self) -> list[Optimizer]:
         """Its optimizers, unwrapped."""
         return [unwrapped(o) for o in self._given]

@@ -190,13 +190,13 @@ class Snapshot:
 
         Full-batch training on this data has (1, 1); clipping lowers the ratio, mini-batches the cosine.
         """
-        if self.training_gradient is None:
+        if self.training_gradient is None or self.training_gradient_norm is None:
             return None
-        used, own = self.training_gradient.double(), self.gradient.double()
-        norms = float(used.norm()), float(own.norm())
+        norms = self.training_gradient_norm, self.gradient_norm
         if not all(0 < norm < math.inf for norm in norms):
             return None
-        return float(used @ own) / (norms[0] * norms[1]), norms[0] / norms[1]
+        inner = float(torch.sum(self.training_gradient * self.gradient, dtype=torch.float64))
+        return inner / (norms[0] * norms[1]), norms[0] / norms[1]
 
     def eigenpairs(self, k: int = 1, tol: float = 1e-2) -> Eigenpairs:
         """At least the top k eigenpairs of the Hessian, to at least this relative residual.
