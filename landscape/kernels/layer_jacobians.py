@@ -9,7 +9,8 @@ then serves all of its samples. Any other layer with one input and one output is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, vjp, vmap
-from torch.nn import functional as F
 
 from .inner_products import add_products
+from .windows import Reach, image, patches, window_of
 
-__all__ = ["Call", "Shape", "add_layer_jacobians", "shape_of", "watched_layers"]
-
-Rule = Callable[[Any, Tensor, Sequence[Tensor], Mapping[str, Tensor]], None]
-"""``rule(module, x, b, into)``, x and k of b (n, r, ...): adds to the (n, k, numel) of own parameters."""
+__all__ = ["Call", "LayerJacobians", "Scratch", "Shape", "bytes_held", "shape_of", "watched_layers"]
 
 _BY_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -37,11 +35,23 @@ class Shape:
         positions: t.
         entering: entries of a_t.
         leaving: entries of b_t.
+        window: how a_t is seen of an image by a convolution, dimension after dimension; empty for other layers.
     """
 
     positions: int
     entering: int
     leaving: int
+    window: tuple[Reach, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Of the image."""
+        return self.entering // math.prod(reach.kernel for reach in self.window)
+
+    @property
+    def pixels(self) -> int:
+        """Of the image."""
+        return math.prod(reach.pixels for reach in self.window)
 
 
 class Call:
@@ -92,66 +102,259 @@ def shape_of(call: Call, samples: int) -> Shape | None:
         return Shape(x.numel() // samples // x.shape[-1], x.shape[-1], module.out_features)
     if isinstance(module, nn.modules.conv._ConvNd) and type(module) in _BY_POSITION and module.groups == 1:
         out = module.out_channels
-        return Shape(call.shape.numel() // samples // out, module.weight.numel() // out, out)
+        window = window_of(module, x.shape[0] // samples, x.shape[2:], call.shape[2:])
+        return Shape(call.shape.numel() // samples // out, module.weight.numel() // out, out, window)
     return None
 
 
-def add_layer_jacobians(
-    call: Call,
-    b: Sequence[Tensor],
-    samples: int,
-    into: Mapping[int, Tensor],
-    factors: Mapping[int, tuple[Tensor, Tensor]] | None = None,
-) -> None:
-    """Add the derivatives by the layer's own parameters to what other calls have left.
+class Scratch:
+    """Memory that is taken again and again: the system takes longer to give new memory than it takes to write on it."""
 
+    def __init__(self) -> None:
+        self._room: Tensor | None = None
+        self._wanted = self._taken = 0
+
+    def start(self, entries: int) -> None:
+        """What was taken is free; at most so many entries will be taken at a time."""
+        self._wanted, self._taken = entries, 0
+
+    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A tensor with anything in it."""
+        size, room = math.prod(shape), self._room
+        if room is None or len(room) < self._wanted or (room.dtype, room.device) != (like.dtype, like.device):
+            if self._taken or size > self._wanted:
+                return like.new_empty(shape)
+            room = self._room = like.new_empty(self._wanted)
+        if self._taken + size > len(room):
+            return like.new_empty(shape)
+        self._taken += size
+        return room[self._taken - size : self._taken].view(shape)
+
+    @contextlib.contextmanager
+    def lent(self, shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
+        """The same for a while."""
+        before = self._taken
+        yield self.take(shape, like)
+        self._taken = before
+
+
+class LayerJacobians:
+    """Adds the derivatives by a layer's own parameters to what other calls have left, an output after the other.
+
+    What comes back for an output is taken while it is in the cache, and is not kept for the others.
     Where rows do not belong to samples, nothing is added.
 
     Args:
         call: of the layer.
-        b: k of (...), the derivatives of k outputs of the model by the layer's output, for all samples.
         samples: n; the first dimension holds n, or r rows for each of them, sample after sample.
+        outputs: k.
         into: (n, k, numel) each, by the ids of the parameters; others are left out.
-        factors: for weights whose `shape_of` is known, room for a (n, t, entering) and for b (n, t, k, leaving) of
-            this call, in place of the derivative.
+        factors: for weights whose `shape_of` is known, in place of the derivative: room for a (n, t, entering), or for
+            the image (n, pixels, channels) that it is seen of; room for b (n, t, k, leaving); whether it is the image.
+        scratch: to work in.
     """
-    x, module = call.x, call.module
-    if x.shape[0] % samples or b[0].shape[0] % samples:
-        return
-    x = x.reshape(samples, -1, *x.shape[1:])
-    b = [row.reshape(samples, -1, *row.shape[1:]) for row in b]
-    named = {name: id(p) for name, p in module._parameters.items() if p is not None}
-    if factors and (room := factors.get(named.get("weight", 0))) is not None:
-        _keep(module, x, b, *room)
-    if own := {name: into[key] for name, key in named.items() if key in into}:
-        _rule_of(module)(module, x, b, own)
+
+    def __init__(
+        self,
+        call: Call,
+        samples: int,
+        outputs: int,
+        into: Mapping[int, Tensor],
+        factors: Mapping[int, tuple[Tensor, Tensor, bool]] | None = None,
+        scratch: Scratch | None = None,
+    ) -> None:
+        module = call.module
+        self._samples = samples
+        self._rules: list[_Rule] = []
+        if call.x.shape[0] % samples or call.shape[0] % samples:
+            return
+        named = {name: id(p) for name, p in module._parameters.items() if p is not None}
+        use = _Use(call, samples, outputs, scratch or Scratch())
+        if factors and (room := factors.get(named.get("weight", 0))) is not None:
+            self._rules.append(_Factors(use, *room))
+        if own := {name: into[key] for name, key in named.items() if key in into}:
+            self._rules.append(_rule_of(module)(use, own))
+
+    @property
+    def wanted(self) -> tuple[int, int]:
+        """Entries that will be taken of `scratch`: until this is finished, and while it is."""
+        return sum(rule.stacked for rule in self._rules), max((rule.unfolded for rule in self._rules), default=0)
+
+    def add(self, k: int, b: Tensor) -> None:
+        """The k-th output's, from its derivatives (...) by the layer's output, for all samples."""
+        if self._rules:
+            b = b.reshape(self._samples, -1, *b.shape[1:])
+        for rule in self._rules:
+            rule.add(k, b)
+
+    def finish(self) -> None:
+        """After the last output: what is faster for all of them at once."""
+        for rule in self._rules:
+            rule.finish()
 
 
-def _rule_of(module: nn.Module) -> Rule:
+def bytes_held(call: Call, outputs: int, factored: Collection[int] = ()) -> int:
+    """What `LayerJacobians` holds on to until it is finished.
+
+    Args:
+        call: of the layer.
+        outputs: how many.
+        factored: ids of the weights of which factors are kept.
+    """
+    rule = _rule_of(call.module)
+    if issubclass(rule, _Normalised):
+        return call.x.nbytes
+    weight = call.module._parameters.get("weight")
+    return 0 if rule is _ByPosition and id(weight) in factored else outputs * call.shape.numel() * call.x.element_size()
+
+
+class _Use:
+    """A call of a layer with x (n, r, ...), of whose output there will be derivatives of k outputs."""
+
+    def __init__(self, call: Call, samples: int, outputs: int, scratch: Scratch) -> None:
+        self.module: Any = call.module
+        self.x = call.x.reshape(samples, -1, *call.x.shape[1:])
+        self.shape, self.outputs, self.scratch = call.shape, outputs, scratch
+
+
+class _Rule:
+    """How some layers' derivatives are added to the (n, k, numel) of their own parameters."""
+
+    stacked = unfolded = 0
+    """Entries taken of the scratch, until it is finished and while it is."""
+
+    def __init__(self, use: _Use, into: Mapping[str, Tensor]) -> None:
+        self.use, self.into = use, into
+
+    def add(self, k: int, b: Tensor) -> None:
+        """Of the k-th output, from b (n, r, ...)."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Nothing is left, if not said otherwise."""
+
+
+class _ByPosition(_Rule):
+    """A layer that is linear at each position: the derivatives of all outputs are stacked for one product."""
+
+    def __init__(self, use: _Use, into: Mapping[str, Tensor]) -> None:
+        super().__init__(use, into)
+        self._entering, self._leaving = _BY_POSITION[type(use.module)]
+        self._stacked: Tensor | None = None
+        if "weight" in into:
+            self.stacked, self.unfolded = use.outputs * math.prod(use.shape), math.prod(_unfolded(use))
+
+    def add(self, k: int, b: Tensor) -> None:
+        b = self._leaving(self.use.module, b)
+        if "weight" in self.into:
+            if self._stacked is None:
+                self._stacked = self.use.scratch.take((len(b), self.use.outputs, *b.shape[1:]), b)
+            self._stacked[:, k].copy_(b)
+        if "bias" in self.into:
+            self.into["bias"][:, k] += b.sum(dim=2)
+
+    def finish(self) -> None:
+        if self._stacked is not None:
+            with self.use.scratch.lent(_unfolded(self.use), self.use.x) as room:
+                a = self._entering(self.use, room)
+                _add_outer(self._stacked, a, getattr(self.use.module, "groups", 1), self.into["weight"])
+
+
+class _Factors(_Rule):
+    """Keeps a_t, or the image it is seen of, and b_t."""
+
+    def __init__(self, use: _Use, a: Tensor, b: Tensor, imaged: bool) -> None:
+        super().__init__(use, {})
+        entering, self._leaving = _BY_POSITION[type(use.module)]
+        if imaged:
+            a.copy_(image(use.module, use.x).flatten(2).transpose(1, 2))
+        elif type(use.module) is nn.Linear:
+            a.copy_(entering(use, a))
+        else:
+            entering(use, a.transpose(1, 2))
+        self._b = b
+
+    def add(self, k: int, b: Tensor) -> None:
+        self._b[:, :, k].copy_(self._leaving(self.use.module, b).transpose(1, 2))
+
+
+class _Normalised(_Rule):
+    """A normalisation: what it made of x before its own factors, times what came back, summed over dimensions."""
+
+    over: tuple[int, ...]
+
+    def __init__(self, use: _Use, into: Mapping[str, Tensor]) -> None:
+        super().__init__(use, into)
+        self._plain = self._shaped(_without_affine(use.module, self._whole(use.x))) if "weight" in into else None
+
+    def add(self, k: int, b: Tensor) -> None:
+        b = self._shaped(b)
+        if self._plain is not None:
+            self.into["weight"][:, k] += (self._plain * b).sum(dim=self.over)
+        if "bias" in self.into:
+            self.into["bias"][:, k] += b.sum(dim=self.over)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """As the layer takes it."""
+        return x
+
+    def _shaped(self, x: Tensor) -> Tensor:
+        """With what has a factor of its own in one dimension, and `over` those of which sums are taken."""
+        raise NotImplementedError
+
+
+class _ByChannel(_Normalised):
+    """With one factor for each channel."""
+
+    over = (1, 3)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1)
+
+    def _shaped(self, x: Tensor) -> Tensor:
+        return x.reshape(*self.use.x.shape[:3], -1)
+
+
+class _ByEntry(_Normalised):
+    """With one factor for each entry of the last dimensions."""
+
+    over = (1,)
+
+    def _shaped(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1, self.use.module.weight.numel())
+
+
+class _Differentiated(_Rule):
+    """Any layer, by itself: vectorised over samples and outputs."""
+
+    def __init__(self, use: _Use, into: Mapping[str, Tensor]) -> None:
+        super().__init__(use, into)
+        self._rows: list[Tensor] = []
+
+    def add(self, k: int, b: Tensor) -> None:
+        self._rows.append(b)
+
+    def finish(self) -> None:
+        module = self.use.module
+        values = {name: p.detach() for name, p in module._parameters.items() if p is not None}
+
+        def of_sample(x: Tensor, b: Tensor) -> dict[str, Tensor]:
+            pull = vjp(lambda own: functional_call(module, own, (x,)), values)[1]
+            return vmap(lambda one: pull(one)[0])(b)
+
+        found = vmap(of_sample)(self.use.x, torch.stack(self._rows, dim=1))
+        for name, J in self.into.items():
+            J.add_(found[name].flatten(2))
+
+
+def _rule_of(module: nn.Module) -> type[_Rule]:
     if type(module) in _BY_POSITION:
-        return _by_position
+        return _ByPosition
     if isinstance(module, _BY_CHANNEL) and not module.training:
-        return _by_channel
+        return _ByChannel
     if type(module) in (nn.LayerNorm, nn.RMSNorm):
-        return _by_entry
-    return _differentiated
-
-
-def _by_position(module: Any, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
-    """A layer that is linear at each position."""
-    entering, leaving = _BY_POSITION[type(module)]
-    rows = leaving(module, torch.stack(list(b), dim=1))
-    if "weight" in into:
-        _add_outer(rows, entering(module, x), getattr(module, "groups", 1), into["weight"])
-    if "bias" in into:
-        into["bias"].add_(rows.sum(dim=3))
-
-
-def _keep(module: Any, x: Tensor, b: Sequence[Tensor], a: Tensor, kept: Tensor) -> None:
-    """Copy a_t to (n, t, entering) and b_t to (n, t, k, leaving)."""
-    entering, leaving = _BY_POSITION[type(module)]
-    a.copy_(entering(module, x))
-    kept.copy_(leaving(module, torch.stack(list(b), dim=1)).permute(0, 3, 1, 2))
+        return _ByEntry
+    return _Differentiated
 
 
 def _add_outer(b: Tensor, x: Tensor, groups: int, into: Tensor) -> None:
@@ -165,25 +368,34 @@ def _add_outer(b: Tensor, x: Tensor, groups: int, into: Tensor) -> None:
         share.add_(torch.einsum("nkot,nti->nkoi", out, part).flatten(2))
 
 
-def _entering_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    return x.reshape(len(x), -1, x.shape[-1])
+def _unfolded(use: _Use) -> tuple[int, ...]:
+    """The shape of a convolution's patches (n, in * kernel, t)."""
+    if isinstance(use.module, nn.Linear):
+        return (0,)
+    seen = use.x.shape[2] * math.prod(use.module.kernel_size)
+    return len(use.x), seen, use.x.shape[1] * math.prod(use.shape[2:])
+
+
+def _entering_linear(use: _Use, room: Tensor) -> Tensor:
+    return use.x.reshape(len(use.x), -1, use.x.shape[-1])
 
 
 def _leaving_linear(module: nn.Linear, b: Tensor) -> Tensor:
-    return b.reshape(*b.shape[:2], -1, b.shape[-1]).transpose(2, 3)
+    return b.reshape(len(b), -1, b.shape[-1]).transpose(1, 2)
 
 
-def _entering_convolution(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
-    patches = _patches(module, x.flatten(0, 1))  # (n r, in * kernel, t)
-    return patches.reshape(*x.shape[:2], *patches.shape[1:]).transpose(1, 2).flatten(2).transpose(1, 2)
+def _entering_convolution(use: _Use, room: Tensor) -> Tensor:
+    window = window_of(use.module, use.x.shape[1], use.x.shape[3:], use.shape[2:])
+    patches(image(use.module, use.x), window, room)
+    return room.transpose(1, 2)
 
 
 def _leaving_convolution(module: nn.modules.conv._ConvNd, b: Tensor) -> Tensor:
-    return b.flatten(4).transpose(2, 3).flatten(3)
+    return b.flatten(3).transpose(1, 2).flatten(2)
 
 
-# what enters at the positions (n, t, in), and the outputs' derivatives by what leaves there (n, k, out, t)
-_BY_POSITION: dict[type, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Tensor]]] = {
+# what enters at the positions (n, t, in), and an output's derivatives by what leaves there (n, out, t)
+_BY_POSITION: dict[type, tuple[Callable[[_Use, Tensor], Tensor], Callable[[Any, Tensor], Tensor]]] = {
     nn.Linear: (_entering_linear, _leaving_linear),
     nn.Conv1d: (_entering_convolution, _leaving_convolution),
     nn.Conv2d: (_entering_convolution, _leaving_convolution),
@@ -191,61 +403,8 @@ _BY_POSITION: dict[type, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, T
 }
 
 
-def _patches(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
-    """The inputs under the kernel at each position, (n, in * kernel, t).
-
-    One copy of a view: several times as fast as ``F.unfold`` on a CPU, and of any number of dimensions.
-    """
-    padding = list(module._reversed_padding_repeated_twice)
-    if any(padding):
-        x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
-    dims = len(module.kernel_size)
-    for d, size in enumerate(module.kernel_size):
-        dilation = module.dilation[d]
-        x = x.unfold(2 + d, dilation * (size - 1) + 1, module.stride[d])[..., ::dilation]
-    positions, kernel = range(2, 2 + dims), range(2 + dims, 2 + 2 * dims)
-    return x.permute(0, 1, *kernel, *positions).flatten(2 + dims).flatten(1, 1 + dims)
-
-
-def _by_channel(module: nn.Module, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
-    """A normalisation with one factor for each channel."""
-    _add_products(module, x.flatten(0, 1), (*x.shape[:3], -1), (1, 3), b, into)
-
-
-def _by_entry(module: nn.LayerNorm, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
-    """A normalisation with one factor for each entry of the last dimensions."""
-    _add_products(module, x, (len(x), -1, module.weight.numel()), (1,), b, into)
-
-
-def _add_products(
-    module: nn.Module, x: Tensor, shape: tuple[int, ...], over: tuple[int, ...], b: Sequence[Tensor],
-    into: Mapping[str, Tensor],
-) -> None:  # fmt: skip
-    """An output at a time, whose products stay in the cache; summed over some dimensions of a shape."""
-    plain = _without_affine(module, x).reshape(shape) if "weight" in into else None
-    for k, row in enumerate(b):
-        row = row.reshape(shape)
-        if plain is not None:
-            into["weight"][:, k] += (plain * row).sum(dim=over)
-        if "bias" in into:
-            into["bias"][:, k] += row.sum(dim=over)
-
-
 def _without_affine(module: nn.Module, x: Tensor) -> Tensor:
     neutral = {"weight": torch.ones_like, "bias": torch.zeros_like}
     own = {name: make(p) for name, make in neutral.items() if (p := module._parameters.get(name)) is not None}
     with torch.no_grad():
         return functional_call(module, own, (x,))
-
-
-def _differentiated(module: nn.Module, x: Tensor, b: Sequence[Tensor], into: Mapping[str, Tensor]) -> None:
-    """Any layer, by itself: vectorised over samples and outputs."""
-    values = {name: p.detach() for name, p in module._parameters.items() if p is not None}
-
-    def of_sample(x: Tensor, b: Tensor) -> dict[str, Tensor]:
-        pull = vjp(lambda own: functional_call(module, own, (x,)), values)[1]
-        return vmap(lambda one: pull(one)[0])(b)
-
-    found = vmap(of_sample)(x, torch.stack(list(b), dim=1))
-    for name, J in into.items():
-        J.add_(found[name].flatten(2))

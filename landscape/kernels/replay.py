@@ -24,12 +24,14 @@ from torch.autograd.graph import _engine_run_backward as run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..space import PIECE, ParameterSpace
+from .packing import Operation, bound, packed
 
 __all__ = ["BackwardPass"]
 
 _REPAID = 16  # passes: recording takes as long as ten are shorter by
 _PLAIN = 4  # passes that autograd makes first where it is not known that so many are to come
 _MOST = 32 << 20  # bytes that all a recorded pass writes may take: beyond, arithmetic takes the time
+_CACHED = 1 << 20  # bytes that are near the processor however they are used
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 """Operations that ask a tensor for its shape only."""
 
@@ -100,7 +102,7 @@ class BackwardPass:
         except Exception:  # what a mode like this cannot see; what autograd cannot do it says again
             return self._by_autograd(self._inputs)
         if not recorder.refused:
-            self._recorded = _Recorded(recorder.steps, result)
+            self._recorded = _Recorded(*recorder.steps(result))
         return result
 
 
@@ -130,15 +132,15 @@ class _Recorder(TorchDispatchMode):
     It need not see everything: what comes of the steps is compared with autograd's before it is used.
 
     Attributes:
-        steps: how to run them again.
-        refused: whether there was one that cannot be.
+        operations: those, in their order.
+        refused: whether there was one that cannot be run again.
     """
 
     def __init__(self, inputs: Iterable[Tensor], limit: int) -> None:
         super().__init__()
-        self.steps: list[Callable[[], object]] = []
+        self.operations: list[Operation] = []
         self.refused = False
-        self._left = limit
+        self._limit = self._left = limit
         self._kept: list[Any] = [*inputs]  # all results: none may get the memory, or the name, of one before
         self._moving = {id(t) for t in self._kept}
         self._written: set[int] = set()  # where the steps write
@@ -149,34 +151,36 @@ class _Recorder(TorchDispatchMode):
             self._kept.append(result)
             self.refused = not self._take_down(_how(func), args, kwargs or {}, result)
             if self.refused:
-                self.steps.clear()
+                self.operations.clear()
                 self._kept.clear()
         return result
+
+    def steps(self, result: Pulled) -> tuple[list[Callable[[], object]], Pulled]:
+        """What runs them again, and where the result is then."""
+        if self._limit - self._left <= _CACHED:
+            return bound(self.operations), result
+        return packed(self.operations, result)
 
     def _take_down(self, how: _How, args: Any, kwargs: Any, result: Any) -> bool:
         """Whether what comes of it is right when the steps are run again."""
         moving = self._moving
         if how.is_constant or not any(id(a) in moving or _is_among(a, moving) for a in (*args, *kwargs.values())):
             return how.is_view or self._fits(result)
-        if type(result) is Tensor:
-            moving.add(id(result))
-            if how.is_view:
-                return True
-            result = (result,)
-        moving.update(map(id, result))
-        if how.is_view:
-            return True
-        if how.run is None or not all(map(_is_plain, result)):
+        results = (result,) if type(result) is Tensor else tuple(result)
+        moving.update(map(id, results))
+        if not all(map(_is_plain, results)) or how.run is None:
             return False
-        places = {t.untyped_storage().data_ptr() for t in result}
-        if how.out and places.isdisjoint(_places(args)):
+        places = {t.untyped_storage().data_ptr() for t in results}
+        out, is_view = how.out, how.is_view
+        if is_view or (out and not places.isdisjoint(_places(args))):  # some return their input as they are asked to
+            out, is_view = (), True
+        elif out:
             self._written |= places
-            self.steps.append(functools.partial(how.run, *args, **kwargs, **dict(zip(how.out, result, strict=True))))
-            return self._fits(result)
-        if how.out:  # it may return its input, as a view
-            return how.out == ("out",) and len(places) == 1
-        self.steps.append(functools.partial(how.run, *args, **kwargs))
-        return places <= self._written  # an earlier step writes anew what it is applied to
+        elif not places <= self._written:  # in place: right where an earlier step writes anew what it is applied to
+            return False
+        run = how.func if is_view else how.run
+        self.operations.append(Operation(run, args, kwargs, results, out, is_view, how.is_pointwise))
+        return is_view or self._fits(results)
 
     def _fits(self, results: Any) -> bool:
         for result in (results,) if isinstance(results, Tensor) else results:
@@ -204,16 +208,20 @@ class _How(NamedTuple):
     """What is known of an operation.
 
     Attributes:
+        func: the operation.
         is_constant: whether it asks tensors for their shapes only.
         is_view: whether it returns views.
         run: what runs it again; None where nothing is known to do the same.
         out: the arguments that this writes to; none if it is in place.
+        is_pointwise: whether each entry of the result comes of those at the same position.
     """
 
+    func: Callable[..., Any]
     is_constant: bool = False
     is_view: bool = False
     run: Callable[..., Any] | None = None
     out: tuple[str, ...] = ()
+    is_pointwise: bool = False
 
 
 @functools.cache
@@ -222,12 +230,12 @@ def _how(func: Any) -> _How:
     schema = func._schema
     namespace, _, name = schema.name.partition("::")
     if namespace != "aten" or torch.Tag.nondeterministic_seeded in func.tags:
-        return _How()
+        return _How(func)
     if schema.is_mutable:
         changed = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-        return _How(run=func if changed == [0] else None)
+        return _How(func, run=func if changed == [0] else None)
     if name in _LIKE or func.is_view:
-        return _How(is_constant=name in _LIKE, is_view=func.is_view)
+        return _How(func, name in _LIKE, func.is_view, func)
     asked = [(a.name, str(a.type)) for a in schema.arguments]
     packet = getattr(torch.ops.aten, name)
     for overload in packet.overloads():
@@ -237,5 +245,6 @@ def _how(func: Any) -> _How:
         if written and [(a.name, str(a.type)) for a in arguments if not a.is_out] == asked:
             own = getattr(torch, name, None)  # torch's own function, where it has one, is quicker to call
             quick = written == ("out",) and "out=" in (getattr(own, "__doc__", None) or "")
-            return _How(run=own if quick else found, out=written)
-    return _How()
+            pointwise = torch.Tag.pointwise in func.tags
+            return _How(func, run=own if quick else found, out=written, is_pointwise=pointwise)
+    return _How(func)

@@ -10,6 +10,7 @@ from torch.nn.functional import mse_loss
 
 from landscape_cases import CASES, build
 from losscope.landscape import Objective
+from losscope.landscape.kernels import replay
 from losscope.landscape.kernels.replay import BackwardPass
 from losscope.landscape.kernels.retained import Gradient, Retained
 
@@ -37,9 +38,16 @@ def is_recorded(gradient: Gradient) -> bool:
     return gradient.backward._recorded is not None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
+@pytest.mark.parametrize(
+    ("dtype", "is_packed"), [(torch.float32, False), (torch.float64, False), (torch.float32, True)],
+    ids=["single", "double", "packed"],
+)  # fmt: skip
 @pytest.mark.parametrize("name", CASES)
-def test_products_are_those_of_autograd_to_the_bit(name: str, dtype: torch.dtype) -> None:
+def test_products_are_those_of_autograd_to_the_bit(
+    name: str, dtype: torch.dtype, is_packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_packed:
+        monkeypatch.setattr(replay, "_CACHED", 0)
     objective = build(name, dtype).objective()
     kernel = Retained(objective)
     with objective.isolated():
