@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from scipy.special import ndtri
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from .html_table import Shown
 from .intervals import Moments
 from .noise_scale import check_confidence
 from .objective import Objective
-from .sample_gradients import per_sample_gradients
+from .sample_gradients import per_sample_gradients, refuse_another_mean
 
 __all__ = ["ParameterSignal", "parameter_signal", "tensor_signal"]
 
@@ -70,6 +71,7 @@ def parameter_signal(objective: Objective, *, confidence: float = 0.95, memory: 
     Raises:
         SettingError: if an argument means nothing, or samples have weights.
         DataError: if there are fewer than 2 samples, or batches cannot be cut into samples.
+        LossError: if the samples' gradients do not average to the objective's, as with weighted classes.
         NonFiniteError: if a gradient is NaN or infinite.
 
     Example:
@@ -91,6 +93,8 @@ def parameter_signal(objective: Objective, *, confidence: float = 0.95, memory: 
     for block in gradients:
         moments.add(block.T)
     mean, spread = moments.mean, moments.spread
+    length = math.sqrt(float((mean.square() + spread.square()).sum(dtype=torch.float64)))
+    refuse_another_mean(mean - objective.gradient(), length)
     t = math.sqrt(K) * mean.abs() / spread
     z = float(ndtri((1 + confidence) / 2))
     values = t.square() / K

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from losscope.landscape import DataError, Objective
+from losscope.landscape import DataError, LossError, Objective
 from losscope.landscape.signal_to_noise import parameter_signal, tensor_signal
 
 F64 = torch.float64
@@ -53,6 +53,15 @@ def test_a_parameter_without_gradient_has_none() -> None:
 def test_one_sample_shows_no_variance() -> None:
     with pytest.raises(DataError, match="spread over samples"):
         parameter_signal(linear(torch.ones(1, 2, dtype=F64), torch.ones(1, 1, dtype=F64)))
+
+
+def test_samples_that_do_not_make_the_loss_are_refused() -> None:
+    """A class's weight cancels in the mean over one sample, so that these gradients are those of another loss."""
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 2), torch.randn(12, 3), torch.arange(12) % 2
+    criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0]))
+    with pytest.raises(LossError, match="do not average to the loss's gradient"):
+        parameter_signal(Objective(model, (x, y), criterion=criterion))
 
 
 def test_of_a_tensor_it_is_about_the_root_of_its_size() -> None:
