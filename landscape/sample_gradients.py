@@ -155,7 +155,8 @@ def per_sample_gradients(
     r"""The gradients :math:`g_i` of the samples' own losses, whose mean is the objective's gradient.
 
     Iterating gives blocks ``(k, n)``, in the order of the data; for a loss that is a sum, :math:`g_i` is N times that
-    of the sample, so that the mean is the gradient all the same. The vectorised evaluation is checked against
+    of the sample, so that the mean is the gradient all the same; not so with targets that are ignored or have class
+    weights, of which a sample alone keeps none. The vectorised evaluation is checked against
     one sample at a time on the first, and given up where it differs or where torch refuses it.
 
     Args:
