@@ -116,6 +116,7 @@ class _Comparison:
         self.theta = [p.detach().to(dtype or p.dtype, copy=True).requires_grad_() for p in parameters]
         self.eps = max(torch.finfo(t.dtype).eps for t in self.theta)
         self._shift = 0.0  # of theta along the direction
+        self._small = sum(t.numel() for t in self.theta) <= _PIECE
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
@@ -153,16 +154,29 @@ class _Comparison:
         seen = {m.dtype for node in nodes_behind([loss]) for m in getattr(node, "_input_metadata", ())}
         self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in seen if dtype.is_floating_point)])
         graph = self._gradient(loss, create_graph=True)
-        v = self._direction([t.detach() for t in graph])
+        g = self._joined([t.detach() for t in graph])
+        v = self._direction(g)
         edges = [get_gradient_edge(t) if t.requires_grad else None for t in graph]
-        small = sum(t.numel() for t in graph) <= _PIECE
-        g = [t.detach() for t in graph] if small else []
+        if not self._small:
+            g.clear()
         del graph  # the values: a large model has no room for them now, and they are soon made again
-        Hv = self._times(edges, v)
+        Hv = self._joined(self._times(edges, self._pieces(v)))
         if not all(bool(torch.isfinite(t).all()) for t in Hv):
             raise ArithmeticError("a product with the Hessian is not finite on these samples")
-        v, Hv = _in_single(v), _in_single(Hv)
+        if not self._small:
+            v, Hv = _in_single(v), _in_single(Hv)
         return self._referee(loss.detach(), g or self._gradient(loss), v, Hv)
+
+    def _joined(self, vector: list[Tensor]) -> list[Tensor]:
+        """A vector that is not long as one tensor, on which each operation is one."""
+        return [torch.cat([t.reshape(-1) for t in vector])] if self._small else vector
+
+    def _pieces(self, vector: list[Tensor]) -> list[Tensor]:
+        """One tensor per parameter again."""
+        if not self._small:
+            return vector
+        pieces = vector[0].split([t.numel() for t in self.theta])
+        return [piece.view(t.shape).to(t.dtype) for piece, t in zip(pieces, self.theta, strict=True)]
 
     def _direction(self, g: list[Tensor]) -> list[Tensor]:
         """A random unit vector that has a share of the gradient, so that the loss changes along it."""
@@ -214,10 +228,12 @@ class _Comparison:
     def _at(self, v: list[Tensor], shift: float) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradient where theta is moved to, along v; in place, since a large model has no room for two."""
         with torch.no_grad():
-            for t, d in zip(self.theta, v, strict=True):
+            for t, d in zip(self.theta, self._pieces(v), strict=True):
                 t.add_(d, alpha=shift - self._shift)
         self._shift = shift
-        found: tuple[Tensor, list[Tensor]] = self._evaluated(lambda loss: (loss.detach(), self._gradient(loss)))
+        found: tuple[Tensor, list[Tensor]] = self._evaluated(
+            lambda loss: (loss.detach(), self._joined(self._gradient(loss)))
+        )
         return found
 
     def _first_order(self, slope: float, expected: float, noise: float, along: float) -> Agreement:
@@ -258,7 +274,7 @@ def _emptied(a: list[Tensor]) -> Iterator[Tensor]:
 
 
 def _length(a: list[Tensor]) -> float:
-    return float(get_total_norm(a))
+    return float(torch.linalg.vector_norm(a[0]) if len(a) == 1 else get_total_norm(a))
 
 
 def _inner(a: list[Tensor], b: list[Tensor]) -> float:
