@@ -155,7 +155,7 @@ class Player:
         """The stability threshold of the Hessian's eigenvalues at the present settings."""
         found, name = self._limits(), type(deciding(self._given[0])).__name__
         if found.preconditioned:
-            return Threshold((), "", f"that of {name} is one of P^-1 H: see the audit")
+            return Threshold((), "", self._elsewhere())
         if found.perturbed and not self._is_whole():
             return Threshold((), "", f"that of {name} takes the gradient of all that it moves: leave out params=")
         return found
@@ -167,9 +167,13 @@ class Player:
     def seen_facts(self, objective: Objective, seen: SeenCurvature | None) -> dict[str, Any]:
         """What the audit is told of what the optimizer saw, or why there is nothing of it to see."""
         if seen is not None:
-            return {"seen_formula": seen.threshold.formula, "threshold_reason": self.threshold().reason}
+            return {"seen_formula": seen.threshold.formula, "threshold_reason": self._elsewhere()}
         reason = why_unseen(deciding(self._given[0]), objective) if len(self.optimizers) == 1 else ""
         return {"threshold_reason": reason} if reason else {}
+
+    def _elsewhere(self) -> str:
+        """Why the Hessian's eigenvalues have no threshold where the optimizer divides by something."""
+        return f"that of {type(deciding(self._given[0])).__name__} is one of P^-1 H: see the audit"
 
     def _limits(self) -> Threshold:
         """Of whatever the only optimizer's step sees."""

@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from losscope.landscape import Objective, ParameterError, Preconditioned, SymmetricOperator
+from losscope.landscape.optimizer_rules import rule_for
 from losscope.landscape.stability import Threshold, stability_threshold, step_preconditioner
 
 __all__ = ["SeenCurvature", "seen_by", "why_unseen"]
@@ -45,13 +47,18 @@ class SeenCurvature:
 
         Where gradients have vanished, P is epsilon and tells more of that than of the loss.
         """
-        squares, sizes = vector.square(), [P.numel() for P in self.preconditioner.values()]
-        pieces = zip(self.epsilon.values(), squares.split(sizes), operator.diagonal.split(sizes), strict=True)
-        return float(sum(piece[2 * epsilon > P].sum() for epsilon, piece, P in pieces) / squares.sum())
+        squares, epsilon = vector.square(), next(iter(self.epsilon.values()))
+        least: float | Tensor = epsilon
+        if any(other != epsilon for other in self.epsilon.values()):
+            sizes = torch.tensor([P.numel() for P in self.preconditioner.values()])
+            least = torch.tensor(list(self.epsilon.values()), dtype=torch.float64).repeat_interleave(sizes).to(squares)
+        return float((squares * (2 * least > operator.diagonal)).sum() / squares.sum())
 
 
 def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
     """What the optimizer's last step saw; None where its threshold is one of the Hessian, or there is none yet."""
+    if _divides_by_nothing(optimizer):
+        return None
     threshold = stability_threshold(optimizer)
     if not threshold.preconditioned or threshold.value is None:
         return None
@@ -66,6 +73,8 @@ def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
 
 def why_unseen(optimizer: Optimizer, objective: Objective) -> str:
     """Why `seen_by` shows nothing of an optimizer that divides by something; empty where it does, and of others."""
+    if _divides_by_nothing(optimizer):
+        return ""
     threshold = stability_threshold(optimizer)
     if not threshold.preconditioned or threshold.value is None:
         return threshold.reason if threshold.preconditioned else ""
@@ -74,3 +83,9 @@ def why_unseen(optimizer: Optimizer, objective: Objective) -> str:
     except ParameterError as error:
         return str(error)
     return ""
+
+
+def _divides_by_nothing(optimizer: Optimizer) -> bool:
+    """Whether that shows by the optimizer's class, whatever its settings and state."""
+    rule = rule_for(optimizer)
+    return rule is not None and rule.preconditioner is None
