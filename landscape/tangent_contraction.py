@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import SettingError
 from .kernels.inner_products import inner_products
 from .tangent_jacobians import SampleJacobians, samples_in
-from .tangent_positions import Factors, entries, pays, remade
+from .tangent_positions import Factors, entries, fewer, pays, remade
 
 __all__ = ["Pass", "contracted", "fewest_passes"]
 
@@ -106,7 +106,9 @@ def _kept(jacobians: SampleJacobians, form: str, samples: int, rows: int, most: 
     factored, most_again = set(), 0
     for i, shape in jacobians.shapes.items() if form != "full" else ():
         again = 0 if pays(shape, rows) else remade(shape, samples, rows)
-        if (kept := entries(shape, rows)) <= min(most, numels[i]) and not (again and most < math.inf):
+        if again and (most < math.inf or not fewer(shape, rows)):
+            continue
+        if (kept := entries(shape, rows)) <= min(most, numels[i]):
             factored.add(i)
             numels[i], most_again = kept, max(most_again, again)
     return _Kept(tuple(numels), frozenset(factored), most_again)
@@ -152,8 +154,8 @@ def contracted(jacobians: SampleJacobians, form: str, samples: int, passes: list
         for piece in pieces:
             if isinstance(piece, Tensor):
                 _add_gram(kernel, piece.view(side, -1))
-            elif pays(piece.shape, rows):
-                piece.add_gram(kernel)
+            elif piece.by_position:
+                piece.add_gram(kernel, again)
             else:
                 for J in piece.jacobians(again):
                     _add_gram(kernel, J)
@@ -164,7 +166,7 @@ def contracted(jacobians: SampleJacobians, form: str, samples: int, passes: list
 
 def _room_again(pieces: list[Tensor | Factors], like: Tensor) -> Tensor:
     """For the Jacobians that are made of factors: once for all, since new memory takes longer than they do."""
-    made = [p for p in pieces if isinstance(p, Factors) and not pays(p.shape, p.b.shape[2])]
+    made = [p for p in pieces if isinstance(p, Factors) and not p.by_position]
     return like.new_empty(max((len(p.b) * remade(p.shape, len(p.b), p.b.shape[2]) for p in made), default=0))
 
 
@@ -178,7 +180,7 @@ def _fill(pieces: list[Tensor | Factors], jacobians: SampleJacobians, each: Pass
     directly = {i: part for i, part in each.pieces if i not in each.factored}
     cut = {i: space.numels[i] for i, part in directly.items() if part.stop - part.start < space.numels[i]}
     size = torch.finfo(space.dtype).bits // 8
-    per_sample = jacobians.bytes_of_sample(rows) + sum(cut.values()) * rows * size
+    per_sample = jacobians.bytes_of_sample(rows, each.factored) + sum(cut.values()) * rows * size
     at_once = max(1, _for_graphs(memory) // per_sample)
     named = {i: piece for piece, (i, _) in zip(pieces, each.pieces, strict=True)}
     done = 0

@@ -8,7 +8,7 @@ gradient of a random combination of all outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .batches import describe, map_tensors, tensors_of, without_weights
 from .errors import LossError, NonFiniteError
-from .kernels.layer_jacobians import Call, Shape, add_layer_jacobians, shape_of, watched_layers
+from .kernels.layer_jacobians import Call, LayerJacobians, Scratch, Shape, bytes_held, shape_of, watched_layers
 from .objective import Objective
 from .space import generator_for
 from .tangent_positions import Factors, joined
@@ -98,6 +98,7 @@ class SampleJacobians:
         self._ids = {id(p): i for i, p in enumerate(objective.parameters.values())}
         self._parameters = list(objective.parameters.values())
         self.alone: set[int] = set()
+        self._scratch = Scratch()
         self._try()
         self._positions = self._seen_positions()
         self.shapes = {i: shape for i, calls in self._positions.items() if (shape := joined(calls)) is not None}
@@ -129,8 +130,13 @@ class SampleJacobians:
         if left := {i: J for i, J in into.items() if i in self.alone}:
             self._one_by_one(index, content, rows, left)
 
-    def bytes_of_sample(self, rows: int) -> int:
-        """About what one sample takes while its Jacobians are made, besides these."""
+    def bytes_of_sample(self, rows: int, factored: Collection[int] = ()) -> int:
+        """About what one sample takes while its Jacobians are made, besides these.
+
+        Args:
+            rows: outputs that are differentiated.
+            factored: positions of the weights of which factors are kept.
+        """
         saved = 0
 
         def count(tensor: Tensor) -> Tensor:
@@ -143,9 +149,11 @@ class SampleJacobians:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             sample_outputs(self.objective, content, 0, watched_layers(self.objective.model, set(self._ids), calls))
         weights = sum(p.nbytes for module in (self.objective.model,) for p in module.parameters())
-        backward = sum(call.shape.numel() * call.x.element_size() for call in calls)
+        elsewhere = {id(self._parameters[i]) for i in factored}
+        back = [call.shape.numel() * call.x.element_size() for call in calls]
+        held = sum(bytes_held(call, rows, elsewhere) for call in calls)
         unfolded = max((_patch_bytes(call.module, call.shape.numel()) for call in calls), default=0)
-        return max(saved - weights, backward) + rows * backward + unfolded
+        return max(saved - weights, sum(back)) + 2 * sum(back) + held + unfolded
 
     # ------------------------------------------------------------------ two ways
 
@@ -158,17 +166,24 @@ class SampleJacobians:
         watching = watched_layers(self.objective.model, {*by_id, *(id(self._parameters[i]) for i in factors)}, calls)
         outputs, samples = sample_outputs(self.objective, content, index, watching)
         kept = self._by_call(calls, samples, factors)
-        if calls:
-            backs = self._backward(outputs, [call.edge for call in calls], rows)
-            for call, b, own in zip(calls, backs, kept, strict=True):
-                add_layer_jacobians(call, b, samples, by_id, own)
-                b.clear()
+        if not calls:
+            return
+        k = len(self.rows[rows])
+        layers = [
+            LayerJacobians(call, samples, k, by_id, own, self._scratch) for call, own in zip(calls, kept, strict=True)
+        ]
+        self._scratch.start(sum(layer.wanted[0] for layer in layers) + max(layer.wanted[1] for layer in layers))
+        for row, backs in enumerate(self._backward(outputs, [call.edge for call in calls], rows)):
+            for layer, b in zip(layers, backs, strict=True):
+                layer.add(row, b)
+        for layer in layers:
+            layer.finish()
 
     def _by_call(
         self, calls: list[Call], samples: int, factors: Mapping[int, Factors]
-    ) -> list[dict[int, tuple[Tensor, Tensor]]]:
+    ) -> list[dict[int, tuple[Tensor, Tensor, bool]]]:
         """Room for what each call of the layers adds to factors, one call's positions after the other's."""
-        kept: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in calls]
+        kept: list[dict[int, tuple[Tensor, Tensor, bool]]] = [{} for _ in calls]
         for i, found in factors.items():
             own = [j for j, call in enumerate(calls) if _owns(call, self._parameters[i])]
             shapes = [shape_of(calls[j], samples) for j in own]
@@ -178,29 +193,27 @@ class SampleJacobians:
             for j, shape in zip(own, shapes, strict=True):
                 assert shape is not None
                 part = slice(start, start + shape.positions)
-                kept[j][id(self._parameters[i])] = found.a[:, part], found.b[:, part]
+                a = found.a if found.imaged else found.a[:, part]  # an image is that of one call
+                kept[j][id(self._parameters[i])] = a, found.b[:, part], found.imaged
                 start = part.stop
         return kept
 
-    def _backward(self, outputs: Tensor, edges: list[Any], rows: slice) -> list[list[Tensor]]:
-        """The derivatives of each row's outputs by the edges: for each edge one tensor a row."""
-        found: list[list[Tensor]] = [[] for _ in edges]
+    def _backward(self, outputs: Tensor, edges: list[Any], rows: slice) -> Iterator[tuple[Tensor, ...]]:
+        """The derivatives of each row's outputs by the edges, one row after the other."""
         for row in self.rows[rows]:
-            back = torch.autograd.grad(
+            yield torch.autograd.grad(
                 [outputs], edges, [row.to(outputs.dtype).expand_as(outputs)], retain_graph=True, allow_unused=True,
                 materialize_grads=True,
             )  # fmt: skip
-            for kept, b in zip(found, back, strict=True):
-                kept.append(b)
-        return found
 
     def _one_by_one(self, index: int, content: Any, rows: slice, into: Mapping[int, Tensor]) -> None:
         """By backward passes of a single sample."""
         chosen = [self._parameters[i] for i in into]
         for sample in range(samples_in(content)):
             outputs, _ = sample_outputs(self.objective, cut(content, slice(sample, sample + 1)), index)
-            for J, b in zip(into.values(), self._backward(outputs, chosen, rows), strict=True):
-                J[sample] = torch.stack(b).flatten(1)
+            for row, backs in enumerate(self._backward(outputs, chosen, rows)):
+                for J, b in zip(into.values(), backs, strict=True):
+                    J[sample, row] = b.flatten()
 
     # ------------------------------------------------------------------ which way
 

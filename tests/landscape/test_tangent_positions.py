@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from losscope.landscape import Objective, tangent_kernel, tangent_positions
 from losscope.landscape.kernels.layer_jacobians import Shape
+from losscope.landscape.kernels.windows import patches, window_of
 from losscope.landscape.tangent_contraction import fewest_passes
 from losscope.landscape.tangent_jacobians import SampleJacobians
-from losscope.landscape.tangent_positions import Factors, entries, joined, pays, remade
+from losscope.landscape.tangent_positions import Factors, entries, fewer, imaged, joined, pays, remade
 
 
 def bound(model: nn.Module, *parts: Tensor) -> Objective:
@@ -130,6 +131,46 @@ def test_stripes_add_up(t: int) -> None:
     torch.testing.assert_close(kernel.triu(), (J @ J.T).triu())
 
 
+@pytest.mark.parametrize("n", [1, 37, 150])
+@pytest.mark.parametrize("bytes_at_once", [1, 60_000, 16 << 20])
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_images_in_place_of_patches(monkeypatch: pytest.MonkeyPatch, n: int, bytes_at_once: int, room: int) -> None:
+    """Blocks, groups of them and what is left over, in memory that is there and in new memory."""
+    monkeypatch.setattr(tangent_positions, "_BYTES", bytes_at_once)
+    conv, k = nn.Conv2d(24, 20, 3, padding=1).double(), 3
+    shape = Shape(4, 24 * 9, 20, window_of(conv, 1, (2, 2), (2, 2)))
+    assert pays(shape, k) and imaged(shape, k)
+    factors = Factors.within(torch.randn(n * k * entries(shape, k), dtype=torch.float64), shape, n, k)
+    a = torch.empty(n, 24 * 9, 4, dtype=torch.float64)
+    patches(factors.a.transpose(1, 2).unflatten(2, (1, 2, 2)), shape.window, a)
+    J = torch.einsum("ntko,nit->nkoi", factors.b, a).reshape(n, -1)
+    kernel = torch.zeros(n, n, dtype=torch.float64)
+    factors.add_gram(kernel, torch.full((room,), torch.nan, dtype=torch.float64))
+    torch.testing.assert_close(kernel.triu(), (J @ J.T).triu())
+
+
+def test_jacobians_of_images() -> None:
+    conv, n, k = nn.Conv2d(2, 3, 3, stride=2, padding=1).double(), 40, 4
+    shape = Shape(9, 18, 3, window_of(conv, 1, (5, 5), (3, 3)))
+    assert not pays(shape, k) and imaged(shape, k)
+    factors = Factors.within(torch.randn(n * k * entries(shape, k), dtype=torch.float64), shape, n, k)
+    a = torch.empty(n, 18, 9, dtype=torch.float64)
+    patches(factors.a.transpose(1, 2).unflatten(2, (1, 5, 5)), shape.window, a)
+    J = torch.einsum("ntko,nit->nkoi", factors.b, a).reshape(n, -1)
+    room = torch.full((n * remade(shape, n, k),), torch.nan, dtype=torch.float64)
+    torch.testing.assert_close(torch.cat([one.clone() for one in factors.jacobians(room)], dim=1), J)
+
+
+def test_a_small_image_of_many_channels() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 24, 3, padding=1), nn.Tanh(), nn.Conv2d(24, 20, 3, padding=1), nn.Flatten())
+    model.append(nn.Linear(80, 6))
+    x = torch.randn(37, 2, 2, 2, dtype=torch.float64)
+    objective = bound(model, x[:20], x[20:])
+    assert factored(objective, 6)["2.weight"]
+    torch.testing.assert_close(tangent_kernel(objective).matrix, dense(model, x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("most", [1, 2 * 150 * 20, 1 << 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_jacobians_made_again_a_few_outputs_at_a_time(
@@ -146,7 +187,8 @@ def test_jacobians_made_again_a_few_outputs_at_a_time(
 
 def test_what_is_less_work() -> None:
     assert pays(Shape(1, 512, 512), rows=10) and not pays(Shape(256, 144, 16), rows=10)
-    assert entries(Shape(16, 576, 64), rows=10) == 16 * (64 + 58)
+    assert entries(Shape(16, 576, 64), rows=10) == 16 * 64 + 922  # a tenth of 16 * 576
+    assert fewer(Shape(64, 288, 32), rows=10) and not fewer(Shape(64, 288, 64), rows=1)
     one = Shape(2, 3, 4)
     assert joined([one, one]) == Shape(4, 3, 4)
     assert joined([one, None]) is None and joined([]) is None and joined([one, Shape(2, 4, 3)]) is None
