@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,24 +139,22 @@ class Budget:
                 account.before = account.seconds
             self.accounts |= {key: Account() for key in new}
 
-    @contextlib.contextmanager
-    def spending(self, *keys: Key, measured: bool = False) -> Iterator[dict[Key, float]]:
+    def spending(self, *keys: Key, measured: bool = False) -> contextlib.AbstractContextManager[dict[Key, float]]:
         """Count the time spent inside, for these probes.
 
-        Yields:
-            Where to note the seconds of each; what is not noted they share evenly.
+        Returns:
+            A context that gives where to note the seconds of each; what is not noted they share evenly.
         """
-        noted: dict[Key, float] = {}
-        started = time.perf_counter()
-        try:
-            yield noted
-        finally:
-            seconds = time.perf_counter() - started
-            self.spent += seconds
-            shared = max(seconds - sum(noted.values()), 0.0) / max(len(keys), 1)
-            for key in keys:
-                account = self.accounts.setdefault(key, Account())
-                account.charge(noted.get(key, 0.0) + shared, measured=measured)
+        return _Spending(self, keys, measured)
+
+    def charge(self, seconds: float, keys: Sequence[Key], noted: Mapping[Key, float], *, measured: bool) -> None:
+        """Count seconds that were spent for some probes, of which those noted are of one alone."""
+        self.spent += seconds
+        shared = max(seconds - sum(noted.values()), 0.0) / max(len(keys), 1)
+        for key in keys:
+            if (account := self.accounts.get(key)) is None:
+                account = self.accounts[key] = Account()
+            account.charge(noted.get(key, 0.0) + shared, measured=measured)
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds spent and seconds in all, for a checkpoint."""
@@ -169,6 +167,24 @@ class Budget:
         self._started = time.perf_counter() - float(state["total"])
         self._dealt = float(state.get("dealt", 0.0))
         self.accounts = {(player, probe): Account(*own) for player, probe, *own in state.get("accounts", ())}
+
+
+class _Spending:
+    """A context that charges a budget with the time in it; no generator, as it is entered at many updates."""
+
+    __slots__ = ("_budget", "_keys", "_measured", "_noted", "_started")
+
+    def __init__(self, budget: Budget, keys: Sequence[Key], measured: bool) -> None:
+        self._budget, self._keys, self._measured = budget, keys, measured
+
+    def __enter__(self) -> dict[Key, float]:
+        self._noted: dict[Key, float] = {}
+        self._started = time.perf_counter()
+        return self._noted
+
+    def __exit__(self, *raised: object) -> None:
+        seconds = time.perf_counter() - self._started
+        self._budget.charge(seconds, self._keys, self._noted, measured=self._measured)
 
 
 def _can_pay(price: float, spent: float, first: float, allowance: float) -> bool:

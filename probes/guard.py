@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import TracebackType
 
 __all__ = ["Guard", "say"]
 
@@ -27,15 +28,9 @@ class Guard:
         self._player, self._step, self.raises = player, step, raise_errors
         self._warned: set[str] = set()
 
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Whatever goes wrong in here is warned about once and does not reach the training loop."""
-        try:
-            yield
-        except Exception as error:
-            if self.raises:
-                raise
-            self.warn(name, error)
+        return _Guarded(self, name)
 
     def warn(self, name: str, error: Exception) -> None:
         """Say what failed, the first time it does."""
@@ -48,6 +43,26 @@ class Guard:
             f"losscope: {name} of {self._player!r} failed at step {self._step()}: {type(error).__name__}: "
             f"{error}{place}; training goes on, the failure is recorded, further ones are recorded only"
         )
+
+
+class _Guarded:
+    """A context of `Guard`; no generator, as several are entered at every update."""
+
+    __slots__ = ("_guard", "_name")
+
+    def __init__(self, guard: Guard, name: str) -> None:
+        self._guard, self._name = guard, name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or self._guard.raises:
+            return False
+        self._guard.warn(self._name, error)
+        return True
 
 
 def say(message: str) -> None:
