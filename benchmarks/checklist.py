@@ -12,7 +12,7 @@ from contest import Comparison
 from lanczos import Forty, Run
 from measuring import MIB, short
 from problems import Problem
-from products import Result, Row
+from products import EXACT, Result, Row
 
 CHOICE_MARGIN = 1.10
 ONE_BATCH, MANY_BATCHES, TRACKED = 1.05, 1.5, 4.0
@@ -164,9 +164,15 @@ def _choices(by_key: dict[str, Result], chosen: list[Picked], blocks: tuple[int,
             if picked is None:
                 out.append(Line(what, found[0].note if found else "not asked", limit, None))
                 continue
-            best = min(rows, key=lambda row: row.blocks[k].seconds)
+            # Differences that say of themselves that they are off are nothing to choose where products are exact.
+            exact = [row for row in rows if row.error <= EXACT or row is picked]
+            best = min(exact, key=lambda row: row.blocks[k].seconds)
             ratio = picked.blocks[k].seconds / best.blocks[k].seconds
-            out.append(Line(what, f"{ratio:.2f} ({picked.kernel}; fastest {best.kernel})", limit, ratio <= 1.1))
+            text = f"{ratio:.2f} ({picked.kernel}; fastest {best.kernel})"
+            for row in rows:
+                if row not in exact and row.blocks[k].seconds < best.blocks[k].seconds:
+                    text += f"; {row.kernel}, {row.error:.0e} off, {row.blocks[k].seconds / best.blocks[k].seconds:.2f}"
+            out.append(Line(what, text, limit, ratio <= 1.1))
     return out
 
 
