@@ -274,7 +274,7 @@ def _emptied(a: list[Tensor]) -> Iterator[Tensor]:
 
 
 def _length(a: list[Tensor]) -> float:
-    return float(torch.linalg.vector_norm(a[0]) if len(a) == 1 else get_total_norm(a))
+    return float(torch.linalg.vector_norm(a[0].detach()) if len(a) == 1 else get_total_norm(a))
 
 
 def _inner(a: list[Tensor], b: list[Tensor]) -> float:

@@ -48,6 +48,19 @@ def test_every_case_agrees(name: str, dtype: torch.dtype) -> None:
     assert math.isfinite(found.double_backward)
 
 
+def test_a_single_parameter_is_no_reason_to_warn() -> None:
+    """torch warns of numbers made from what requires a gradient, by default once in a process."""
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            objective = Objective(nn.Linear(4, 3, bias=False), regression(), criterion=MSE)
+            assert agreement(objective).status == "agrees"
+    finally:
+        torch.set_warn_always(always)
+
+
 class Casts(nn.Module):
     """A model that computes a part of itself in a dtype of its own."""
 
