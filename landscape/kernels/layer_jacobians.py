@@ -26,6 +26,9 @@ __all__ = ["Call", "LayerJacobians", "Scratch", "Shape", "bytes_held", "shape_of
 
 _BY_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
+_SMALL = 1 << 14
+"""Entries of what comes back for an output, of which fewer are kept for one step with those of the other outputs."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -164,8 +167,9 @@ class LayerJacobians:
         scratch: Scratch | None = None,
     ) -> None:
         module = call.module
-        self._samples = samples
+        self._samples, self._outputs = samples, outputs
         self._rules: list[_Rule] = []
+        self._rows: list[Tensor] = []
         if call.x.shape[0] % samples or call.shape[0] % samples:
             return
         named = {name: id(p) for name, p in module._parameters.items() if p is not None}
@@ -181,16 +185,26 @@ class LayerJacobians:
         return sum(rule.stacked for rule in self._rules), max((rule.unfolded for rule in self._rules), default=0)
 
     def add(self, k: int, b: Tensor) -> None:
-        """The k-th output's, from its derivatives (...) by the layer's output, for all samples."""
-        if self._rules:
-            b = b.reshape(self._samples, -1, *b.shape[1:])
-        for rule in self._rules:
-            rule.add(k, b)
+        """The k-th output's, from its derivatives (...) by the layer's output, for all samples; k in turn."""
+        if not self._rules:
+            return
+        self._rows.append(b.reshape(self._samples, 1, -1, *b.shape[1:]))
+        if b.numel() > _SMALL:
+            self._add(k + 1)
 
     def finish(self) -> None:
         """After the last output: what is faster for all of them at once."""
+        self._add(self._outputs)
         for rule in self._rules:
             rule.finish()
+
+    def _add(self, stop: int) -> None:
+        """What has come back since the last time, up to an output."""
+        if self._rows:
+            b = self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows, dim=1)
+            for rule in self._rules:
+                rule.add(slice(stop - len(self._rows), stop), b)
+            self._rows.clear()
 
 
 def bytes_held(call: Call, outputs: int, factored: Collection[int] = ()) -> int:
@@ -226,8 +240,8 @@ class _Rule:
     def __init__(self, use: _Use, into: Mapping[str, Tensor]) -> None:
         self.use, self.into = use, into
 
-    def add(self, k: int, b: Tensor) -> None:
-        """Of the k-th output, from b (n, r, ...)."""
+    def add(self, some: slice, b: Tensor) -> None:
+        """Of some outputs, from b (n, k, r, ...)."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -244,14 +258,14 @@ class _ByPosition(_Rule):
         if "weight" in into:
             self.stacked, self.unfolded = use.outputs * math.prod(use.shape), math.prod(_unfolded(use))
 
-    def add(self, k: int, b: Tensor) -> None:
+    def add(self, some: slice, b: Tensor) -> None:
         b = self._leaving(self.use.module, b)
         if "weight" in self.into:
             if self._stacked is None:
-                self._stacked = self.use.scratch.take((len(b), self.use.outputs, *b.shape[1:]), b)
-            self._stacked[:, k].copy_(b)
+                self._stacked = self.use.scratch.take((len(b), self.use.outputs, *b.shape[2:]), b)
+            self._stacked[:, some].copy_(b)
         if "bias" in self.into:
-            self.into["bias"][:, k] += b.sum(dim=2)
+            self.into["bias"][:, some] += b.sum(dim=3)
 
     def finish(self) -> None:
         if self._stacked is not None:
@@ -274,8 +288,8 @@ class _Factors(_Rule):
             entering(use, a.transpose(1, 2))
         self._b = b
 
-    def add(self, k: int, b: Tensor) -> None:
-        self._b[:, :, k].copy_(self._leaving(self.use.module, b).transpose(1, 2))
+    def add(self, some: slice, b: Tensor) -> None:
+        self._b[:, :, some].copy_(self._leaving(self.use.module, b).permute(0, 3, 1, 2))
 
 
 class _Normalised(_Rule):
@@ -287,12 +301,13 @@ class _Normalised(_Rule):
         super().__init__(use, into)
         self._plain = self._shaped(_without_affine(use.module, self._whole(use.x))) if "weight" in into else None
 
-    def add(self, k: int, b: Tensor) -> None:
-        b = self._shaped(b)
+    def add(self, some: slice, b: Tensor) -> None:
+        b = self._shaped(b.flatten(0, 1)).unflatten(0, b.shape[:2])
+        over = tuple(dim + 1 for dim in self.over)
         if self._plain is not None:
-            self.into["weight"][:, k] += (self._plain * b).sum(dim=self.over)
+            self.into["weight"][:, some] += (self._plain[:, None] * b).sum(dim=over)
         if "bias" in self.into:
-            self.into["bias"][:, k] += b.sum(dim=self.over)
+            self.into["bias"][:, some] += b.sum(dim=over)
 
     def _whole(self, x: Tensor) -> Tensor:
         """As the layer takes it."""
@@ -312,7 +327,7 @@ class _ByChannel(_Normalised):
         return x.flatten(0, 1)
 
     def _shaped(self, x: Tensor) -> Tensor:
-        return x.reshape(*self.use.x.shape[:3], -1)
+        return x.reshape(-1, *self.use.x.shape[1:3], math.prod(self.use.x.shape[3:]))
 
 
 class _ByEntry(_Normalised):
@@ -331,7 +346,7 @@ class _Differentiated(_Rule):
         super().__init__(use, into)
         self._rows: list[Tensor] = []
 
-    def add(self, k: int, b: Tensor) -> None:
+    def add(self, some: slice, b: Tensor) -> None:
         self._rows.append(b)
 
     def finish(self) -> None:
@@ -342,7 +357,7 @@ class _Differentiated(_Rule):
             pull = vjp(lambda own: functional_call(module, own, (x,)), values)[1]
             return vmap(lambda one: pull(one)[0])(b)
 
-        found = vmap(of_sample)(self.use.x, torch.stack(self._rows, dim=1))
+        found = vmap(of_sample)(self.use.x, torch.cat(self._rows, dim=1))
         for name, J in self.into.items():
             J.add_(found[name].flatten(2))
 
@@ -381,7 +396,7 @@ def _entering_linear(use: _Use, room: Tensor) -> Tensor:
 
 
 def _leaving_linear(module: nn.Linear, b: Tensor) -> Tensor:
-    return b.reshape(len(b), -1, b.shape[-1]).transpose(1, 2)
+    return b.reshape(*b.shape[:2], -1, b.shape[-1]).transpose(2, 3)
 
 
 def _entering_convolution(use: _Use, room: Tensor) -> Tensor:
@@ -391,10 +406,10 @@ def _entering_convolution(use: _Use, room: Tensor) -> Tensor:
 
 
 def _leaving_convolution(module: nn.modules.conv._ConvNd, b: Tensor) -> Tensor:
-    return b.flatten(3).transpose(1, 2).flatten(2)
+    return b.flatten(4).transpose(2, 3).flatten(3)
 
 
-# what enters at the positions (n, t, in), and an output's derivatives by what leaves there (n, out, t)
+# what enters at the positions (n, t, in), and outputs' derivatives by what leaves there (n, k, out, t)
 _BY_POSITION: dict[type, tuple[Callable[[_Use, Tensor], Tensor], Callable[[Any, Tensor], Tensor]]] = {
     nn.Linear: (_entering_linear, _leaving_linear),
     nn.Conv1d: (_entering_convolution, _leaving_convolution),

@@ -166,25 +166,26 @@ class _Recorder(TorchDispatchMode):
         moving = self._moving
         if how.is_constant or not any(id(a) in moving or _is_among(a, moving) for a in (*args, *kwargs.values())):
             return how.is_view or self._fits(result)
-        results = (result,) if type(result) is Tensor else tuple(result)
+        results = _given(result)
         moving.update(map(id, results))
         if not all(map(_is_plain, results)) or how.run is None:
             return False
         places = {t.untyped_storage().data_ptr() for t in results}
-        out, is_view = how.out, how.is_view
+        run, out, is_view = how.run, how.out, how.is_view
+        if out and len(out) != len(results):  # one that can write to a place only where all are asked for
+            run, out = _copying(how.func, len(results))
         if is_view or (out and not places.isdisjoint(_places(args))):  # some return their input as they are asked to
             out, is_view = (), True
         elif out:
             self._written |= places
         elif not places <= self._written:  # in place: right where an earlier step writes anew what it is applied to
             return False
-        run = how.func if is_view else how.run
+        run = how.func if is_view else run
         self.operations.append(Operation(run, args, kwargs, results, out, is_view, how.is_pointwise))
         return is_view or self._fits(results)
 
     def _fits(self, results: Any) -> bool:
-        for result in (results,) if isinstance(results, Tensor) else results:
-            self._left -= result.nbytes if isinstance(result, Tensor) else 0
+        self._left -= sum(result.nbytes for result in _given(results))
         return self._left >= 0
 
 
@@ -229,7 +230,7 @@ def _how(func: Any) -> _How:
     """What is known of an operation."""
     schema = func._schema
     namespace, _, name = schema.name.partition("::")
-    if namespace != "aten" or torch.Tag.nondeterministic_seeded in func.tags:
+    if namespace != "aten" or not {torch.Tag.nondeterministic_seeded, torch.Tag.inplace_view}.isdisjoint(func.tags):
         return _How(func)
     if schema.is_mutable:
         changed = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
@@ -247,4 +248,22 @@ def _how(func: Any) -> _How:
             quick = written == ("out",) and "out=" in (getattr(own, "__doc__", None) or "")
             pointwise = torch.Tag.pointwise in func.tags
             return _How(func, run=own if quick else found, out=written, is_pointwise=pointwise)
-    return _How(func)
+    run, out = _copying(func, len(schema.returns))
+    return _How(func, run=run, out=out)
+
+
+def _copying(func: Any, count: int) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """An operation that writes nowhere in particular, with so many results, and a copy of these; and its places."""
+    names = tuple(f"place{i}" for i in range(count))
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        places = [kwargs.pop(name) for name in names]
+        for place, result in zip(places, _given(func(*args, **kwargs)), strict=True):
+            place.copy_(result)
+
+    return run, names
+
+
+def _given(result: Any) -> tuple[Any, ...]:
+    """The results of an operation that were asked for."""
+    return (result,) if isinstance(result, Tensor) else tuple(r for r in result if r is not None)
