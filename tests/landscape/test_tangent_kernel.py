@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losscope.landscape import GaussNewton, LossError, NonFiniteError, Objective, SettingError, tangent_kernel
+from losscope.landscape.kernels import layer_jacobians
 from losscope.landscape.tangent import EmpiricalKernel
 from losscope.landscape.tangent_contraction import fewest_passes
 from losscope.landscape.tangent_jacobians import SampleJacobians
@@ -120,6 +121,17 @@ def test_every_form_and_method_equals_the_dense_kernel(name: str) -> None:
             assert (found.samples, found.outputs, found.error) == (samples, len(whole) // samples, 0)
             assert found.method == ("products" if method == "products" else "contraction")
             assert found.smallest > -1e-12 * float(reference.norm())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_output_by_output(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As what comes back for large layers is taken, and in place of that for small ones."""
+    model, x = build(name)
+    whole, samples = dense(model, x)
+    monkeypatch.setattr(layer_jacobians, "_SMALL", 0)
+    for form in FORMS:
+        found = tangent_kernel(objective(model, x), form=form, method="contraction")
+        assert distance(found.matrix, expected(whole, samples, form)) < 1e-13, form
 
 
 @pytest.mark.parametrize("form", FORMS)
