@@ -36,7 +36,7 @@ class MixedSamples(Exception):
 
 
 class PositionsChanged(Exception):
-    """A weight is used at more or fewer positions of some samples than it was of the first."""
+    """A weight is used at more or fewer positions of some samples than it was of the first, or not for all of them."""
 
 
 def sample_outputs(
@@ -99,7 +99,9 @@ class SampleJacobians:
         self._parameters = list(objective.parameters.values())
         self.alone: set[int] = set()
         self._scratch = Scratch()
+        self._tried = False
         self._try()
+        self._tried = True
         self._positions = self._seen_positions()
         self.shapes = {i: shape for i, calls in self._positions.items() if (shape := joined(calls)) is not None}
 
@@ -165,6 +167,9 @@ class SampleJacobians:
         calls: list[Call] = []
         watching = watched_layers(self.objective.model, {*by_id, *(id(self._parameters[i]) for i in factors)}, calls)
         outputs, samples = sample_outputs(self.objective, content, index, watching)
+        if self._tried and any(n % samples for call in calls for n in (call.x.shape[0], call.shape[0])):
+            self.alone = set(range(len(self._parameters)))  # a layer gets some of the samples, as an expert does
+            raise PositionsChanged
         kept = self._by_call(calls, samples, factors)
         if not calls:
             return

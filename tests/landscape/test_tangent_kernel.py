@@ -195,6 +195,34 @@ def test_spectrum_of_the_gauss_newton_matrix() -> None:
         torch.testing.assert_close(of_G[:most], of_kernel[:most], rtol=1e-5, atol=1e-12 * float(of_G[0]))
 
 
+class Routed(nn.Module):
+    """Each sample goes through one of two experts, by the sign of its first entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = x.new_zeros(len(x), 3)
+        for expert, of_it in zip(self.experts, (x[:, 0] > 0, x[:, 0] <= 0), strict=True):
+            chosen = of_it.nonzero()[:, 0]
+            if len(chosen):
+                out = out.index_add(0, chosen, expert(x[chosen]).tanh())
+        return out
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("other", [[0, 2], [6, 7], [9, 10, 11]])
+def test_experts_that_get_some_of_the_samples(form: str, other: list[int]) -> None:
+    """The samples that are tried may all go to one of them, as if it were a layer of all."""
+    x = torch.randn(12, 4, dtype=torch.float64)
+    x[:, 0] = x[:, 0].abs() + 0.1
+    x[other, 0] *= -1
+    bound = objective(Routed().double(), x, (8, 4))
+    kernels = [tangent_kernel(bound, form=form, method=method).matrix for method in ("contraction", "products")]
+    assert distance(*kernels) < 1e-12
+
+
 class InTwoTypes(nn.Module):
     """A single-precision body, and a head of double precision."""
 
