@@ -27,6 +27,7 @@ _MEMORY = 2 << 30  # default cap on the Krylov basis, bytes
 _BUDGET = 1000  # products that are spent at most where nothing is said
 _LOOK = 20  # products that looking for missed eigenvalues may take at the least
 _USUAL = 40  # products that a run is taken to need where nothing else is said
+_WARM = 4  # and at most from a start: an eigenvector of a while ago is mostly close
 
 
 def top_eigenpairs(
@@ -130,7 +131,8 @@ class Search:
         self.block = _width(k, _wanted(operator.space, k, start, block) + guards, operator.space.size, max_matvecs)
         self._room = _room(operator.space, k, self.block, memory)
         self._budget = max(_BUDGET, self.block) if max_matvecs is None else max_matvecs
-        self.planned = min(self._budget, _USUAL) if max_matvecs is None else self._budget
+        usual = _USUAL if max_matvecs is None else self._budget
+        self.planned = min(self._budget, usual if start is None else k * _WARM)
         self._basis = LanczosBasis(operator, self.block, generator_for(seed, operator.space.device))
         risk = (1.0 - confidence) / (2 if which == "BE" else 1)  # two bounds may fail there
         self._share = _begin(self._basis, start, risk)
