@@ -6,8 +6,8 @@ another one. So they are recorded once, and then run again, each into the memory
 views of it stay what they are, and what does not depend on the vector is there already. The operations are torch's
 own, on the same numbers in the same order, so that the result is the same to the bit, and that is checked.
 
-What is not known to be of this kind (operations in place or random ones, others' operations, ones that read a number
-out of a tensor, a second device) is not recorded, and autograd goes on.
+What is not known to be of this kind (random operations, others' operations, ones that read a number out of a tensor or
+write on what was there before, a second device) is not recorded, and autograd goes on.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..space import PIECE, ParameterSpace
 from .packing import Operation, bound, packed
 
-__all__ = ["BackwardPass"]
+__all__ = ["MOST", "BackwardPass"]
+
+MOST = 32 << 20
+"""Bytes that what recorded passes write may take: beyond, arithmetic takes the time."""
 
 _REPAID = 16  # passes: recording takes as long as ten are shorter by
 _PLAIN = 4  # passes that autograd makes first where it is not known that so many are to come
-_MOST = 32 << 20  # bytes that all a recorded pass writes may take: beyond, arithmetic takes the time
 _CACHED = 1 << 20  # bytes that are near the processor however they are used
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 """Operations that ask a tensor for its shape only."""
@@ -57,7 +59,7 @@ class BackwardPass:
         parameters: tuple[Tensor, ...],
         space: ParameterSpace,
         planned: int = 0,
-        limit: int = _MOST,
+        limit: int = MOST,
     ) -> None:
         self.heads, self.live, self.parameters, self.space, self.limit = heads, live, parameters, space, limit
         # A single tensor's product may be what went in, which must not be overwritten by the next.
@@ -82,7 +84,7 @@ class BackwardPass:
         if self._passes == self._plain + 1 and vector.device.type == "cpu":
             return self._record()
         result = self._by_autograd(self._inputs)
-        if self._recorded is not None and not _same(result, self._recorded.run()):
+        if self._recorded is not None and not self._recorded.makes(result):
             self._recorded = None
         return result
 
@@ -119,11 +121,13 @@ class _Recorded(NamedTuple):
                 step()
         return self.result
 
-
-def _same(found: Pulled, expected: Pulled) -> bool:
-    """Whether they are equal to the bit; NaN is not, and a run that has come to it does not need to be fast."""
-    pairs = zip(found, expected, strict=True)
-    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
+    def makes(self, expected: Pulled) -> bool:
+        """Whether they make this, to the bit; NaN is not equal, and where there is one nothing needs to be fast."""
+        try:
+            pairs = zip(self.run(), expected, strict=True)
+        except Exception:  # one that cannot write to where its result was
+            return False
+        return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
 
 
 class _Recorder(TorchDispatchMode):

@@ -17,7 +17,7 @@ from ..objective import Objective
 from ..space import contiguous_rows
 from .graphs import BatchGraphs
 from .once import refuse_once_differentiable, second_order_errors
-from .replay import BackwardPass
+from .replay import MOST, BackwardPass
 
 __all__ = ["Gradient", "Retained", "allowed_distance"]
 
@@ -63,7 +63,8 @@ class _GradientGraphs(BatchGraphs[Gradient]):
         live = [i for i, g in enumerate(tensors) if g.requires_grad]
         heads = tuple(tensors[i] for i in live)
         parameters = tuple(self.objective.parameters.values())
-        backward = BackwardPass(heads, live, parameters, self.objective.space, self.planned)
+        limit = min(MOST, self._allowed()) // len(self.objective.batches)
+        backward = BackwardPass(heads, live, parameters, self.objective.space, self.planned, limit)
         return Gradient(loss, tensors, live, heads, backward)
 
 

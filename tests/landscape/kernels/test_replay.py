@@ -192,6 +192,30 @@ def test_nothing_is_recorded_beyond_the_memory_allowed() -> None:
         assert (limited._recorded is not None) == expected
 
 
+def test_all_batches_together_keep_to_the_memory_allowed() -> None:
+    data = [(torch.randn(6, 3), torch.randn(6, 2)) for _ in range(8)]
+    objective = Objective(small_net(nn.Tanh()), data, criterion=mse_loss)
+    for memory, allowed in ((None, replay.MOST), (1 << 20, 1 << 20)):
+        kernel = Retained(objective, memory=memory)
+        with objective.isolated():
+            assert sum(gradient.backward.limit for gradient in kernel.graphs) <= allowed
+
+
+def test_what_cannot_be_written_where_it_was_stays_with_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_self: object) -> None:
+        raise RuntimeError("result type Float can't be cast to the desired output type Long")
+
+    monkeypatch.setattr(replay._Recorded, "run", run)
+    objective = objective_of(small_net(nn.Tanh()))
+    kernel = Retained(objective)
+    with objective.isolated():
+        for v in vectors(objective.space.size).T:
+            found = kernel(v[:, None])[:, 0]
+            (gradient,) = kernel.graphs
+            assert torch.equal(found, by_autograd(objective, gradient, v))
+        assert not is_recorded(gradient)
+
+
 def test_it_is_recorded_at_once_where_many_products_are_planned() -> None:
     objective = objective_of(small_net(nn.Tanh()))
     for planned, passes in ((0, 5), (40, 1)):
