@@ -59,8 +59,11 @@ class NoiseScale(Shown):
 
     @property
     def conclusive(self) -> bool:
-        """Whether the signal's interval lies above zero; otherwise the ratio may be as large as any."""
-        return self.signal.low > 0
+        """Whether the signal's interval lies above zero, and the ratio has one; else it may be as large as any.
+
+        The signal's interval follows its skewness, so that of a few draws with a heavy tail may miss the estimate.
+        """
+        return self.signal.low > 0 and math.isfinite(self.value) and math.isfinite(self.high)
 
     def __repr__(self) -> str:
         """One line: the value and interval, and what it is made of."""

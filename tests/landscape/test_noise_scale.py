@@ -1,5 +1,6 @@
 """Noise scales from given gradients: against sums over all pairs, and their intervals' coverage over many draws."""
 
+import dataclasses
 import math
 
 import pytest
@@ -142,3 +143,11 @@ def test_bad_input() -> None:
     for small, big in ((normal(1), normal(1)), (normal(5), normal(4))):
         with pytest.raises(SettingError, match="at least 2 independent repetitions"):
             two_batch_noise(small, big, (1, 8))
+
+
+def test_no_ratio_is_not_conclusive_wherever_the_interval_of_the_signal_is() -> None:
+    found = noise_scale(3 + torch.randn(50, 2, generator=torch.Generator().manual_seed(0)))
+    assert found.conclusive
+    negative = dataclasses.replace(found.signal, value=-1e-3)
+    for value, high in ((math.inf, math.inf), (found.value, math.inf), (math.inf, found.high)):
+        assert not dataclasses.replace(found, value=value, high=high, signal=negative).conclusive
