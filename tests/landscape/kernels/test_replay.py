@@ -37,6 +37,17 @@ def is_recorded(gradient: Gradient) -> bool:
     return gradient.backward._recorded is not None
 
 
+def gradient_after_passes(objective: Objective) -> Gradient:
+    """The graph of the only batch after some products, each of which is autograd's to the bit."""
+    kernel = Retained(objective)
+    with objective.isolated():
+        for v in vectors(objective.space.size).T:
+            found = kernel(v[:, None])[:, 0]
+            (gradient,) = kernel.graphs
+            assert torch.equal(found, by_autograd(objective, gradient, v))
+    return gradient
+
+
 @pytest.mark.parametrize(
     ("dtype", "is_packed"), [(torch.float32, False), (torch.float64, False), (torch.float32, True)],
     ids=["single", "double", "packed"],
@@ -136,25 +147,13 @@ UNSEEN = [in_numpy, by_what_it_is, in_place_of_a_constant, at_random, of_another
 def test_what_cannot_be_run_again_stays_with_autograd(way: Callable[[Tensor], Tensor], monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(_Custom, "backward_as", staticmethod(way), raising=False)
     objective = objective_of(small_net(Cube()))
-    kernel = Retained(objective)
-    with objective.isolated():
-        for v in vectors(objective.space.size).T:
-            found = kernel(v[:, None])[:, 0]
-            (gradient,) = kernel.graphs
-            assert torch.equal(found, by_autograd(objective, gradient, v))
-        assert not is_recorded(gradient)
+    assert not is_recorded(gradient_after_passes(objective))
 
 
 def test_an_operation_in_place_on_a_result_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Custom, "backward_as", staticmethod(lambda t: (2 * t).div_(2)), raising=False)
     objective = objective_of(small_net(Cube()))
-    kernel = Retained(objective)
-    with objective.isolated():
-        for v in vectors(objective.space.size).T:
-            found = kernel(v[:, None])[:, 0]
-            (gradient,) = kernel.graphs
-            assert torch.equal(found, by_autograd(objective, gradient, v))
-        assert is_recorded(gradient)
+    assert is_recorded(gradient_after_passes(objective))
 
 
 def test_moved_parameters_make_another_graph() -> None:
@@ -207,13 +206,7 @@ def test_what_cannot_be_written_where_it_was_stays_with_autograd(monkeypatch: py
 
     monkeypatch.setattr(replay._Recorded, "run", run)
     objective = objective_of(small_net(nn.Tanh()))
-    kernel = Retained(objective)
-    with objective.isolated():
-        for v in vectors(objective.space.size).T:
-            found = kernel(v[:, None])[:, 0]
-            (gradient,) = kernel.graphs
-            assert torch.equal(found, by_autograd(objective, gradient, v))
-        assert not is_recorded(gradient)
+    assert not is_recorded(gradient_after_passes(objective))
 
 
 def test_it_is_recorded_at_once_where_many_products_are_planned() -> None:
