@@ -88,10 +88,12 @@ def spectral_density(
         max_matvecs: most products to spend for that; by default ``8 * vectors * steps``.
         memory: bytes that Lanczos vectors may take; by default 2 GiB. Where they do not hold all bases, starts run one
             after the other, in the complement of what the first have resolved. Where they do not hold the steps of
-            one start, as with 0, no more than three vectors are kept: the density is as good, but nothing is
-            resolved and taken out, and an eigenvalue may come as several nodes, which the note says.
+            one start, as with 0, no more than three vectors are kept: the quadratures are those of ``deflate=0`` with
+            the same seed, since nothing is resolved and taken out, which the bound and the intervals are wider for;
+            and an eigenvalue may come as several nodes, which the note says.
         confidence: nominal coverage of the bound and of intervals.
-        seed: int, generator, or None for fresh entropy; the global stream is never used.
+        seed: int, generator, or None for fresh entropy; the global stream is never used. It stands for the same
+            starts whatever the memory.
 
     Raises:
         SettingError: if an argument means nothing, or the operator is not symmetric.

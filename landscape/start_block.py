@@ -117,7 +117,9 @@ class StartBlock:
         self.operator, self.starts, self.kept, self.steps = operator, starts, kept, 0
         self._without = without if without is not None and without.shape[1] else None
         self.basis = LanczosBasis(operator, starts, generator) if kept else ThreeTerm(operator)
-        self.basis.begin(self._projected(operator.space.random(starts, generator)))
+        # One at a time: a seed stands for the same starts, whatever memory says of how many run at once.
+        drawn = [operator.space.random(1, generator).T for _ in range(starts)]
+        self.basis.begin(self._projected((torch.cat(drawn) if starts > 1 else drawn.pop()).T))
 
     def step(self) -> None:
         """One product with each start's newest vector.

@@ -82,7 +82,7 @@ def test_nodes_and_mean_weights_of_steps_before_without_eigenvectors(name: str, 
         exact = block.shorter(steps).mean
         assert len(nodes) == 4 * (40 - steps) > 100
         torch.testing.assert_close(nodes, exact[0], rtol=1e-9, atol=1e-9 * scale)
-        assert float(weights.sum()) == pytest.approx(1, abs=1e-7)
+        assert float(weights.sum()) == pytest.approx(1, abs=1e-6)  # 1e-8 or so from each
         assert distance(nodes, weights, *exact) <= 1e-6 * scale
 
 

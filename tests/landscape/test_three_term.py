@@ -169,15 +169,18 @@ def test_memory_decides_how_many_starts_run_at_once_and_whether_vectors_are_kept
 
 @pytest.mark.parametrize("name", SPECTRA)
 def test_a_density_without_kept_vectors_has_the_moments_of_the_full_one(name: str) -> None:
+    """With one seed they start alike, but for the block's starts being orthogonal; with another they may not agree."""
     A = Diagonal(SPECTRA[name])
-    full = spectral_density(A, vectors=4, steps=40, deflate=0, seed=0)
-    lean = spectral_density(A, vectors=4, steps=40, memory=0, seed=1)
-    assert lean.matvecs == (8 if name == "clustered" else 160)  # two eigenvalues take two steps
-    assert lean.note.startswith("Lanczos vectors were not kept") and not full.note
-    for power in range(1, 5):
-        one, other, exact = lean.moment(power), full.moment(power), float((A.values**power).mean())
-        assert other.low <= one.value <= other.high or one.low <= exact <= one.high
-    assert float(lean.weights.sum()) == pytest.approx(1.0)
+    for seed in range(10):
+        full = spectral_density(A, vectors=4, steps=40, deflate=0, seed=seed)
+        lean = spectral_density(A, vectors=4, steps=40, memory=0, seed=seed)
+        assert lean.matvecs == (8 if name == "clustered" else 160)  # two eigenvalues take two steps
+        assert lean.note.startswith("Lanczos vectors were not kept") and not full.note
+        assert float(lean.weights.sum()) == pytest.approx(1.0)
+        for power in range(1, 5):
+            one, other = lean.moment(power), full.moment(power)
+            assert other.low <= one.value <= other.high
+            assert abs(one.value - other.value) <= (other.high - other.low) / 4
 
 
 def test_a_density_covers_without_kept_vectors() -> None:
