@@ -172,7 +172,7 @@ class Snapshot:
     def _critical_sharpness(self) -> Estimate | None:
         whole = len(self.objective.batches) == 1 and self.objective.ranks.size == 1  # else it rounds in another order
         begin, start = self.memory.critical_rate, self.loss if whole else None
-        found = sharpness_along(self.objective, self.update, self.lr, begin, start)
+        found = sharpness_along(self.objective, self.update, self.lr, begin, start, self.gradient)
         self.memory.critical_rate = None if found is None else 2 / found.value
         return found
 

@@ -14,7 +14,7 @@ from losscope.landscape.stability import critical_sharpness
 __all__ = ["Update", "sharpness_along"]
 
 EVALUATIONS = 10
-"""Most forward passes for the critical sharpness; mostly it takes four to six."""
+"""Most forward passes for the critical sharpness; mostly it takes three."""
 
 ACCURACY = 0.1
 """Relative half-width to which it is bracketed: it is evidence, and no verdict."""
@@ -54,6 +54,7 @@ def sharpness_along(
     lr: float | None,
     begin: float | None = None,
     start: float | None = None,
+    gradient: Tensor | None = None,
 ) -> Estimate | None:
     """The critical sharpness along an update made at one rate, by forward passes alone.
 
@@ -63,6 +64,7 @@ def sharpness_along(
         lr: its rate; None where parameter groups differ.
         begin: the rate to begin the search at; None for that of the update.
         start: the loss before the update, as `Objective.value` has it; None where that is not known.
+        gradient: (n,) the objective's, before the update; None where that is not known.
 
     Returns:
         See `losscope.landscape.stability.critical_sharpness`; None where there was no one rate, or no update, or none
@@ -72,7 +74,9 @@ def sharpness_along(
         return None
     if not bool(torch.isfinite(update).all()) or not bool(update.any()):
         return None
+    direction = update / lr
+    slope = None if gradient is None else float(torch.dot(gradient, direction.to(gradient)))
     found = critical_sharpness(
-        objective, update / lr, rate=begin or lr, rtol=ACCURACY, max_evaluations=EVALUATIONS, start=start
+        objective, direction, rate=begin or lr, rtol=ACCURACY, max_evaluations=EVALUATIONS, start=start, slope=slope
     )
     return found if found.low > 0 and found.high < math.inf else None

@@ -95,6 +95,36 @@ def test_a_start_that_is_known_is_not_evaluated_again(monkeypatch: pytest.Monkey
     assert len(evaluated) - of_all == of_all - 1
 
 
+@pytest.mark.parametrize("farther", [0.02, 0.3, 1.0, 1.9, 50.0])
+def test_with_the_slope_a_parabola_is_known_from_the_first_rate_on(farther: float) -> None:
+    for seed in range(10):
+        objective = bowl(seed)
+        g = objective.gradient()
+        exact, slope = float(g @ (Hessian(objective) @ g) / (g @ g)), float(-g @ g)
+        found = critical_sharpness(objective, -g, rate=farther * 2 / exact, slope=slope, start=objective.value())
+        assert found.low <= exact <= found.high and found.converged
+        assert found.matvecs <= (4 if 1 / 16 < farther < 16 else 6)  # the start, which is known, among them
+
+
+@pytest.mark.parametrize("rtol", [0.1, 0.05, 1e-3])
+@pytest.mark.parametrize("rate", [1e-4, 0.5, 30.0, 1e4])
+def test_on_a_network_the_slope_saves_evaluations_and_changes_nothing_else(rate: float, rtol: float) -> None:
+    objective = network()
+    g = objective.gradient()
+    plain = critical_sharpness(objective, -g, rate=rate, rtol=rtol)
+    found = critical_sharpness(objective, -g, rate=rate, rtol=rtol, slope=float(-g @ g))
+    assert plain.converged and found.converged and found.matvecs <= plain.matvecs + (2 if rate > 1 else -1)
+    assert found.low <= plain.high and plain.low <= found.high
+    assert (found.high - found.low) / 2 <= rtol * found.value * 1.01
+
+
+def test_a_slope_uphill_needs_no_evaluation() -> None:
+    objective = bowl(0)
+    g = objective.gradient()
+    found = critical_sharpness(objective, g, rate=0.1, slope=float(g @ g), start=objective.value())
+    assert found.value == found.high == math.inf and found.matvecs == 1
+
+
 def test_nothing_is_left_behind() -> None:
     objective = network()
     before = [(p.data_ptr(), p.detach().clone()) for p in objective.model.parameters()]
