@@ -12,8 +12,12 @@ where Lanczos has to tell them apart anew each time. That is Davidson's method (
 and van der Vorst, SIAM J. Matrix Anal. Appl. 17, 401, 1996) with the last measurement in the place of the
 preconditioner. What is reported is of V and W alone: a Ritz pair with its true residual, whatever the model is worth.
 
+Where the first eigenvalue has surely fallen, what is known of the others is taken to have fallen with it: mostly the
+loss has become smaller, and its Hessian altogether. What was seen once would stand in the way for good else.
+
 An eigenvalue that overtakes the first leaves no sign in products with the first eigenvector. So one measurement of five
-multiplies, besides, the direction that is thought to come second: a step of the iteration for that one.
+multiplies, besides, the direction that is thought to come second: a step of the iteration for that one. Where the
+search for the first has gone through that direction anyway, this was such a step.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ __all__ = ["TrackedPair"]
 _RANK = 6
 _MEMORY = 256 << 20  # bytes of the directions kept
 _MOST = 12  # directions with products, before they are cut down to the Ritz vector
-_REMEMBERED = 0.7  # from one measurement to the next, of how far predictions came true
+_REMEMBERED = 0.5  # from one measurement to the next, of how far predictions came true
 _LOOK = 5  # measurements, of which one looks at a second direction too
 _OUTSIDE = 1e-5  # squared part of a unit vector outside of others that is more than rounding
 _CHUNK = 64 << 20  # bytes of further rows at a time
@@ -53,9 +57,11 @@ class TrackedPair:
     Attributes:
         vectors: (n, r) leading directions, the eigenvector first; with a preconditioned operator, as directions of
             the parameters, since the preconditioner changes too.
-        values: (r,) float64 their Ritz values, on the host: the first as measured, the others as last seen.
+        values: (r,) float64 their Ritz values, on the host: the first as measured, the others as last seen, less what
+            the first has fallen by since.
         before: (n,) the eigenvector of the measurement before; None where there was none.
-        came_true: how far eigenvectors went on as they had moved, and out of how far, over the last measurements.
+        came_true: how far eigenvectors went on as they had moved, as shares of how far that was, over the last
+            measurements; and out of how many. Each counts alike: at first they move much further than later.
         since: measurements since another direction than the first was looked at.
 
     Example:
@@ -208,7 +214,7 @@ class _Span:
         if before.before is not None:
             self._moved[[0, -1]] = self._scale[0], -math.copysign(self._scale[-1], self._gram[0, self._first - 1])
             true, of = before.came_true
-            share = max(0.0, min(1.0, true / of)) if of > 0 else 0.0
+            share = _share(true, of)
             here = share * self._moved
             here[0] += self._scale[0]
             self.expected = self._combined(here)
@@ -227,6 +233,7 @@ class _Span:
         self._gram[:first, :first] = self._inner(self._rows[:first], self._rows[:first])
         self._scale = 1 / np.sqrt(np.maximum(self._gram.diagonal()[:first], 1e-300))
         self._values, self.T = values, np.zeros((0, 0))
+        self._highest = float(values[0])
 
     def _room(self, block: Tensor) -> int:
         """How many further rows to take at a time: products with their directions, and a residual."""
@@ -302,9 +309,13 @@ class _Span:
         M = np.zeros((m + len(C), m + len(C)))
         M[:m, :m] = self.T
         M[m:, :m] = C @ (B[:, first + 1 : count : 2] - inside @ self.T)
-        M[m:, m:] = (seen * self._values) @ seen.T
+        M[m:, m:] = (seen * (self._fallen() * self._values)) @ seen.T
         e, Y = _eigh(M)
         self.thought, self._thoughts = e[::-1], Y[:, ::-1].T
+
+    def _fallen(self) -> float:
+        """How much of the known eigenvalues is left: there is an eigenvalue this near the Ritz value, or nearer."""
+        return _share(self.theta + self.length, self._highest) if self._highest > 0 else 1.0
 
     def _coordinates(self, thoughts: np.ndarray, of_V: np.ndarray | float = 0.0) -> np.ndarray:
         """Of what is thought: (k, parts in C) and (k, parts in V) -> (k, rows)."""
@@ -324,10 +335,9 @@ class _Span:
         if self.length <= self.rounding or m >= self.space.size:
             return None
         if self._converged(tol) and self.thought[0] <= self.theta + tol * self._size:
-            if self._looked or self._before.since + 1 < _LOOK:
-                return None
             unseen = np.square(self._thoughts[:, m:]).sum(axis=1) > 0.5
-            if not unseen.any():
+            self._looked = self._looked or not unseen[:2].any()
+            if self._looked or self._before.since + 1 < _LOOK:
                 return None
             self._looked, at = True, int(unseen.argmax())
         return self._combined(self._coordinates(self._thoughts[at : at + 1, m:])[0])
@@ -373,11 +383,19 @@ class _Span:
         last = products[:, 0] * self._scale[0]
         true = float(moved @ (math.copysign(1.0, now[0]) * now - last[: len(moved)]))
         of = float(moved @ products[:, : len(moved)] @ moved)
-        came_true = (_REMEMBERED * self._before.came_true[0] + true, _REMEMBERED * self._before.came_true[1] + of)
+        came_true = (
+            _REMEMBERED * self._before.came_true[0] + _share(true, of),
+            _REMEMBERED * self._before.came_true[1] + (of > 0),
+        )
         return TrackedPair(
             _outwards(self.operator, self._combined(coordinates).T), self.thought[: len(coordinates)].copy(),
             self._before.vectors[:, 0], came_true, 0 if self._looked else self._before.since + 1,
         )  # fmt: skip
+
+
+def _share(part: float, whole: float) -> float:
+    """What part there is of a whole, none to all of it; none of nothing."""
+    return max(0.0, min(1.0, part / whole)) if whole > 0 else 0.0
 
 
 def _eigh(M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

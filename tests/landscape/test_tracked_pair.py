@@ -116,6 +116,40 @@ def test_an_eigenvector_that_goes_on_as_it_moved_takes_one_product() -> None:
     assert [found.matvecs for found in pairs[5:]] == [2, 1, 1, 1, 1, 2, 1]
 
 
+def test_what_was_a_long_way_at_first_is_soon_forgotten() -> None:
+    """How far an eigenvector goes on is told by its last steps, not by the longest."""
+    values = torch.cat((torch.arange(10.0, 4.0, -1, dtype=F64), torch.linspace(-1, 1, N - 6, dtype=F64)))
+    turned = []
+    for angle in [0.0, 0.2, 0.0, *(0.03 * t for t in range(1, 10))]:
+        angles = torch.zeros(6, N, dtype=F64)
+        angles[0, 60] = angle
+        turned.append((rotation(angles) * values) @ rotation(angles).T)
+    assert (
+        sum(found.matvecs for found in followed(turned)[6:]) <= 8
+    )  # one each and two looks; 13 where weighed by length
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_matrix_that_falls_takes_no_more_products(seed: int) -> None:
+    """What the other directions were once seen to have does not stand in the way."""
+    course = changing(seed, steps=20, turn=0.15)
+    steady = sum(found.matvecs for found in followed(course))
+    falling = sum(found.matvecs for found in followed([0.93**t * A for t, A in enumerate(course)]))
+    assert falling <= steady + 4  # 10 more where the others stay as seen
+
+
+def test_a_search_that_goes_through_the_second_direction_has_looked_at_it() -> None:
+    values = torch.cat((torch.arange(10.0, 4.0, -1, dtype=F64), torch.linspace(-1, 1, N - 6, dtype=F64)))
+    A = torch.diag(values)
+    _, known = TrackedPair.cold(A, tol=1e-6, seed=0)
+    _, known = known.warm(A, tol=1e-6)
+    angles = torch.zeros(6, N, dtype=F64)
+    angles[0, 1] = 0.25
+    Q = rotation(angles)
+    found, after = dataclasses.replace(known, since=4).warm((Q * values) @ Q.T)
+    assert found.matvecs == 2 and after.since == 0
+
+
 def test_what_is_known_of_a_matrix_without_relation_does_no_harm() -> None:
     A, B = changing(0)[0], changing(1)[-1].flip(0).flip(1)
     _, known = TrackedPair.cold(A, tol=1e-6, seed=0)
