@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# What `torch.autograd.grad` calls once it has checked its arguments, which takes as long as a small net's forward pass.
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import _engine_run_backward as run_backward
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -107,16 +110,23 @@ class _Comparison:
     ) -> None:
         self.objective, self.loss, self.dtype = objective, FunctionalLoss(objective), dtype
         self._keep_precise = keep_precise and dtype is not None
+        self.others = self.loss.others()
         if dtype is None:
-            self.content, self.others = content, self.loss.others()
+            self.content = content
         else:
             self.content = map_tensors(content, self._cast)
-            self.others = {name: self._cast(t) for name, t in self.loss.others().items()}
-        parameters = objective.parameters.values()
-        self.theta = [p.detach().to(dtype or p.dtype, copy=True).requires_grad_() for p in parameters]
+            self.others = {name: self._cast(t) for name, t in self.others.items()}
+        space, parameters = objective.space, list(objective.parameters.values())
+        # A vector that is not long is one tensor, on which each operation is one.
+        self._small = space.size <= _PIECE and (dtype is not None or space.uniform)
+        if self._small:
+            self._moved = [space.flatten([p.detach() for p in parameters]).to(dtype or space.dtype, copy=True)]
+            self.theta = [piece.detach().requires_grad_() for piece in self._pieces(self._moved)]
+        else:
+            self.theta = [p.detach().to(dtype or p.dtype, copy=True).requires_grad_() for p in parameters]
+            self._moved = self.theta
         self.eps = max(torch.finfo(t.dtype).eps for t in self.theta)
         self._shift = 0.0  # of theta along the direction
-        self._small = sum(t.numel() for t in self.theta) <= _PIECE
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
@@ -126,69 +136,67 @@ class _Comparison:
         with self.objective.evaluation(0, self.content) as batch, precise:
             return self.loss(self.theta, batch, {name: t.clone() for name, t in self.others.items()}, then)
 
-    def _gradient(self, loss: Tensor, create_graph: bool = False) -> list[Tensor]:
-        if not bool(torch.isfinite(loss)):
-            raise ArithmeticError(f"the loss is {float(loss.detach())} on these samples")
-        found = torch.autograd.grad(
-            loss, self.theta, create_graph=create_graph, allow_unused=True, materialize_grads=True
-        )
-        return list(found)
-
-    def _times(self, edges: list[GradientEdge | None], v: list[Tensor]) -> list[Tensor]:
-        live = [(edge, t) for edge, t in zip(edges, v, strict=True) if edge is not None]
-        if not live:
-            return [torch.zeros_like(t) for t in v]
-        heads, tangents = zip(*live, strict=True)
-        products = torch.autograd.grad(
-            heads, self.theta, tangents, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return list(products)
-
     def result(self) -> Agreement:
-        agreed: Agreement = self._evaluated(self._by_double_backward)
-        return agreed
+        return self._referee(*self._evaluated(self._by_double_backward))
 
-    def _by_double_backward(self, loss: Tensor) -> Agreement:
-        refuse_once_differentiable(loss)
-        self.loss.refuse_captured(loss)
-        seen = {m.dtype for node in nodes_behind([loss]) for m in getattr(node, "_input_metadata", ())}
+    def _by_double_backward(self, loss: Tensor) -> tuple[float, list[Tensor], list[Tensor], list[Tensor]]:
+        """The loss, its gradient, a direction, and the product with that."""
+        value, nodes = _finite(loss), list(nodes_behind([loss]))
+        refuse_once_differentiable(loss, nodes=nodes)
+        self.loss.refuse_captured(loss, nodes)
+        seen = {m.dtype for node in nodes for m in getattr(node, "_input_metadata", ())}
         self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in seen if dtype.is_floating_point)])
-        graph = self._gradient(loss, create_graph=True)
-        g = self._joined([t.detach() for t in graph])
+        graph = _pulled_back((loss,), self.theta, (torch.ones_like(loss),), create_graph=True)
+        g = self._filled([None if t is None else t.detach() for t in graph])
         v = self._direction(g)
-        edges = [get_gradient_edge(t) if t.requires_grad else None for t in graph]
+        edges = [None if t is None or not t.requires_grad else get_gradient_edge(t) for t in graph]
         if not self._small:
             g.clear()
         del graph  # the values: a large model has no room for them now, and they are soon made again
-        Hv = self._joined(self._times(edges, self._pieces(v)))
-        if not all(bool(torch.isfinite(t).all()) for t in Hv):
+        Hv = self._times(edges, v)
+        if not math.isfinite(_length(Hv)) and not all(bool(torch.isfinite(t).all()) for t in Hv):
             raise ArithmeticError("a product with the Hessian is not finite on these samples")
         if not self._small:
             v, Hv = _in_single(v), _in_single(Hv)
-        return self._referee(loss.detach(), g or self._gradient(loss), v, Hv)
+        return value, g or self._gradient(loss)[1], v, Hv
+
+    def _times(self, edges: list[GradientEdge | None], v: list[Tensor]) -> list[Tensor]:
+        live = [(edge, t) for edge, t in zip(edges, self._pieces(v), strict=True) if edge is not None]
+        if not live:
+            return [torch.zeros_like(t) for t in v]
+        heads, tangents = zip(*live, strict=True)
+        return self._filled(_pulled_back(heads, self.theta, tangents))
+
+    def _gradient(self, loss: Tensor) -> tuple[float, list[Tensor]]:
+        """The loss as a number, and its gradient, which uses the graph up."""
+        value = _finite(loss)
+        return value, self._filled(_pulled_back((loss,), self.theta, (torch.ones_like(loss),), retain_graph=False))
+
+    def _filled(self, pulled: Sequence[Tensor | None]) -> list[Tensor]:
+        """A vector of what a backward pass found, zero where that is nothing."""
+        return self._joined([torch.zeros_like(p) if t is None else t for t, p in zip(pulled, self.theta, strict=True)])
 
     def _joined(self, vector: list[Tensor]) -> list[Tensor]:
-        """A vector that is not long as one tensor, on which each operation is one."""
         return [torch.cat([t.reshape(-1) for t in vector])] if self._small else vector
 
     def _pieces(self, vector: list[Tensor]) -> list[Tensor]:
-        """One tensor per parameter again."""
+        """One tensor per parameter."""
         if not self._small:
             return vector
-        pieces = vector[0].split([t.numel() for t in self.theta])
-        return [piece.view(t.shape).to(t.dtype) for piece, t in zip(pieces, self.theta, strict=True)]
+        space = self.objective.space
+        return [piece.view(shape) for piece, shape in zip(vector[0].split(space.numels), space.shapes, strict=True)]
 
     def _direction(self, g: list[Tensor]) -> list[Tensor]:
         """A random unit vector that has a share of the gradient, so that the loss changes along it."""
         generator = torch.Generator().manual_seed(0)
-        v = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in g]
+        v = [torch.randn(t.shape, generator=generator, dtype=torch.float32).to(t) for t in g]
         size, length = _length(g), _length(v)
         share = math.copysign(length / size, _inner(g, v)) if size > 0 else 0.0
         length = _length([t.add_(s, alpha=share) for t, s in zip(v, g, strict=True)])
         return [t.div_(length) for t in v]
 
-    def _referee(self, loss: Tensor, g: list[Tensor], v: list[Tensor], Hv: list[Tensor]) -> Agreement:
-        size, slopes = _length(self.theta) or 1.0, _length(g)
+    def _referee(self, loss: float, g: list[Tensor], v: list[Tensor], Hv: list[Tensor]) -> Agreement:
+        size, slopes = _length(self._moved) or 1.0, _length(g)
         along, before, length = _inner(v, Hv), None, _length(Hv)
         tolerance = _CLOSE if self.eps < 1e-10 else 2e-2
         for step in _STEPS[torch.float64 if self.eps < 1e-10 else torch.float32]:
@@ -196,15 +204,15 @@ class _Comparison:
             ahead_loss, ahead = self._at(v, h)
             if self.eps > 1e-10:  # the step is too long for a one-sided difference
                 behind_loss, behind = self._at(v, -h)
-                difference, slope = _differences(ahead, behind, 2 * h), float(ahead_loss - behind_loss) / (2 * h)
+                difference, slope = _differences(ahead, behind, 2 * h), (ahead_loss - behind_loss) / (2 * h)
                 curving = 0.0
             else:
-                difference, slope = _differences(ahead, g, h), float(ahead_loss - loss) / h
+                difference, slope = _differences(ahead, g, h), (ahead_loss - loss) / h
                 curving = abs(h * along)
             noise = 100 * self.eps * slopes / h
             apart = _distance(difference, Hv)
             if apart <= tolerance * (_length(difference) + length) + noise:
-                return self._first_order(slope, _inner(g, v), 1e3 * self.eps * abs(float(loss)) / h + curving, along)
+                return self._first_order(slope, _inner(g, v), 1e3 * self.eps * abs(loss) / h + curving, along)
             found = _inner(v, difference)
             if before is not None and _distance(difference, before) <= 10 * tolerance * _length(difference):
                 return Agreement(
@@ -225,15 +233,13 @@ class _Comparison:
             found,
         )
 
-    def _at(self, v: list[Tensor], shift: float) -> tuple[Tensor, list[Tensor]]:
+    def _at(self, v: list[Tensor], shift: float) -> tuple[float, list[Tensor]]:
         """Loss and gradient where theta is moved to, along v; in place, since a large model has no room for two."""
         with torch.no_grad():
-            for t, d in zip(self.theta, self._pieces(v), strict=True):
+            for t, d in zip(self._moved, v, strict=True):
                 t.add_(d, alpha=shift - self._shift)
         self._shift = shift
-        found: tuple[Tensor, list[Tensor]] = self._evaluated(
-            lambda loss: (loss.detach(), self._joined(self._gradient(loss)))
-        )
+        found: tuple[float, list[Tensor]] = self._evaluated(self._gradient)
         return found
 
     def _first_order(self, slope: float, expected: float, noise: float, along: float) -> Agreement:
@@ -249,6 +255,28 @@ class _Comparison:
         )
 
 
+def _finite(loss: Tensor) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise ArithmeticError(f"the loss is {value} on these samples")
+    return value
+
+
+def _pulled_back(
+    heads: tuple[Tensor | GradientEdge, ...],
+    theta: list[Tensor],
+    vectors: tuple[Tensor, ...],
+    *,
+    retain_graph: bool = True,
+    create_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """`torch.autograd.grad` with ``allow_unused``."""
+    found: tuple[Tensor | None, ...] = run_backward(
+        heads, vectors, retain_graph, create_graph, tuple(theta), True, accumulate_grad=False
+    )
+    return found
+
+
 # --------------------------------------------------------------------------- vectors, as one tensor per parameter
 
 
@@ -258,7 +286,9 @@ def _in_single(a: list[Tensor]) -> list[Tensor]:
 
 
 def _differences(a: list[Tensor], b: list[Tensor], by: float) -> list[Tensor]:
-    """``(a - b) / by`` in float32 at most; ``a`` is used up."""
+    """``(a - b) / by`` in float32 at most, but for what is not long; ``a`` is used up."""
+    if _is_short(a):
+        return [(a[0] - b[0]).div_(by)]
     found = []
     for x, y in zip(_emptied(a), b, strict=True):
         single = torch.empty_like(x, dtype=torch.float32 if x.dtype == torch.float64 else x.dtype)
@@ -282,11 +312,19 @@ def _inner(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 def _distance(a: list[Tensor], b: list[Tensor]) -> float:
-    return math.sqrt(math.fsum(float(x.sub_(y).square_().sum()) for x, y in _pieces(a, b)))
+    return math.hypot(*(float(torch.dist(x, y)) for x, y in _pieces(a, b)))
+
+
+def _is_short(a: list[Tensor]) -> bool:
+    """Whether a vector is one tensor that is not long."""
+    return len(a) == 1 and a[0].ndim == 1 and a[0].numel() <= _PIECE
 
 
 def _pieces(a: list[Tensor], b: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """A million entries of both at a time, as vectors in float64: what is made of large tensors takes no room."""
+    if _is_short(a):
+        yield a[0].detach().double(), b[0].detach().double()
+        return
     held: list[tuple[Tensor, ...]] = []
     count = 0
     for x, y in zip(a, b, strict=True):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import KernelError
-from ..functional_call import FunctionalModule
+from ..functional_call import TensorPlaces
 from ..objective import Objective
+from .once import nodes_behind
 
 __all__ = ["FunctionalLoss", "traceable"]
 
@@ -27,11 +28,10 @@ class FunctionalLoss:
     """
 
     def __init__(self, objective: Objective) -> None:
-        self.module = _Evaluated(objective)
-        self._call = FunctionalModule(self.module)
-        self._live = objective.parameters
-        chosen = {id(p) for p in objective.parameters.values()}
-        self.names = [name for name, p in self.module.named_parameters() if id(p) in chosen]
+        self._model, self._loss, self._live = objective.model, objective.loss, objective.parameters
+        modules = (objective.model, *objective.also)
+        self._places = TensorPlaces({f"{i}.": module for i, module in enumerate(modules)})
+        self._names = [self._places.names.get(id(p), "") for p in objective.parameters.values()]
 
     def __call__(
         self,
@@ -50,20 +50,29 @@ class FunctionalLoss:
             then: called while the values are in place, as a backward pass through a checkpoint needs them.
         """
         if others is None:
-            others = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        return self._call({**others, **dict(zip(self.names, values, strict=True))}, (batch, then))
+            others = {name: buffer.clone() for name, buffer in self._places.now("_buffers").items()}
+        if "" in self._names:
+            name = list(self._live)[self._names.index("")]
+            raise KernelError(f"no module holds the parameter {name} itself, so that values cannot be put in its place")
+        return self._places.call({**others, **dict(zip(self._names, values, strict=True))}, self._then, batch, then)
 
-    def refuse_captured(self, loss: Tensor) -> None:
+    def refuse_captured(self, loss: Tensor, nodes: Collection[Any] = ()) -> None:
         """Refuse a loss, computed by this function, that still depends on the live parameters.
 
         It holds on to them (weight decay over a list made beforehand), so that values cannot be put in their place.
 
+        Args:
+            loss: see above.
+            nodes: those behind it (`once.nodes_behind`), where they are known.
+
         Raises:
             KernelError: if it does.
         """
-        if not loss.requires_grad:
+        live = list(self._live.values())
+        leaves = {id(getattr(node, "variable", None)) for node in nodes or nodes_behind([loss])}
+        if leaves.isdisjoint(map(id, live)):
             return
-        found = torch.autograd.grad(loss, list(self._live.values()), retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(loss, live, retain_graph=True, allow_unused=True)
         captured = [name for name, g in zip(self._live, found, strict=True) if g is not None]
         if captured:
             raise KernelError(
@@ -73,21 +82,12 @@ class FunctionalLoss:
 
     def others(self) -> dict[str, Tensor]:
         """The tensors besides the chosen parameters, by name."""
-        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        return {name: t.detach() for name, t in tensors.items() if name not in self.names}
+        tensors = {**self._places.now("_parameters"), **self._places.now("_buffers")}
+        chosen = set(self._names)
+        return {name: t.detach() for name, t in tensors.items() if name not in chosen}
 
-
-class _Evaluated(nn.Module):
-    """The loss of a batch as a module."""
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__()
-        self.modules_used = nn.ModuleList((objective.model, *objective.also))
-        self.evaluated = (objective.model, objective.loss)  # a tuple, so that the model is registered once
-
-    def forward(self, batch: Any, then: Callable[[Tensor], Any]) -> Any:
-        model, loss = self.evaluated
-        return then(loss(model, batch))
+    def _then(self, batch: Any, then: Callable[[Tensor], Any]) -> Any:
+        return then(self._loss(self._model, batch))
 
 
 @contextlib.contextmanager

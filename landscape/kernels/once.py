@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import OutOfMemoryError, Tensor, nn
@@ -26,7 +26,9 @@ _HESSIAN_ADVICE = (
 )
 
 
-def refuse_once_differentiable(loss: Tensor, objective: Objective | None = None, *, differences: bool = True) -> None:
+def refuse_once_differentiable(
+    loss: Tensor, objective: Objective | None = None, *, differences: bool = True, nodes: Collection[Any] = ()
+) -> None:
     """Refuse custom functions that say they can be differentiated once only.
 
     Torch's own error for them hangs on a branch of the graph that leads to no parameter, so that
@@ -36,11 +38,12 @@ def refuse_once_differentiable(loss: Tensor, objective: Objective | None = None,
         loss: whose graph is searched.
         objective: where to look for the layer, to name it.
         differences: whether finite differences are to be advised.
+        nodes: those behind the loss (`nodes_behind`), where they are known.
 
     Raises:
         DoubleBackwardError: if the graph of ``loss`` has one.
     """
-    for node in nodes_behind([loss]):
+    for node in nodes or nodes_behind([loss]):
         function = getattr(node, "_forward_cls", None)
         backward = getattr(function, "backward", None)
         if function is not None and getattr(backward, "__code__", None) is _ONCE:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from losscope.landscape import Hessian, Objective
-from losscope.landscape.functional_call import FunctionalModule
+from losscope.landscape.functional_call import FunctionalModule, TensorPlaces
 from losscope.landscape.surface import plane
 
 
@@ -39,6 +39,32 @@ def test_all_places_are_filled_and_all_are_put_back():
     assert torch.equal(found, other(x))
     assert not torch.equal(found, model(x))
     assert places(model) == before
+
+
+def test_all_is_put_back_where_a_name_or_the_function_fails():
+    model = Reused()
+    before = places(model)
+    replaced = {"first.weight": torch.zeros(3, 3)}
+    for tensors, x in (
+        (replaced, torch.randn(5, 4)),
+        ({**replaced, "nowhere.weight": torch.zeros(3)}, torch.randn(5, 3)),
+    ):
+        with pytest.raises((RuntimeError, KeyError)):
+            FunctionalModule(model)(tensors, (x,))
+        assert places(model) == before
+
+
+def test_places_are_found_once_and_read_as_they_are_now():
+    model = Reused()
+    found = TensorPlaces({"0.": model, "1.": model.first})
+    named = {f"0.{name}": id(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
+    assert {name: identity for identity, name in found.names.items()} == named
+    model.block[1]._buffers["running_mean"] = other = torch.ones(3)
+    model.block[1]._buffers["running_var"] = None
+    now = found.now("_buffers")
+    assert now["0.block.1.running_mean"] is other
+    assert set(now) == {"0.block.1.running_mean", "0.block.1.num_batches_tracked"}
+    assert set(found.now("_parameters")) == {f"0.{name}" for name, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize("kernel", ["auto", "batched"])

@@ -4,6 +4,7 @@ import copy
 import math
 import random
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from custom_functions import DropsItsDerivative
 from landscape_cases import CASES, build, labelled
 from losscope.landscape import Objective
-from losscope.landscape.kernels.agreement import agreement
+from losscope.landscape.kernels.agreement import Agreement, agreement
 from losscope.landscape.kernels.retained import Retained
 from noted import Noted
 
@@ -176,6 +177,41 @@ def test_honest_losses_agree(name: str) -> None:
 def test_losses_without_curvature_agree_that_there_is_none(loss_fn: Callable[..., Tensor]) -> None:
     found = agreement(Objective(nn.Linear(4, 3), regression(), loss_fn=loss_fn))
     assert (found.status, found.double_backward, found.difference) == ("agrees", 0.0, 0.0)
+
+
+class Counts(nn.Module):
+    """A layer with a schedule: what it computes depends on how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls = nn.Linear(4, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x).tanh() * self.calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["double", "single", "half"])
+def test_every_evaluation_is_of_the_same_function(dtype: torch.dtype) -> None:
+    model, (x, y) = Counts().to(dtype), regression()
+    found = agreement(Objective(model, (x.to(dtype), y.to(dtype)), criterion=MSE, mode="train"))
+    assert found.status == "agrees", found.reason
+    assert model.calls == 0
+
+
+@pytest.mark.parametrize("loss_fn", [lambda m, b: _squared(m(b[0]), b), lambda m, b: _bootstrapped(m, b)])
+def test_vectors_that_are_long_are_compared_piece_by_piece(
+    loss_fn: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (x, y) = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3, bias=False)).double(), regression()
+    objective = lambda: Objective(model, (x.double(), y.double()), loss_fn=loss_fn)  # noqa: E731
+    before = [(p.detach().clone(), p._version) for p in model.parameters()]
+    whole = agreement(objective())
+    monkeypatch.setattr(sys.modules[Agreement.__module__], "_PIECE", 10)
+    in_pieces = agreement(objective())
+    assert in_pieces.status == whole.status in ("agrees", "ambiguous")
+    assert in_pieces.double_backward != whole.double_backward  # another direction, drawn tensor by tensor
+    assert all(torch.equal(p, t) and p._version == v for p, (t, v) in zip(model.parameters(), before, strict=True))
 
 
 # --------------------------------------------------------------------------- what does not
