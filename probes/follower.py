@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -411,7 +410,7 @@ class Follower:
         with self._ranks.together(), self._progress() as on_product:
             snapshot = Snapshot(
                 watch.step + 1, self.objective.snapshot(watch.step), lr=rate, threshold=threshold, needs=needs,
-                memory=dataclasses.replace(self._memory), seen=self.player.seen(self.objective) if needs.seen else None,
+                memory=self._memory.beside(), seen=self.player.seen(self.objective) if needs.seen else None,
                 kernel=self.player.kernel, seed=self._seed, on_product=on_product,
             )  # fmt: skip
             with snapshot.objective.isolated(watch.values):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,13 @@ class Memory:
     critical_rate: float | None = None
     kept: dict[str, Any] = field(default_factory=dict)
 
+    def beside(self) -> Memory:
+        """The same for weights beside those of the last measurement: its eigenvectors themselves are expected there.
+
+        Not where they would be after as many steps as lie between measurements; nor is it the place to look for others.
+        """
+        return replace(self, pairs=_at_rest(self.pairs), seen=_at_rest(self.seen))
+
     def state_dict(self, room: Room) -> dict[str, Any]:
         """The warm starts of all probes, as far as there is room; what is left out begins afresh."""
         state: dict[str, Any] = {"critical_rate": self.critical_rate}
@@ -69,6 +76,10 @@ class Memory:
             self.seen, self.seen_bound_step = known(found), found["bound_step"]
         if found := state.get("trace"):
             self.trace.basis, self.trace.leading = here(found["basis"]), here(found["leading"])
+
+
+def _at_rest(known: TrackedPair | None) -> TrackedPair | None:
+    return None if known is None else replace(known, before=None, since=0)
 
 
 def _as_much_as_fits(known: TrackedPair, room: Room) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losscope.landscape import NonFiniteError
+from losscope.landscape.tracked_pair import TrackedPair
 from losscope.probes import Measurement, Needs, Record, Watch, watch
 from losscope.probes.midpoint import MidpointWatch
 from losscope.viz.demo import digits, half_squared_error, network
@@ -199,6 +200,25 @@ def test_what_else_is_measured_does_not_depend_on_it() -> None:
         torch.manual_seed(0)
         found.append(trained(Line(), [kind()], 12, every=3).run.select("asking"))
     assert [(r.step, r.value) for r in found[0]] == [(r.step, r.value) for r in found[1]]
+
+
+def test_it_starts_from_the_last_eigenvector_and_not_from_where_the_next_measurement_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known: list[TrackedPair] = []
+    warm = TrackedPair.warm
+
+    def seen(self: TrackedPair, *args: Any, **options: Any) -> Any:
+        known.append(self)
+        return warm(self, *args, **options)
+
+    monkeypatch.setattr(TrackedPair, "warm", seen)
+    torch.manual_seed(0)
+    trained(Line(), [Asking()], 40, every=4)
+    measured, middle = known[1::2], known[2::2]  # the first measurement is cold, and its midpoint warm
+    assert len(middle) >= 8
+    assert all(pair.before is None and pair.since == 0 for pair in known[::2])
+    assert all(pair.before is not None for pair in measured[1:]) and any(pair.since > 0 for pair in measured)
 
 
 def test_dropout_has_the_masks_of_the_measurement() -> None:
