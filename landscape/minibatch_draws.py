@@ -110,8 +110,7 @@ class MinibatchDraws:
 
     def _chosen(self, count: int) -> Tensor:
         """Positions of the samples of so many mini-batches, (count, B), ascending in each."""
-        orders = (torch.randperm(self.samples, generator=self._generator) for _ in range(count))
-        return torch.stack([order[: self.batch_size] for order in orders]).sort(dim=1).values
+        return _positions(self.samples, self.batch_size, count, self._generator)
 
     def _checked(self, found: Forms, chosen: Tensor) -> Forms:
         """On the CPU; zero where nothing counts, as in mini-batches in which every token is ignored."""
@@ -202,3 +201,20 @@ class MinibatchDraws:
         each = 2 * graph + _VECTORS * space.size * space.dtype.itemsize
         allowed = default_memory(space.device) if self.memory is None else self.memory
         return max(1, min(_MOST, allowed // each) // self._step * self._step)
+
+
+def _positions(samples: int, size: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` draws of ``size`` distinct positions, (count, size), ascending in each.
+
+    Of small mini-batches those drawn with replacement are left out where a position comes twice, which is rare: the
+    others are as if drawn without, and a permutation of all samples takes as long as there are samples.
+    """
+    if size * size > samples:
+        orders = (torch.randperm(samples, generator=generator) for _ in range(count))
+        return torch.stack([order[:size] for order in orders]).sort(dim=1).values
+    found = torch.empty(0, size, dtype=torch.long)
+    while len(found) < count:
+        some = torch.randint(samples, (count - len(found), size), generator=generator).sort(dim=1).values
+        twice = (some[:, 1:] == some[:, :-1]).any(dim=1)
+        found = torch.cat((found, some[~twice]))
+    return found

@@ -224,14 +224,18 @@ class Together:
 
     def _gathered(self, chosen: Tensor) -> Any:
         """The samples as one content with tensors (k, B, ...)."""
-        flat = chosen.flatten()
-        order = flat.argsort(stable=True)
-        pieces = cut(self.wanted.objective, flat[order], self.wanted.lengths)
+        flat, batches = chosen.flatten(), self.wanted.objective.batches
+        content = take(batches[0].content, flat) if len(batches) == 1 else self._of_several(flat)
+        return map_tensors(content, lambda t: t.unflatten(0, chosen.shape))
+
+    def _of_several(self, positions: Tensor) -> Any:
+        """The samples at these positions, from several batches."""
+        order = positions.argsort(stable=True)
+        pieces = cut(self.wanted.objective, positions[order], self.wanted.lengths)
         together = concatenated([content for _, content in pieces])
         if together is None:
             raise LossError("samples of different batches have different shapes")
-        content = take(together, order.argsort())
-        return map_tensors(content, lambda t: t.unflatten(0, chosen.shape))
+        return take(together, order.argsort())
 
     def _losses(self, batch: Any, k: int) -> tuple[Tensor, list[Tensor]]:
         """Those of all mini-batches, (k,), and the parameters that each depends on, (k, ...)."""
@@ -260,24 +264,34 @@ class Together:
             u = [x * scale for x, scale in zip(g, scales, strict=True)]
             along, length = _inner(g, u), _inner(u, u)
         if self.wanted.products:
-            Hu = _pulled_back(heads, values, u)
+            Hu = _pulled_back(heads, values, u, keep=self.wanted.crossed)
             form, size = _inner(u, Hu), (length * _inner(Hu, Hu)).sqrt()
+            del u, Hu  # each as large as all mini-batches' parameters: memory that is used again is at hand
         if self.wanted.crossed:
             v = [x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in g]
-            cross = _inner(v, _pulled_back(heads, values, v))
+            cross = _inner(v, _pulled_back(heads, values, v, keep=False))
         return Forms(loss, square, along, form, size, cross)
 
 
 def _pulled_back(
-    heads: Sequence[Tensor], values: Sequence[Tensor], vectors: Sequence[Tensor], *, graph: bool = False
-) -> list[Tensor]:
-    """What multiplying by the transposed Jacobian of ``heads`` gives; zeros where there is none."""
+    heads: Sequence[Tensor], values: Sequence[Tensor], vectors: Sequence[Tensor], *, graph: bool = False,
+    keep: bool = True,
+) -> list[Tensor]:  # fmt: skip
+    """What multiplying by the transposed Jacobian of ``heads`` gives; zeros where there is none.
+
+    Args:
+        heads: see above.
+        values: what they depend on.
+        vectors: as many as heads.
+        graph: whether what is found is to be differentiated.
+        keep: whether the graph behind the heads is, again.
+    """
     live = [i for i, head in enumerate(heads) if head.requires_grad]
     if not live:
         return [torch.zeros_like(v) for v in values]
     return list(
         torch.autograd.grad(
-            [heads[i] for i in live], values, [vectors[i] for i in live], retain_graph=True, create_graph=graph,
+            [heads[i] for i in live], values, [vectors[i] for i in live], retain_graph=keep, create_graph=graph,
             allow_unused=True, materialize_grads=True,
         )
     )  # fmt: skip

@@ -2,9 +2,12 @@
 
 import copy
 import math
+from collections import Counter
+from itertools import combinations
 
 import pytest
 import torch
+from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -287,6 +290,17 @@ def test_what_was_tried_is_kept_and_draws_go_on() -> None:
     assert first.count == 40
     for one, other in zip(first.forms, draws_of(objective, 40).forms, strict=True):
         assert torch.allclose(one, other, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "batch"), [(5, 1), (5, 2), (9, 3), (6, 4), (5, 5)])
+def test_every_set_of_distinct_samples_is_drawn_alike(n: int, batch: int) -> None:
+    draws = MinibatchDraws(objective_of("linear", n), batch, torch.Generator().manual_seed(0))
+    found = Counter(map(tuple, draws._chosen(8000).tolist()))
+    sets = list(combinations(range(n), batch))
+    assert sorted(found) == sets
+    expected = 8000 / len(sets)
+    square = sum((found[s] - expected) ** 2 / expected for s in sets)
+    assert square <= chi2.ppf(0.999, max(len(sets) - 1, 1))
 
 
 def test_nan_is_refused_and_the_samples_must_be_there() -> None:
