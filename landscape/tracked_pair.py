@@ -22,6 +22,7 @@ search for the first has gone through that direction anyway, this was such a ste
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -212,10 +213,9 @@ class _Span:
         self._begin(blocks, before.values)
         self._moved, self.expected = np.zeros(self._first), self._rows[0]
         if before.before is not None:
-            self._moved[[0, -1]] = self._scale[0], -math.copysign(self._scale[-1], self._gram[0, self._first - 1])
-            true, of = before.came_true
-            share = _share(true, of)
-            here = share * self._moved
+            last = self._first - 1
+            self._moved[0], self._moved[last] = self._scale[0], -math.copysign(self._scale[last], self._gram[0, last])
+            here = _share(*before.came_true) * self._moved
             here[0] += self._scale[0]
             self.expected = self._combined(here)
 
@@ -231,7 +231,8 @@ class _Span:
         torch.cat(blocks, out=self._rows[:first])
         self._gram = np.empty((first + 2 * _MOST + 3,) * 2)  # of the rows there are, and of the residual after them
         self._gram[:first, :first] = self._inner(self._rows[:first], self._rows[:first])
-        self._scale = 1 / np.sqrt(np.maximum(self._gram.diagonal()[:first], 1e-300))
+        self._scale = np.ones(len(self._gram))  # 1 / lengths
+        self._scale[:first] = 1 / np.sqrt(np.maximum(self._gram.diagonal()[:first], 1e-300))
         self._values, self.T = values, np.zeros((0, 0))
         self._highest = float(values[0])
 
@@ -242,31 +243,44 @@ class _Span:
     def _inner(self, U: Tensor, V: Tensor) -> np.ndarray:
         """Of rows with rows, (a, n), (b, n) -> (a, b), or with one, (n,) -> (a,)."""
         found = self.space.inner(U.T, V.T) if V.ndim == 2 else self.space.coordinates(U, V)
-        return found.cpu().numpy().astype(np.float64)
+        return found.cpu().numpy()
 
-    def _combined(self, weights: np.ndarray, rows: Tensor | None = None) -> Tensor:
+    def _combined(self, weights: np.ndarray) -> Tensor:
         """(k, count) coordinates -> (k, n), or one of them."""
-        rows = self._rows[: weights.shape[-1]] if rows is None else rows
+        rows = self._rows[: weights.shape[-1]]
         return torch.from_numpy(weights).to(rows) @ rows
+
+    def _combined_into(self, place: Tensor, weights: np.ndarray, rows: Tensor) -> None:
+        """A combination of rows, written to one after them."""
+        torch.mv(rows.T, torch.from_numpy(weights).to(rows), out=place)
 
     def add(self, x: Tensor) -> None:
         """Multiply one direction more, and see what follows."""
         if len(self.T):  # once, since it was made to be orthogonal
             V = self._rows[self._first : self._count : 2]
             x = torch.addmv(x, V.T, self.space.coordinates(V, x), alpha=-1)
-        x = x / self.space.length(x)
-        self._append(x, self._products.unchecked(x[:, None])[:, 0])
+        place = self._next_row()
+        torch.div(x, self.space.length(x), out=place)
+        self._append(self._products.unchecked(place[:, None])[:, 0])
 
-    def _append(self, x: Tensor, w: Tensor) -> None:
-        first, count = self._first, self._count
-        if count + 3 > len(self._rows):  # these two, and a residual
-            rows, self._rows = self._rows, self._rows.new_empty(count + self._room(self._rows), len(x))
+    def _next_row(self) -> Tensor:
+        """Where the next direction goes, with room for its product and a residual after it."""
+        count = self._count
+        if count + 3 > len(self._rows):
+            rows = self._rows
+            self._rows = rows.new_empty(count + self._room(rows), rows.shape[1])
             self._rows[:count] = rows[:count]
-        torch.stack((x, w), out=self._rows[count : count + 2])
-        inner, G = self._inner(self._rows[: count + 2], self._rows[count : count + 2]), self._gram
-        refuse_nonfinite(float(inner.sum()))
-        G[: count + 2, count : count + 2], G[count : count + 2, :count] = inner, inner[:count].T
+        return self._rows[count]
+
+    def _append(self, w: Tensor) -> None:
+        """The product with the next row."""
+        first, count, G = self._first, self._count, self._gram
+        self._rows[count + 1] = w
         self._count = count = count + 2
+        inner = self._inner(self._rows[:count], self._rows[count - 2 : count])
+        refuse_nonfinite(float(inner[-1, -1]))
+        G[:count, count - 2 : count], G[count - 2 : count, : count - 2] = inner, inner[:-2].T
+        self._scale[count - 1] = 1 / math.sqrt(max(G[count - 1, count - 1], 1e-300))
         self.T = G[first:count:2, first + 1 : count : 2]
         if len(self.T) == 2:
             rows = self._rows[first:count]
@@ -280,12 +294,13 @@ class _Span:
         self.theta, self._y = float(values[-1]), Y[:, -1]
         norm = max(abs(self.theta), abs(float(values[0])))
         self.rounding, self._size = self.space.rounding * norm, max(abs(self.theta), 1e-3 * norm)
-        weights = np.empty((len(values), 2))  # of v, w, v, w, ...
-        weights[:, 0], weights[:, 1] = -self.theta * self._y, self._y
-        self._rows[count] = self._combined(weights.reshape(-1), self._rows[first:count])
+        weights = np.empty(2 * len(values))  # of v, w, v, w, ...
+        weights[::2], weights[1::2] = -self.theta * self._y, self._y
+        self._combined_into(self._rows[count], weights, self._rows[first:count])
         G[: count + 1, count] = G[count, : count + 1] = self._inner(self._rows[: count + 1], self._rows[count])
         self.length = math.sqrt(G[count, count])
         refuse_nonfinite(self.length)
+        self._scale[count] = 1 / max(self.length, 1e-150)
         self._total = count + (self.length > self.rounding)
         self._think()
 
@@ -296,12 +311,12 @@ class _Span:
         """
         first, count, r, m = self._first, self._count, self._known, len(self.T)
         G = self._gram[: self._total, : self._total]
-        self._beside = np.array([*range(r), *range(count, self._total), *range(first + 1, count, 2)])
+        self._beside = _positions(r, first, count, self._total)
         B = G[self._beside]
-        self._scale_beside = 1 / np.sqrt(np.maximum(G.diagonal()[self._beside], 1e-300))
-        B *= self._scale_beside[:, None]
+        scale = self._scale_beside = self._scale[self._beside]
+        B *= scale[:, None]
         inside = self._inside = B[:, first:count:2]
-        outside = B[:, self._beside] * self._scale_beside - inside @ inside.T
+        outside = B[:, self._beside] * scale - inside @ inside.T
         lengths, E = _eigh(outside)
         some = int(lengths.searchsorted(_OUTSIDE, side="right"))
         C = self._C = (E[:, some:] / np.sqrt(lengths[some:])).T
@@ -335,11 +350,14 @@ class _Span:
         if self.length <= self.rounding or m >= self.space.size:
             return None
         if self._converged(tol) and self.thought[0] <= self.theta + tol * self._size:
-            unseen = np.square(self._thoughts[:, m:]).sum(axis=1) > 0.5
-            self._looked = self._looked or not unseen[:2].any()
-            if self._looked or self._before.since + 1 < _LOOK:
+            due = self._before.since + 1 >= _LOOK
+            if self._looked or not (due or m > 1):
                 return None
-            self._looked, at = True, int(unseen.argmax())
+            unseen = np.square(self._thoughts[:, m:]).sum(axis=1) > 0.5
+            self._looked = due or not unseen[:2].any()
+            if not (due and unseen[:2].any()):
+                return None
+            at = int(unseen.argmax())
         return self._combined(self._coordinates(self._thoughts[at : at + 1, m:])[0])
 
     def _thought_vectors(self, most: int) -> np.ndarray:
@@ -349,15 +367,19 @@ class _Span:
     def restart(self) -> None:
         """Keep the Ritz vector of V, and what is thought of other directions."""
         x, values = self._ritz(), self.thought[: self._known].copy()
-        w = self._rows[self._count] + self.theta * x
+        w = self._rows[self._count] + self.theta * x  # what A makes of it
         rows = self._combined(self._thought_vectors(self._known))
         self._known = len(rows)
         self._begin([rows], values)
         self._moved = np.zeros(len(rows))
-        self._append(x, w)
+        self._next_row().copy_(x)
+        self._append(w)
 
     def _ritz(self) -> Tensor:
-        return self._combined(self._y, self._rows[self._first : self._count : 2])
+        """The Ritz vector, (n,), of length 1."""
+        V = slice(self._first, self._count, 2)
+        y = self._y / math.sqrt(self._y @ self._gram[V, V] @ self._y)
+        return torch.mv(self._rows[V].T, torch.from_numpy(y).to(self._rows))
 
     def _converged(self, tol: float) -> bool:
         return self.length + self.rounding <= tol * self._size
@@ -371,18 +393,18 @@ class _Span:
         value, residuals, low, high, errors = numbers.split(1)
         vector = self._ritz()[:, None]
         return Eigenpairs(
-            value, vector / self.space.norms(vector), residuals, low, high, "lower", 0.95, self._converged(tol),
+            value, vector, residuals, low, high, "lower", 0.95, self._converged(tol),
             self.matvecs, "LA", tol, self.operator.kernel, self.operator.note, errors, vector[:, :0],
         )  # fmt: skip
 
     def learnt(self) -> TrackedPair:
         """What to start the next measurement from."""
         coordinates = self._thought_vectors(_rank(self.space))
-        products, moved = self._gram[: len(self._moved), : self._total], self._moved
-        now = products @ coordinates[0]  # of the rows with the new vector
-        last = products[:, 0] * self._scale[0]
-        true = float(moved @ (math.copysign(1.0, now[0]) * now - last[: len(moved)]))
-        of = float(moved @ products[:, : len(moved)] @ moved)
+        moved = self._moved
+        products = moved @ self._gram[: len(moved), : self._total]  # of the rows with the last movement
+        now, last = float(products @ coordinates[0]), float(products[0]) * self._scale[0]
+        along = float(self._gram[0, : self._total] @ coordinates[0])
+        true, of = math.copysign(1.0, along) * now - last, float(products[: len(moved)] @ moved)
         came_true = (
             _REMEMBERED * self._before.came_true[0] + _share(true, of),
             _REMEMBERED * self._before.came_true[1] + (of > 0),
@@ -396,6 +418,12 @@ class _Span:
 def _share(part: float, whole: float) -> float:
     """What part there is of a whole, none to all of it; none of nothing."""
     return max(0.0, min(1.0, part / whole)) if whole > 0 else 0.0
+
+
+@functools.cache
+def _positions(known: int, first: int, count: int, total: int) -> np.ndarray:
+    """Of the rows that are not in V: those known, the residual, the products."""
+    return np.array([*range(known), *range(count, total), *range(first + 1, count, 2)])
 
 
 def _eigh(M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
