@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _AutoDispatchBelowAutograd
 
 # What `torch.autograd.grad` calls once it has checked its arguments, which takes a tenth of a small net's product.
 from torch.autograd.graph import _engine_run_backward as run_backward
@@ -41,7 +42,7 @@ Pulled = tuple[Tensor | None, ...]
 
 
 class BackwardPass:
-    """The map from a vector to what a backward pass makes of it, through one kept graph.
+    """The map from a vector to what a backward pass makes of it, another vector, through one kept graph.
 
     Args:
         heads: the tensors that the pass begins at.
@@ -70,23 +71,27 @@ class BackwardPass:
         self._passes = 0
         self._recorded: _Recorded | None = None
 
-    def __call__(self, vector: Tensor) -> Pulled:
-        """The pass for a vector (n,): one tensor per parameter, None for none, valid until the next."""
+    def __call__(self, vector: Tensor) -> Tensor:
+        """The pass for a vector (n,): (n,), zero for parameters that it does not reach."""
         if not self._placed:
-            return self._by_autograd(self._chosen(self.space.unflatten(vector)))
+            return self._flat(self._by_autograd(self._chosen(self.space.unflatten(vector))))
         if not self._inputs:  # cut once, which is twice as fast
             self._place = torch.empty_like(vector)
             self._inputs = self._chosen(self.space.unflatten(self._place))
         self._place.copy_(vector)
         self._passes += 1
         if self._recorded is not None and self._passes > self._plain + 2:
-            return self._recorded.run()
+            return self._recorded()
         if self._passes == self._plain + 1 and vector.device.type == "cpu":
-            return self._record()
+            return self._flat(self._record())
         result = self._by_autograd(self._inputs)
         if self._recorded is not None and not self._recorded.makes(result):
             self._recorded = None
-        return result
+        return self._flat(result)
+
+    def _flat(self, pulled: Pulled) -> Tensor:
+        pairs = zip(self.parameters, pulled, strict=True)
+        return self.space.flatten([torch.zeros_like(p) if g is None else g for p, g in pairs])
 
     def _chosen(self, pieces: list[Tensor]) -> tuple[Tensor, ...]:
         return tuple(pieces if len(self.live) == len(pieces) else [pieces[i] for i in self.live])
@@ -104,30 +109,53 @@ class BackwardPass:
         except Exception:  # what a mode like this cannot see; what autograd cannot do it says again
             return self._by_autograd(self._inputs)
         if not recorder.refused:
-            self._recorded = _Recorded(*recorder.steps(result))
+            self._recorded = _recorded(*recorder.steps(result), self.parameters)
         return result
 
 
 class _Recorded(NamedTuple):
-    """Operations in their order, and where their results are."""
+    """Operations in their order, and where their results are.
+
+    Attributes:
+        steps: run the operations.
+        result: what comes of them, for each parameter.
+        pieces: the same as vectors, end to end.
+    """
 
     steps: list[Callable[[], object]]
     result: Pulled
+    pieces: list[Tensor]
 
-    def run(self) -> Pulled:
-        """Run them, on what the inputs hold now."""
-        with torch.no_grad():  # parameters are among the constants
+    def __call__(self) -> Tensor:
+        """Run them, on what the inputs hold now: a vector of its own."""
+        with _AutoDispatchBelowAutograd():  # parameters are among the constants
             for step in self.steps:
                 step()
-        return self.result
+            return torch.cat(self.pieces)
 
     def makes(self, expected: Pulled) -> bool:
         """Whether they make this, to the bit; NaN is not equal, and where there is one nothing needs to be fast."""
         try:
-            pairs = zip(self.run(), expected, strict=True)
+            self()
         except Exception:  # one that cannot write to where its result was
             return False
+        pairs = zip(self.result, expected, strict=True)
         return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
+
+
+def _recorded(steps: list[Callable[[], object]], result: Pulled, parameters: tuple[Tensor, ...]) -> _Recorded:
+    """With a copy of what does not lie in memory as vectors do."""
+    pieces = []
+    for found, p in zip(result, parameters, strict=True):
+        if found is None:
+            whole = torch.zeros(p.shape, dtype=p.dtype)
+        elif found.is_contiguous():
+            whole = found
+        else:
+            whole = torch.empty(p.shape, dtype=p.dtype)
+            steps.append(functools.partial(whole.copy_, found))
+        pieces.append(whole.view(-1))
+    return _Recorded(steps, result, pieces)
 
 
 class _Recorder(TorchDispatchMode):
@@ -148,12 +176,19 @@ class _Recorder(TorchDispatchMode):
         self._kept: list[Any] = [*inputs]  # all results: none may get the memory, or the name, of one before
         self._moving = {id(t) for t in self._kept}
         self._written: set[int] = set()  # where the steps write
+        self._memory: dict[int, int] = {}  # of what is kept, by identity: where it is
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not to be wrapped against being compiled, which nobody does here and takes longer than a small operation."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs) if kwargs else func(*args)
         if not self.refused:
             self._kept.append(result)
-            self.refused = not self._take_down(_how(func), args, kwargs or {}, result)
+            how = _KNOWN.get(id(func)) or _how(func)
+            self.refused = not self._take_down(how, args, kwargs or {}, result)
             if self.refused:
                 self.operations.clear()
                 self._kept.clear()
@@ -167,43 +202,50 @@ class _Recorder(TorchDispatchMode):
 
     def _take_down(self, how: _How, args: Any, kwargs: Any, result: Any) -> bool:
         """Whether what comes of it is right when the steps are run again."""
-        moving = self._moving
-        if how.is_constant or not any(id(a) in moving or _is_among(a, moving) for a in (*args, *kwargs.values())):
-            return how.is_view or self._fits(result)
+        if how.is_constant or not (self._moves(args) or (kwargs and self._moves(kwargs.values()))):
+            return how.is_view or self._fits(_given(result))
         results = _given(result)
-        moving.update(map(id, results))
-        if not all(map(_is_plain, results)) or how.run is None:
+        self._moving.update(map(id, results))
+        if how.run is None or not all(map(_is_plain, results)):
             return False
-        places = {t.untyped_storage().data_ptr() for t in results}
         run, out, is_view = how.run, how.out, how.is_view
         if out and len(out) != len(results):  # one that can write to a place only where all are asked for
             run, out = _copying(how.func, len(results))
-        if is_view or (out and not places.isdisjoint(_places(args))):  # some return their input as they are asked to
-            out, is_view = (), True
-        elif out:
-            self._written |= places
-        elif not places <= self._written:  # in place: right where an earlier step writes anew what it is applied to
-            return False
+        if not is_view:
+            places = set(map(self._place, results))
+            if out and not places.isdisjoint(self._place(a) for a in args if isinstance(a, Tensor)):
+                out, is_view = (), True  # some return their input as they are asked to
+            elif out:
+                self._written |= places
+            elif not places <= self._written:  # in place: right where an earlier step writes anew what it applies to
+                return False
         run = how.func if is_view else run
         self.operations.append(Operation(run, args, kwargs, results, out, is_view, how.is_pointwise))
         return is_view or self._fits(results)
 
-    def _fits(self, results: Any) -> bool:
-        self._left -= sum(result.nbytes for result in _given(results))
+    def _moves(self, values: Iterable[Any]) -> bool:
+        """Whether some are, or are lists of, what depends on the inputs."""
+        moving = self._moving
+        for value in values:
+            if id(value) in moving or (type(value) in (list, tuple) and not moving.isdisjoint(map(id, value))):
+                return True
+        return False
+
+    def _place(self, tensor: Tensor) -> int:
+        """Where the memory of a tensor is that is kept from now on, if by an operation's arguments."""
+        found = self._memory.get(id(tensor))
+        if found is None:
+            found = self._memory[id(tensor)] = tensor.untyped_storage().data_ptr()
+        return found
+
+    def _fits(self, results: tuple[Any, ...]) -> bool:
+        for result in results:
+            self._left -= result.nbytes
         return self._left >= 0
 
 
-def _is_among(value: Any, ids: set[int]) -> bool:
-    """Whether a list of tensors has one of these."""
-    return isinstance(value, list | tuple) and not ids.isdisjoint(map(id, value))
-
-
-def _places(args: Any) -> set[int]:
-    return {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
-
-
 def _is_plain(result: Any) -> bool:
-    return type(result) is Tensor and result.device.type == "cpu" and result.layout == torch.strided
+    return type(result) is Tensor and result.is_cpu and result.layout == torch.strided
 
 
 # --------------------------------------------------------------------------- operations
@@ -229,9 +271,17 @@ class _How(NamedTuple):
     is_pointwise: bool = False
 
 
-@functools.cache
+_KNOWN: dict[int, _How] = {}
+"""By identity, since torch's operations compute their hash in Python; they stay for as long as there is a process."""
+
+
 def _how(func: Any) -> _How:
-    """What is known of an operation."""
+    """What is known of an operation, from now on."""
+    how = _KNOWN[id(func)] = _looked_up(func)
+    return how
+
+
+def _looked_up(func: Any) -> _How:
     schema = func._schema
     namespace, _, name = schema.name.partition("::")
     if namespace != "aten" or not {torch.Tag.nondeterministic_seeded, torch.Tag.inplace_view}.isdisjoint(func.tags):

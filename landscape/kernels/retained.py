@@ -119,15 +119,8 @@ class Retained:
     def _times(self, gradient: Gradient, rows: Tensor) -> Tensor:
         """This batch's H v for every row of (k, n), as rows."""
         if rows.shape[0] == 1:
-            return self._pulled_back(gradient, rows[0])[None]
-        return torch.stack([self._pulled_back(gradient, row) for row in rows])
-
-    def _pulled_back(self, gradient: Gradient, vector: Tensor) -> Tensor:
-        """H v for a vector, both (n,)."""
-        found = gradient.backward(vector)
-        return self.objective.space.flatten(
-            [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, found, strict=True)]
-        )
+            return gradient.backward(rows[0])[None]
+        return torch.stack([gradient.backward(row) for row in rows])
 
     def blocks(self, V: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
         """The products of disjoint diagonal blocks: (n, k) -> (n, k), zero outside them.

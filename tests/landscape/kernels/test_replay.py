@@ -179,6 +179,31 @@ def test_a_result_is_not_overwritten_by_the_next() -> None:
     assert torch.equal(torch.cat(one_by_one, dim=1), kernel(V))
 
 
+def test_a_parameter_that_lies_otherwise_in_memory_or_is_not_reached_has_its_place() -> None:
+    """Weights in channels-last, and biases of a loss that is linear in them, beside others."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    model = nn.ModuleList([convolution, nn.Linear(1, 3)])
+    x = torch.randn(5, 3, 4, 4).to(memory_format=torch.channels_last)
+
+    def loss_fn(m: nn.Module, batch: list[Tensor]) -> Tensor:
+        return m[0](batch[0]).tanh().square().mean() + m[1].bias.sum() + m[1].weight.square().sum()
+
+    gradient = gradient_after_passes(Objective(model, [[x]], loss_fn=loss_fn))
+    assert is_recorded(gradient)
+    assert len(gradient.live) == 3
+
+
+def test_parameters_among_the_constants_stay_as_they_are_and_products_have_no_graph() -> None:
+    objective = objective_of(small_net(nn.Tanh(), nn.Linear(5, 5), nn.Tanh()))
+    before = [(p.detach().clone(), p._version) for p in objective.parameters.values()]
+    gradient = gradient_after_passes(objective)
+    with objective.isolated(), torch.enable_grad():
+        assert is_recorded(gradient) and not gradient.backward(torch.ones(objective.space.size)).requires_grad
+    parameters = objective.parameters.values()
+    assert all(torch.equal(p, t) and p._version == v for p, (t, v) in zip(parameters, before, strict=True))
+
+
 def test_nothing_is_recorded_beyond_the_memory_allowed() -> None:
     objective = objective_of(small_net(nn.Tanh(), width=50), samples=100)
     for memory, expected in ((1 << 20, True), (1 << 10, False)):
@@ -204,7 +229,7 @@ def test_what_cannot_be_written_where_it_was_stays_with_autograd(monkeypatch: py
     def run(_self: object) -> None:
         raise RuntimeError("result type Float can't be cast to the desired output type Long")
 
-    monkeypatch.setattr(replay._Recorded, "run", run)
+    monkeypatch.setattr(replay._Recorded, "__call__", run)
     objective = objective_of(small_net(nn.Tanh()))
     assert not is_recorded(gradient_after_passes(objective))
 
