@@ -17,6 +17,7 @@ __all__ = [
     "ScalarMoments",
     "check_accuracy",
     "check_method",
+    "scalar_without_skewness",
     "student_quantile",
     "without_skewness",
 ]
@@ -188,11 +189,11 @@ class ScalarMoments:
         if not skewed:
             return mean - quantile * stderr, mean + quantile * stderr
         skewness = max(self.skewness, least_skewness)
-        low, high = (mean - stderr * _without_skewness(q, skewness, self.count) for q in (quantile, -quantile))
+        low, high = (mean - stderr * scalar_without_skewness(q, skewness, self.count) for q in (quantile, -quantile))
         return low, high
 
 
-def _without_skewness(quantile: float, skewness: float, m: int) -> float:
+def scalar_without_skewness(quantile: float, skewness: float, m: int) -> float:
     """`without_skewness` of one number."""
     a = skewness / (3 * math.sqrt(m))
     y = quantile - skewness / (6 * math.sqrt(m))

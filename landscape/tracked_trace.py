@@ -7,8 +7,9 @@ With an orthonormal basis Q of k vectors near the dominant eigenvectors, and :ma
 
 where k products make the first term exact and samples the second, as in Hutch++ (Meyer, Musco, Musco and Woodruff,
 SOSA 2021). There half of the products go into finding Q. Here Q comes from the last measurement: the products
-:math:`A Q`, made anyway, are a step of subspace iteration, and their span is the basis of the next one. Whatever Q is,
-the estimate is unbiased and its interval honest; a stale one costs samples.
+:math:`A Q`, made anyway, are a step of subspace iteration, and their span is the basis of the next one. From there
+comes, too, how many samples it takes. Whatever Q is, the estimate is unbiased and its interval honest (`form_samples`);
+a stale one costs samples.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch import Tensor
 from .columns import parts
 from .errors import SettingError
 from .estimate_trace import trace
-from .intervals import ScalarMoments, check_accuracy
+from .form_samples import FormSamples
+from .intervals import check_accuracy, student_quantile
 from .operators import Observed, as_operator
 from .results import Estimate
 from .space import generator_for
@@ -31,6 +33,8 @@ from .symmetry import refuse_asymmetric
 __all__ = ["TrackedTrace"]
 
 _MEMORY = 256 << 20  # bytes of the basis, and as many of its products for a while
+_FEWEST = 5  # samples before the first look
+_MARGIN = 0.95  # of the half-width asked for, what is planned for
 
 
 @dataclass(eq=False)
@@ -39,9 +43,10 @@ class TrackedTrace:
 
     Attributes:
         rank: k, vectors of the basis, fewer where 256 MiB do not hold them.
-        samples: random vectors before the first look.
+        samples: random vectors before the first look, where no measurement has shown yet how many it takes.
         basis: (n, k) orthonormal; None before the first measurement, which pays for it.
         leading: (n,) the direction of most curvature within the basis of the last measurement; None before.
+        seen: the last trace, and the standard deviation of one sample of it; None before.
 
     Example:
         >>> import torch
@@ -50,13 +55,14 @@ class TrackedTrace:
         >>> tracked = TrackedTrace(rank=6)
         >>> first, second = tracked.measure(A, rtol=0.1, seed=0), tracked.measure(A, rtol=0.1, seed=1)
         >>> round(second.value, 2), first.matvecs - second.matvecs
-        (1495.0, 6)
+        (1495.0, 11)
     """
 
     rank: int = 8
     samples: int = 10
     basis: Tensor | None = field(default=None, repr=False)
     leading: Tensor | None = field(default=None, repr=False)
+    seen: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.samples < 4:
@@ -113,22 +119,33 @@ class TrackedTrace:
         AQ = operator @ Q
         refuse_asymmetric(operator, Q, AQ)
         compressed = space.inner(Q, AQ).to("cpu", torch.float64)
-        inside, moments, wanted = float(compressed.trace()), ScalarMoments(), self.samples
+        inside, samples = float(compressed.trace()), FormSamples(space, space.size - Q.shape[1])
+        wanted = self._planned(rtol, confidence)
         while True:
-            for some in parts(min(wanted - moments.count, most - operator.matvecs), space):
+            for some in parts(min(wanted - samples.count, most - operator.matvecs), space):
                 Z = _outside(space.random(some.stop - some.start, generator), Q)
                 AZ = operator @ Z
-                forms = (Z * AZ).sum(dim=0, dtype=torch.float64) / (Z * Z).sum(dim=0, dtype=torch.float64)
-                moments.add(inside + (space.size - Q.shape[1]) * forms.cpu())
-            estimate = _estimate(operator, moments, rtol, confidence)
+                samples.add(Z, AZ)
+            estimate = _estimate(operator, inside, samples, rtol, confidence)
             done = estimate.converged or operator.matvecs >= most
-            more = 0 if done else math.ceil(moments.count * (_excess(estimate, rtol) ** 2 - 1))
+            more = 0 if done else math.ceil(samples.count * (_excess(estimate, rtol) ** 2 - 1))
             afresh = self.rank + self.samples
             stale = renew and more > afresh and operator.matvecs + afresh <= most
             if done or stale:
                 self.basis, self.leading = _next(Q, AQ, compressed, AZ)
+                self.seen = (estimate.value, samples.spread) if done else None
                 return estimate if done else None
-            wanted += max(4, min(more, moments.count))
+            wanted += max(2, min(more, samples.count))
+
+    def _planned(self, rtol: float, confidence: float) -> int:
+        """Samples before the first look: as many as will do if they spread as those of the last measurement did."""
+        if self.seen is None:
+            return self.samples
+        value, spread = self.seen
+        for count in range(_FEWEST, self.rank + self.samples):
+            if student_quantile(count, confidence) * spread <= _MARGIN * rtol * abs(value) * math.sqrt(count):
+                return count
+        return self.rank + self.samples
 
 
 def _excess(estimate: Estimate, rtol: float) -> float:
@@ -160,11 +177,11 @@ def _next(Q: Tensor, AQ: Tensor, compressed: Tensor, sampled: Tensor) -> tuple[T
     return basis, Q @ U[:, -1].to(Q)
 
 
-def _estimate(operator: Observed, moments: ScalarMoments, rtol: float, confidence: float) -> Estimate:
-    low, high = moments.interval(confidence, skewed=True)
-    value, stderr = moments.mean, moments.spread / math.sqrt(moments.count)
+def _estimate(operator: Observed, inside: float, samples: FormSamples, rtol: float, confidence: float) -> Estimate:
+    low, high = samples.interval(confidence)
+    value, stderr = inside + samples.mean, samples.spread / math.sqrt(samples.count)
     slack = operator.space.rounding * abs(value)
-    low, high = low - slack, high + slack
+    low, high = inside + low - slack, inside + high + slack
     return Estimate(
         value, stderr, low, high, confidence, operator.matvecs, "tracked", (high - low) / 2 <= rtol * abs(value),
         operator.kernel, operator.note,

@@ -53,7 +53,8 @@ class Memory:
             if known is not None and (content := _as_much_as_fits(known, room)) is not None:
                 state[name] = content | {"bound_step": bound}
         if room.takes((self.trace.basis, self.trace.leading)):
-            state["trace"] = {"basis": stored(self.trace.basis), "leading": stored(self.trace.leading)}
+            trace = {"basis": stored(self.trace.basis), "leading": stored(self.trace.leading)}
+            state["trace"] = trace | {"seen": None if self.trace.seen is None else list(self.trace.seen)}
         return state
 
     def load_state_dict(self, state: dict[str, Any], objective: Objective) -> None:
@@ -76,6 +77,7 @@ class Memory:
             self.seen, self.seen_bound_step = known(found), found["bound_step"]
         if found := state.get("trace"):
             self.trace.basis, self.trace.leading = here(found["basis"]), here(found["leading"])
+            self.trace.seen = tuple(found["seen"]) if found.get("seen") else None
 
 
 def _at_rest(known: TrackedPair | None) -> TrackedPair | None:
@@ -88,6 +90,6 @@ def _as_much_as_fits(known: TrackedPair, room: Room) -> dict[str, Any] | None:
         if room.takes((known.vectors[:, :count], before)):
             return {
                 "vectors": stored(known.vectors[:, :count]), "values": known.values[:count].tolist(),
-                "before": stored(before), "came_true": list(known.came_true), "since": known.since,
+                "before": stored(before), "came_true": [*map(float, known.came_true)], "since": known.since,
             }  # fmt: skip
     return None

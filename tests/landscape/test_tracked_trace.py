@@ -36,7 +36,7 @@ def test_intervals_cover_whatever_the_basis(name, state):
         found = tracked.measure(A, rtol=0.1, seed=seed)
         hits += found.low <= true <= found.high
         assert found.converged == ((found.high - found.low) / 2 <= 0.1 * abs(found.value))
-    assert hits >= 0.88 * seeds  # 0.95 nominal: 0.90 to 0.97 in 200 seeds of larger ones
+    assert hits >= 0.9 * seeds  # 0.95 nominal: 0.92 to 0.98 in 400 seeds
 
 
 def test_a_warm_basis_saves_what_finding_it_costs_and_a_stale_one_is_replaced():
@@ -59,10 +59,23 @@ def test_what_grows_outside_of_the_basis_comes_into_it():
     values[100] = 500.0  # a direction that the basis is normal to
     for seed in range(3):
         found = tracked.measure(rotated(values), rtol=0.1, seed=seed)
-    assert found.matvecs == tracked.rank + tracked.samples
+    assert found.matvecs <= tracked.rank + tracked.samples
     assert found.low <= float(values.sum()) <= found.high
     direction = rotated(values) @ tracked.leading
     assert float(direction.norm()) == pytest.approx(500.0, rel=1e-2)
+
+
+def test_samples_are_as_many_as_the_last_measurement_says_it_takes():
+    A = rotated(SPECTRA["equal outliers"])
+    for rtol in (0.5, 0.1):
+        tracked = TrackedTrace(rank=20)
+        spent = [tracked.measure(A, rtol=rtol, seed=seed).matvecs for seed in range(9)]
+        assert spent[0] >= 2 * tracked.rank + tracked.samples
+        assert sorted(spent[3:])[3] < tracked.rank + tracked.samples  # what is left outside spreads little
+    tracked = TrackedTrace()
+    wide = [tracked.measure(A, rtol=0.3, seed=seed).matvecs for seed in range(5)][-1]
+    narrow = [tracked.measure(A, rtol=0.06, seed=seed).matvecs for seed in range(5)][-1]
+    assert narrow > wide + 8
 
 
 def test_small_operators_and_small_budgets_take_the_ordinary_trace():
