@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 # What `torch.autograd.grad` calls once it has checked its arguments, which takes as long as a small net's forward pass.
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -119,13 +120,15 @@ class _Comparison:
         space, parameters = objective.space, list(objective.parameters.values())
         # A vector that is not long is one tensor, on which each operation is one.
         self._small = space.size <= _PIECE and (dtype is not None or space.uniform)
-        if self._small:
-            self._moved = [space.flatten([p.detach() for p in parameters]).to(dtype or space.dtype, copy=True)]
-            self.theta = [piece.detach().requires_grad_() for piece in self._pieces(self._moved)]
-        else:
-            self.theta = [p.detach().to(dtype or p.dtype, copy=True).requires_grad_() for p in parameters]
-            self._moved = self.theta
-        self.eps = max(torch.finfo(t.dtype).eps for t in self.theta)
+        with torch.no_grad():
+            if self._small:
+                self._moved = [space.flatten(parameters).to(dtype or space.dtype, copy=True)]
+            else:
+                self._moved = [p.to(dtype or p.dtype, copy=True) for p in parameters]
+            self.theta = self._pieces(self._moved)
+        for t in self.theta:
+            t.requires_grad_()
+        self.eps = max(torch.finfo(dtype).eps for dtype in {t.dtype for t in self.theta})
         self._shift = 0.0  # of theta along the direction
 
     def _cast(self, tensor: Tensor) -> Tensor:
@@ -147,25 +150,30 @@ class _Comparison:
         seen = {m.dtype for node in nodes for m in getattr(node, "_input_metadata", ())}
         self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in seen if dtype.is_floating_point)])
         graph = _pulled_back((loss,), self.theta, (torch.ones_like(loss),), create_graph=True)
-        g = self._filled([None if t is None else t.detach() for t in graph])
-        v = self._direction(g)
-        edges = [None if t is None or not t.requires_grad else get_gradient_edge(t) for t in graph]
+        with torch.no_grad():
+            g = self._filled(graph)
+            v = self._direction(g)
+        heads = [self._head(t) if t is not None and t.requires_grad else None for t in graph]
         if not self._small:
             g.clear()
         del graph  # the values: a large model has no room for them now, and they are soon made again
-        Hv = self._times(edges, v)
+        Hv = self._times(heads, v)
         if not math.isfinite(_length(Hv)) and not all(bool(torch.isfinite(t).all()) for t in Hv):
             raise ArithmeticError("a product with the Hessian is not finite on these samples")
         if not self._small:
             v, Hv = _in_single(v), _in_single(Hv)
         return value, g or self._gradient(loss)[1], v, Hv
 
-    def _times(self, edges: list[GradientEdge | None], v: list[Tensor]) -> list[Tensor]:
-        live = [(edge, t) for edge, t in zip(edges, self._pieces(v), strict=True) if edge is not None]
-        if not live:
+    def _head(self, entry: Tensor) -> Tensor | GradientEdge:
+        """Where a backward pass through an entry of the gradient begins, without its value where that is long."""
+        return entry if self._small else get_gradient_edge(entry)
+
+    def _times(self, heads: list[Tensor | GradientEdge | None], v: list[Tensor]) -> list[Tensor]:
+        pairs = [(head, t) for head, t in zip(heads, self._pieces(v), strict=True) if head is not None]
+        if not pairs:
             return [torch.zeros_like(t) for t in v]
-        heads, tangents = zip(*live, strict=True)
-        return self._filled(_pulled_back(heads, self.theta, tangents))
+        live, tangents = zip(*pairs, strict=True)
+        return self._filled(_pulled_back(live, self.theta, tangents))
 
     def _gradient(self, loss: Tensor) -> tuple[float, list[Tensor]]:
         """The loss as a number, and its gradient, which uses the graph up."""
@@ -174,24 +182,20 @@ class _Comparison:
 
     def _filled(self, pulled: Sequence[Tensor | None]) -> list[Tensor]:
         """A vector of what a backward pass found, zero where that is nothing."""
-        return self._joined([torch.zeros_like(p) if t is None else t for t, p in zip(pulled, self.theta, strict=True)])
-
-    def _joined(self, vector: list[Tensor]) -> list[Tensor]:
-        return [torch.cat([t.reshape(-1) for t in vector])] if self._small else vector
+        pieces = [torch.zeros_like(p) if t is None else t.detach() for t, p in zip(pulled, self.theta, strict=True)]
+        return [_flatten_dense_tensors(pieces)] if self._small else pieces
 
     def _pieces(self, vector: list[Tensor]) -> list[Tensor]:
         """One tensor per parameter."""
-        if not self._small:
-            return vector
-        space = self.objective.space
-        return [piece.view(shape) for piece, shape in zip(vector[0].split(space.numels), space.shapes, strict=True)]
+        parameters = list(self.objective.parameters.values())
+        return list(_unflatten_dense_tensors(vector[0], parameters)) if self._small else vector
 
     def _direction(self, g: list[Tensor]) -> list[Tensor]:
         """A random unit vector that has a share of the gradient, so that the loss changes along it."""
         generator = torch.Generator().manual_seed(0)
         v = [torch.randn(t.shape, generator=generator, dtype=torch.float32).to(t) for t in g]
-        size, length = _length(g), _length(v)
-        share = math.copysign(length / size, _inner(g, v)) if size > 0 else 0.0
+        size, length = _length(g), math.sqrt(self.objective.space.size)  # or nearly so
+        share = max(length, 4.0) / size if size > 0 else 0.0  # more than the random part takes away
         length = _length([t.add_(s, alpha=share) for t, s in zip(v, g, strict=True)])
         return [t.div_(length) for t in v]
 
@@ -308,10 +312,14 @@ def _length(a: list[Tensor]) -> float:
 
 
 def _inner(a: list[Tensor], b: list[Tensor]) -> float:
+    if _is_short(a):
+        return float(torch.dot(a[0].double(), b[0].double()))
     return math.fsum(float(torch.dot(x, y)) for x, y in _pieces(a, b))
 
 
 def _distance(a: list[Tensor], b: list[Tensor]) -> float:
+    if _is_short(a):
+        return float(torch.dist(a[0].double(), b[0].double()))
     return math.hypot(*(float(torch.dist(x, y)) for x, y in _pieces(a, b)))
 
 
@@ -322,9 +330,6 @@ def _is_short(a: list[Tensor]) -> bool:
 
 def _pieces(a: list[Tensor], b: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """A million entries of both at a time, as vectors in float64: what is made of large tensors takes no room."""
-    if _is_short(a):
-        yield a[0].detach().double(), b[0].detach().double()
-        return
     held: list[tuple[Tensor, ...]] = []
     count = 0
     for x, y in zip(a, b, strict=True):

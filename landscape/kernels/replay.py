@@ -84,10 +84,10 @@ class BackwardPass:
             return self._recorded()
         if self._passes == self._plain + 1 and vector.device.type == "cpu":
             return self._flat(self._record())
-        result = self._by_autograd(self._inputs)
+        result = self._flat(self._by_autograd(self._inputs))
         if self._recorded is not None and not self._recorded.makes(result):
             self._recorded = None
-        return self._flat(result)
+        return result
 
     def _flat(self, pulled: Pulled) -> Tensor:
         pairs = zip(self.parameters, pulled, strict=True)
@@ -118,12 +118,10 @@ class _Recorded(NamedTuple):
 
     Attributes:
         steps: run the operations.
-        result: what comes of them, for each parameter.
-        pieces: the same as vectors, end to end.
+        pieces: what comes of them, as vectors end to end.
     """
 
     steps: list[Callable[[], object]]
-    result: Pulled
     pieces: list[Tensor]
 
     def __call__(self) -> Tensor:
@@ -133,14 +131,12 @@ class _Recorded(NamedTuple):
                 step()
             return torch.cat(self.pieces)
 
-    def makes(self, expected: Pulled) -> bool:
+    def makes(self, expected: Tensor) -> bool:
         """Whether they make this, to the bit; NaN is not equal, and where there is one nothing needs to be fast."""
         try:
-            self()
+            return torch.equal(self(), expected)
         except Exception:  # one that cannot write to where its result was
             return False
-        pairs = zip(self.result, expected, strict=True)
-        return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
 
 
 def _recorded(steps: list[Callable[[], object]], result: Pulled, parameters: tuple[Tensor, ...]) -> _Recorded:
@@ -155,7 +151,7 @@ def _recorded(steps: list[Callable[[], object]], result: Pulled, parameters: tup
             whole = torch.empty(p.shape, dtype=p.dtype)
             steps.append(functools.partial(whole.copy_, found))
         pieces.append(whole.view(-1))
-    return _Recorded(steps, result, pieces)
+    return _Recorded(steps, pieces)
 
 
 class _Recorder(TorchDispatchMode):
@@ -204,22 +200,23 @@ class _Recorder(TorchDispatchMode):
         """Whether what comes of it is right when the steps are run again."""
         if how.is_constant or not (self._moves(args) or (kwargs and self._moves(kwargs.values()))):
             return how.is_view or self._fits(_given(result))
-        results = _given(result)
+        results = (result,) if type(result) is Tensor else _given(result)
         self._moving.update(map(id, results))
         if how.run is None or not all(map(_is_plain, results)):
             return False
-        run, out, is_view = how.run, how.out, how.is_view
+        if how.is_view:  # half of all operations
+            self.operations.append(Operation(how.func, args, kwargs, results, (), True, how.is_pointwise))
+            return True
+        run, out, is_view = how.run, how.out, False
         if out and len(out) != len(results):  # one that can write to a place only where all are asked for
             run, out = _copying(how.func, len(results))
-        if not is_view:
-            places = set(map(self._place, results))
-            if out and not places.isdisjoint(self._place(a) for a in args if isinstance(a, Tensor)):
-                out, is_view = (), True  # some return their input as they are asked to
-            elif out:
-                self._written |= places
-            elif not places <= self._written:  # in place: right where an earlier step writes anew what it applies to
-                return False
-        run = how.func if is_view else run
+        places = set(map(self._place, results))
+        if out and not places.isdisjoint(self._place(a) for a in args if isinstance(a, Tensor)):
+            run, out, is_view = how.func, (), True  # some return their input as they are asked to
+        elif out:
+            self._written |= places
+        elif not places <= self._written:  # in place: right where an earlier step writes anew what it is applied to
+            return False
         self.operations.append(Operation(run, args, kwargs, results, out, is_view, how.is_pointwise))
         return is_view or self._fits(results)
 
