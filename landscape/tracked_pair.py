@@ -130,7 +130,7 @@ class TrackedPair:
             tol: stop when the residual is at most this times the scale ``max(|theta|, ||A|| / 1000)``, and no
                 eigenvalue that was seen before is left above.
             max_matvecs: most products to spend.
-            start: (n,) what to multiply first, where something better is known than the last eigenvector.
+            start: (n,) what to multiply first, if better is known than the last eigenvector; (2, n) with its product.
 
         Returns:
             The pair, with ``bound="lower"``, and what to start the next measurement from.
@@ -149,7 +149,7 @@ class TrackedPair:
         with operator.held():
             operator.plan(min(max_matvecs, 4), 1)
             span = _Span(operator, self)
-            span.add(span.expected if start is None else start.detach().to(self.vectors))
+            span.add(*(span.expected[None] if start is None else torch.atleast_2d(start.detach().to(self.vectors))))
             while span.matvecs < max_matvecs and (x := span.next_direction(tol)) is not None:
                 if len(span.T) >= _MOST:
                     span.restart()
@@ -254,14 +254,14 @@ class _Span:
         """A combination of rows, written to one after them."""
         torch.mv(rows.T, torch.from_numpy(weights).to(rows), out=place)
 
-    def add(self, x: Tensor) -> None:
-        """Multiply one direction more, and see what follows."""
+    def add(self, x: Tensor, product: Tensor | None = None) -> None:
+        """Multiply one direction more, unless its product is there, as that of the first may be; see what follows."""
         if len(self.T):  # once, since it was made to be orthogonal
             V = self._rows[self._first : self._count : 2]
             x = torch.addmv(x, V.T, self.space.coordinates(V, x), alpha=-1)
         place = self._next_row()
-        torch.div(x, self.space.length(x), out=place)
-        self._append(self._products.unchecked(place[:, None])[:, 0])
+        torch.div(x, length := self.space.length(x), out=place)
+        self._append(self._products.unchecked(place[:, None])[:, 0] if product is None else product / length)
 
     def _next_row(self) -> Tensor:
         """Where the next direction goes, with room for its product and a residual after it."""

@@ -46,6 +46,7 @@ class TrackedTrace:
         samples: random vectors before the first look, where no measurement has shown yet how many it takes.
         basis: (n, k) orthonormal; None before the first measurement, which pays for it.
         leading: (n,) the direction of most curvature within the basis of the last measurement; None before.
+        product: (n,) A times that; None where the last trace was not measured this way.
         seen: the last trace, and the standard deviation of one sample of it; None before.
 
     Example:
@@ -62,6 +63,7 @@ class TrackedTrace:
     samples: int = 10
     basis: Tensor | None = field(default=None, repr=False)
     leading: Tensor | None = field(default=None, repr=False)
+    product: Tensor | None = field(default=None, repr=False)
     seen: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class TrackedTrace:
             NonFiniteError: if a product is NaN or infinite.
         """
         check_accuracy(rtol, confidence, 2, max_matvecs)
+        self.product = None
         operator = Observed(as_operator(A))
         n, generator = operator.space.size, generator_for(seed, operator.space.device)
         rank = self._rank(operator)
@@ -132,7 +135,7 @@ class TrackedTrace:
             afresh = self.rank + self.samples
             stale = renew and more > afresh and operator.matvecs + afresh <= most
             if done or stale:
-                self.basis, self.leading = _next(Q, AQ, compressed, AZ)
+                self.basis, self.leading, self.product = _next(Q, AQ, compressed, AZ)
                 self.seen = (estimate.value, samples.spread) if done else None
                 return estimate if done else None
             wanted += max(2, min(more, samples.count))
@@ -166,15 +169,17 @@ def _orthonormal(Y: Tensor) -> Tensor:
     return Q
 
 
-def _next(Q: Tensor, AQ: Tensor, compressed: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
+def _next(Q: Tensor, AQ: Tensor, compressed: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The products' span, but for the weakest direction, whose place a product from outside of it takes.
 
-    So that what grows outside of the basis comes into it, at no product. Also the leading direction within it.
+    So that what grows outside of the basis comes into it, at no product. Also the leading direction within it, and
+    its product.
     """
     values, U = torch.linalg.eigh((compressed + compressed.T) / 2)
     kept = values.abs().argsort(descending=True)[: Q.shape[1] - 1]
     basis = _orthonormal(torch.cat((AQ @ U[:, kept].to(AQ), sampled[:, :1]), dim=1))
-    return basis, Q @ U[:, -1].to(Q)
+    leading = U[:, -1].to(Q)
+    return basis, Q @ leading, AQ @ leading
 
 
 def _estimate(operator: Observed, inside: float, samples: FormSamples, rtol: float, confidence: float) -> Estimate:

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,7 @@ class Snapshot:
         self._seen_pair: tuple[Preconditioned, Eigenpairs] | None = None
         self._trace: Estimate | None = None
         self._trace_asked = (math.inf, 0)
+        self._leading: Tensor | None = None
         self._density: SpectralDensity | None = None
         self._density_asked = (0, 0)
 
@@ -217,9 +219,8 @@ class Snapshot:
         return self._eigenpairs
 
     def _one_pair(self, k: int, tol: float, most: int, *, cold: bool) -> Eigenpairs:
-        leading = None if self._trace is None else self.memory.trace.leading  # which the trace of this step has found
         found, self.memory.pairs = _followed(
-            self.hessian, self.memory.pairs, tol, most, self._seed_of("eigenpairs"), cold=cold, start=leading
+            self.hessian, self.memory.pairs, tol, most, self._seed_of("eigenpairs"), cold=cold, start=self._leading
         )
         return found
 
@@ -239,10 +240,10 @@ class Snapshot:
         """The last eigenvectors; in place of the first, what the trace of this very step has found, if it was taken."""
         if self.memory.pairs is None:
             return None
-        start, leading = self.memory.pairs.vectors[:, :most], self.memory.trace.leading
-        if self._trace is None or leading is None:
+        start, leading = self.memory.pairs.vectors[:, :most], self._leading
+        if leading is None:
             return start
-        return torch.cat((leading[:, None].to(start), start[:, 1:]), dim=1)
+        return torch.cat((leading[:1].T.to(start), start[:, 1:]), dim=1)
 
     def seen_pair(self, tol: float = 1e-2) -> tuple[Preconditioned, Eigenpairs] | None:
         """The preconditioned Hessian and its largest eigenpair; None where the optimizer has no preconditioner.
@@ -302,10 +303,18 @@ class Snapshot:
         if self._density is not None and _is_within(self._density.trace, rtol):
             return self._density.trace
         if self._trace is None or (rtol, -allowed) < self._trace_asked:
-            measure = self.memory.trace.measure if rtol >= _TRACKED else trace
+            measure = self._tracked_trace if rtol >= _TRACKED else trace
             self._trace = measure(self.hessian, rtol=rtol, max_matvecs=allowed, seed=self._seed_of("trace"))
             self._trace_asked = (rtol, -allowed)
         return self._trace
+
+    def _tracked_trace(self, operator: SymmetricOperator, **options: Any) -> Estimate:
+        """From the last one's basis; what it finds of the first eigenvector, and its product, is of this step only."""
+        known = self.memory.trace
+        found = known.measure(operator, **options)
+        if known.leading is not None and known.product is not None:
+            self._leading, known.product = torch.stack((known.leading, known.product)), None
+        return found
 
     def density(self, vectors: int | None = None, steps: int | None = None) -> SpectralDensity:
         """The Hessian's spectral density, from at least as many random starts and steps as any probe needs.
@@ -346,7 +355,17 @@ def _followed(
     operator: SymmetricOperator, known: TrackedPair | None, tol: float, most: int, seed: int, *, cold: bool,
     start: Tensor | None = None,
 ) -> tuple[Eigenpairs, TrackedPair]:  # fmt: skip
-    """The largest eigenpair from what is known, or afresh; and what is known then."""
+    """The largest eigenpair from what is known, or afresh; and what is known then.
+
+    Args:
+        operator: of the eigenpair.
+        known: from the last measurements.
+        tol: relative residual.
+        most: products.
+        seed: of a cold start.
+        cold: whether to start afresh.
+        start: (2, n) a vector to start from that is better than those known, and its product.
+    """
     if known is None:
         return TrackedPair.cold(operator, tol=tol, max_matvecs=most, seed=seed)
     if cold:

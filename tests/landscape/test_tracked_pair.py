@@ -263,3 +263,19 @@ def test_what_is_known_is_not_changed_by_measuring() -> None:
     again, _ = known.warm(course[1])
     assert torch.equal(known.vectors, before.vectors) and (known.values == before.values).all()
     assert torch.equal(first.values, again.values)
+
+
+def test_a_product_that_is_there_is_not_made_again():
+    values = torch.cat((torch.tensor([9.0, 5.0, 4.0], dtype=F64), torch.linspace(0, 1, 97, dtype=F64)))
+    A = torch.diag(values)
+    _, known = TrackedPair.cold(A, seed=0)
+    x = torch.zeros(100, dtype=F64)
+    x[:3] = torch.tensor([3.0, 0.9, 0.3])
+    made, _ = known.warm(A, tol=1e-3, start=x)
+    given, learnt = known.warm(A, tol=1e-3, start=torch.stack((x, A @ x)))
+    assert given.matvecs == made.matvecs - 1
+    assert given.values[0] == pytest.approx(float(made.values[0]), rel=1e-12)
+    assert torch.allclose(given.vectors, made.vectors, atol=1e-10)
+    exact, _ = known.warm(A, tol=1e-3, start=torch.eye(100, dtype=F64)[[0, 0]] * torch.tensor([[2.0], [18.0]]))
+    assert exact.matvecs == 0 and exact.converged and float(exact.values[0]) == pytest.approx(9.0)
+    assert learnt.vectors.shape[0] == 100

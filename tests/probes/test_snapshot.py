@@ -1,5 +1,6 @@
 """What a snapshot shares between probes: the smallest eigenvalue of the Hessian."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from losscope.landscape import Objective
 from losscope.probes import Measurement, Needs, Probe, Run, Snapshot, watch
+from losscope.probes.memory import Memory
 
 
 class Lowest(Probe):
@@ -95,3 +98,31 @@ def test_with_a_preconditioner_it_is_of_what_the_optimizer_sees() -> None:
 def test_the_value_is_negative_at_a_saddle() -> None:
     found = trained(0).select("lowest")[0]
     assert found.value is not None and found.value < 0 and found.values["exact"] < 0  # type: ignore[operator]
+
+
+def test_the_eigenpair_takes_over_what_the_trace_of_this_step_has_multiplied() -> None:
+    """And nothing of an earlier step: the Hessian has changed since."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 1)).double()
+    x = torch.randn(60, 8, dtype=torch.float64)
+    objective = Objective(model, (x, x[:, :1].sin()), criterion=F.mse_loss)
+    memory, spent = Memory(), {}
+    for step in range(6):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+        for first in ("pair", "trace"):
+            known = copy.copy(memory.pairs)
+            snapshot = Snapshot(step, objective.snapshot(step), needs=Needs(1, 1e-3), memory=memory)
+            with snapshot.objective.isolated():
+                if first == "trace":
+                    snapshot.trace(0.3)
+                before = snapshot.matvecs
+                pair = snapshot.eigenpairs()
+                spent[step, first] = snapshot.matvecs - before
+                v = pair.vectors[:, 0]
+                assert torch.linalg.vector_norm(snapshot.hessian @ v - pair.values[0] * v) <= pair.residuals[0] * 1.01
+            if first == "pair":
+                memory.pairs = known  # so that both begin alike
+        assert memory.trace.product is None
+    assert sum(spent[step, "trace"] for step in range(2, 6)) <= sum(spent[step, "pair"] for step in range(2, 6)) - 2
