@@ -1,6 +1,7 @@
 """Seventh table: the largest eigenvalue at every tenth step of gradient descent."""
 
 import copy
+import functools
 import random
 import statistics
 from collections.abc import Callable
@@ -18,11 +19,14 @@ from solvers import Meter, power_iteration
 from torch import nn
 
 from losscope.landscape import Hessian, top_eigenpairs
+from losscope.landscape.tracked_pair import TrackedPair
 from losscope.probes import Sharpness, watch
 
 EVERY = 10
 WATCH = "losscope: watch, Sharpness()"
 WARM = "losscope: top_eigenpairs, warm start"
+PAIR = "losscope: TrackedPair"
+EQUAL = "losscope: TrackedPair, tol=0.03"
 PEER = "PyHessian: eigenvalues()"
 
 WORST = 1e-1
@@ -106,6 +110,26 @@ def warm(problem: Problem, models: list[nn.Module], course: Course, seed: int) -
     return values, seconds, products
 
 
+def followed(problem: Problem, models: list[nn.Module], course: Course, seed: int, *, tol: float = 1e-2) -> Track:
+    """What `watch` follows the eigenvector with, by itself: started from what the last measurements have learnt."""
+    model, whole, known = problem.fresh(), None, None
+    values, seconds, products = [], 0.0, 0
+
+    def measure() -> None:
+        nonlocal whole, known, products
+        whole = whole or objective(problem, model)
+        operator = Hessian(whole.snapshot(len(values)))
+        find = functools.partial(TrackedPair.cold, seed=seed) if known is None else known.warm
+        found, known = find(operator, tol=tol)
+        products += found.matvecs
+        values.append(float(found.values[0]))
+
+    for source in models:
+        _load(model, source)
+        seconds += timed(measure, problem.device)
+    return values, seconds, products
+
+
 def watched(problem: Problem, models: list[nn.Module], course: Course, seed: int) -> Track:
     """The training loop again, under `watch`, which counts its own seconds."""
     model = problem.fresh()
@@ -138,6 +162,8 @@ def defaults(problem: Problem, models: list[nn.Module], course: Course, seed: in
 
 WAYS: dict[str, tuple[str, Callable[[Problem, list[nn.Module], Course, int], Track]]] = {
     WARM: (OURS, warm),
+    PAIR: (OURS, followed),
+    EQUAL: (OURS, functools.partial(followed, tol=3e-2)),
     WATCH: (OURS, watched),
     PEER: (PYHESSIAN, defaults),
 }

@@ -17,7 +17,8 @@ ROWS = (
     "losscope: top_eigenpairs(tol=", "PyHessian: eigenvalues(tol=", "curvlinops: eigsh(tol=",
     "hessian-eigenthings: lanczos(max_iter=",
     "losscope: trace(rtol=0.01)", "PyHessian: trace(tol=", "curvlinops: hutchinson_trace(", "curvlinops: xtrace(",
-    "losscope: top_eigenpairs, warm start", "losscope: watch, Sharpness()", "PyHessian: eigenvalues()",
+    "losscope: top_eigenpairs, warm start", "losscope: TrackedPair |", "losscope: TrackedPair, tol=",
+    "losscope: watch, Sharpness()", "PyHessian: eigenvalues()",
     "losscope: spectral_density, 1 x 40", "PyHessian: density, 1 x 40", "curvlinops: lanczos_approximate_spectrum, 8",
 )  # fmt: skip
 
