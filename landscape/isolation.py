@@ -291,7 +291,8 @@ def _dense_gradients(modules: list[nn.Module]) -> None:
 def _twice_differentiable(modules: list[nn.Module], device: torch.device, tf32: bool) -> Iterator[None]:
     """Float32 as it is, gradients on, and only kernels that have a double backward."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused ones have none: pytorch#116350
         for kind in {device.type, "cpu"}:

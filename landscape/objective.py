@@ -231,8 +231,8 @@ class Objective:
         Shuffling and augmentation keep this objective's own seed, so that snapshots over time are
         comparable; dropout masks follow the new one.
         """
-        fresh = copy.copy(self)
-        fresh._fixed, fresh._batches, fresh._depth, fresh._mask_seed = (), None, 0, seed
+        fresh = object.__new__(type(self))  # what copy.copy does, in a tenth of the time: every measurement takes one
+        fresh.__dict__.update(self.__dict__, _fixed=(), _batches=None, _depth=0, _mask_seed=seed)
         return fresh
 
     def weighted(self, weights: Tensor) -> Objective:

@@ -82,15 +82,18 @@ class OscillationWatch:
     def positions(self) -> list[Tensor]:
         """Those recorded so far, float64 scalars."""
         if self._weights:
-            moved = torch.stack(self._weights).sub_(_flatten_dense_tensors(self._origin)).mul_(self._direction)
-            self._positions += moved.sum(dim=1, dtype=torch.float64).unbind()
+            self._positions += self._of_weights().unbind()
             self._weights = []
         return list(self._positions)
 
+    def _of_weights(self) -> Tensor:
+        moved = torch.stack(self._weights).sub_(_flatten_dense_tensors(self._origin)).mul_(self._direction)
+        return moved.sum(dim=1, dtype=torch.float64)
+
     def result(self) -> tuple[int, int]:
         """Number of sign flips of the motion, and of pairs of steps looked at (steps at rest are left out)."""
-        known = self.positions()
-        positions = torch.stack(known).tolist() if known else []
+        positions = torch.stack(self._positions).tolist() if self._positions else []
+        positions += self._of_weights().tolist() if self._weights else []
         moves = [b - a for a, b in itertools.pairwise(positions)]
         pairs = [(a, b) for a, b in itertools.pairwise(moves) if a * b != 0 and math.isfinite(a * b)]
         return sum(a * b < 0 for a, b in pairs), len(pairs)

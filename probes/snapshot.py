@@ -144,7 +144,7 @@ class Snapshot:
     @functools.cached_property
     def gradient_norm(self) -> float:
         """Euclidean norm of the gradient."""
-        return math.sqrt(float(torch.sum(self.gradient * self.gradient, dtype=torch.float64)))
+        return float(torch.linalg.vector_norm(self.gradient, dtype=torch.float64))
 
     @functools.cached_property
     def threshold(self) -> Threshold:
@@ -158,12 +158,13 @@ class Snapshot:
     def training_gradient_norm(self) -> float | None:
         """Euclidean norm of the gradient that was stepped with, in the objective's parameters."""
         used = self.training_gradient
-        return None if used is None else math.sqrt(float(torch.sum(used * used, dtype=torch.float64)))
+        return None if used is None else float(torch.linalg.vector_norm(used, dtype=torch.float64))
 
     @functools.cached_property
     def training_gradient_largest(self) -> float | None:
         """Its largest entry, in absolute value."""
-        return None if self.training_gradient is None else float(self.training_gradient.abs().max())
+        used = self.training_gradient
+        return None if used is None else float(torch.linalg.vector_norm(used, math.inf))
 
     @functools.cached_property
     def update(self) -> Tensor | None:
@@ -220,7 +221,13 @@ class Snapshot:
 
     def _one_pair(self, k: int, tol: float, most: int, *, cold: bool) -> Eigenpairs:
         found, self.memory.pairs = _followed(
-            self.hessian, self.memory.pairs, tol, most, self._seed_of("eigenpairs"), cold=cold, start=self._leading
+            self.hessian,
+            self.memory.pairs,
+            tol,
+            most,
+            lambda: self._seed_of("eigenpairs"),
+            cold=cold,
+            start=self._leading,
         )
         return found
 
@@ -260,7 +267,8 @@ class Snapshot:
         if not tol < 1:
             raise KernelError(f"{operator.kernel} resolves nothing of P^-1 H: its error is {tol:.2g} times the largest")
         cold = self.memory.seen is None or self._bound_is_due(self.memory.seen_bound_step)
-        pair, self.memory.seen = _followed(operator, self.memory.seen, tol, 100, self._seed_of("seen"), cold=cold)
+        found = _followed(operator, self.memory.seen, tol, 100, lambda: self._seed_of("seen"), cold=cold)
+        pair, self.memory.seen = found
         if cold:
             self.memory.seen_bound_step = self.step
         self._seen_pair = operator, pair
@@ -352,8 +360,8 @@ class Snapshot:
 
 
 def _followed(
-    operator: SymmetricOperator, known: TrackedPair | None, tol: float, most: int, seed: int, *, cold: bool,
-    start: Tensor | None = None,
+    operator: SymmetricOperator, known: TrackedPair | None, tol: float, most: int, seed: Callable[[], int], *,
+    cold: bool, start: Tensor | None = None,
 ) -> tuple[Eigenpairs, TrackedPair]:  # fmt: skip
     """The largest eigenpair from what is known, or afresh; and what is known then.
 
@@ -362,14 +370,14 @@ def _followed(
         known: from the last measurements.
         tol: relative residual.
         most: products.
-        seed: of a cold start.
+        seed: gives that of a cold start.
         cold: whether to start afresh.
         start: (2, n) a vector to start from that is better than those known, and its product.
     """
     if known is None:
-        return TrackedPair.cold(operator, tol=tol, max_matvecs=most, seed=seed)
+        return TrackedPair.cold(operator, tol=tol, max_matvecs=most, seed=seed())
     if cold:
-        return known.renewed(operator, tol=tol, max_matvecs=most, seed=seed)
+        return known.renewed(operator, tol=tol, max_matvecs=most, seed=seed())
     return known.warm(operator, tol=tol, max_matvecs=most, start=start)
 
 
