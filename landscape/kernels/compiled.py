@@ -22,6 +22,7 @@ from ..batches import tensors_of
 from ..errors import KernelError, first_line
 from ..objective import Objective
 from ..space import contiguous_rows
+from .direct import Direct, WatchedBackend
 from .functional import FunctionalLoss, traceable
 from .graphs import default_memory
 from .retained import Retained, allowed_distance
@@ -38,7 +39,8 @@ class Compiled:
     """The map ``V -> H V``, (n, k) -> (n, k), as compiled code that is reused while shapes hold.
 
     The code is kept with the objective and shared by its snapshots. torch's own guards make it anew when
-    something the model or the loss reads has changed.
+    something the model or the loss reads has changed; within an isolation only the first product of each
+    batch asks them (`direct`).
 
     Args:
         objective: what is differentiated.
@@ -51,6 +53,8 @@ class Compiled:
     def __init__(self, objective: Objective, memory: int | None = None, backend: str = "inductor") -> None:
         self.objective, self.memory = objective, memory
         self.backend = backend
+        self._direct: dict[tuple[int, int], Direct] = {}  # by batch, and vectors at a time
+        self._isolation, self._places = 0, [0]  # that they are of, and where the parameters were then
 
     @property
     def compile_seconds(self) -> float:
@@ -83,16 +87,36 @@ class Compiled:
                 graphs = Retained(objective, self.memory).graphs
                 graphs.refuse_too_little()
                 program = objective.kept[self._key] = _Program(objective, self.backend, graphs.bytes_of_one())
+            self._drop_if_stale()
             rows, most = contiguous_rows(V), self._fitting(program)
-            out = torch.zeros_like(rows)
-            for index, share in enumerate(objective.shares):
-                for first in range(0, len(rows), most):
-                    chunk = slice(first, first + most)
-                    out[chunk].add_(self._product(program, index, rows[chunk]), alpha=share)
+            if len(rows) <= most:
+                out = self._over_batches(program, rows)
+            else:
+                out = torch.empty_like(rows)
+                for chunk, place in zip(rows.split(most), out.split(most), strict=True):
+                    place.copy_(self._over_batches(program, chunk))
             if not program.checked:
                 self._compare(rows, out)
                 program.checked = True
         return out.T
+
+    def _drop_if_stale(self) -> None:
+        """Forget code that was called before something could change, or where the parameters were elsewhere."""
+        places = [p.data_ptr() for p in self.objective.parameters.values()]
+        if self._isolation != self.objective.isolations or self._places != places:
+            self._direct.clear()
+            self._isolation, self._places = self.objective.isolations, places
+
+    def _over_batches(self, program: _Program, rows: Tensor) -> Tensor:
+        """The products of a chunk of vectors, as rows."""
+        out: Tensor | None = None
+        for index, share in enumerate(self.objective.shares):
+            product = self._product(program, index, rows)
+            if out is None:
+                out = product if share == 1.0 else product.mul_(share)
+            else:
+                out.add_(product, alpha=share)
+        return torch.zeros_like(rows) if out is None else out
 
     def _compare(self, rows: Tensor, out: Tensor) -> None:
         """Compare the first products with double backward, once: torch traces some custom functions wrongly.
@@ -121,22 +145,28 @@ class Compiled:
 
     def _fitting(self, program: _Program) -> int:
         """How many vectors at once: each is taken to need as much memory as a kept graph of the gradient."""
-        allowed = default_memory(self.objective.space.device) if self.memory is None else self.memory
-        return max(1, min(_CHUNK, allowed // max(program.bytes_of_one, 1)))
+        return max(1, min(_CHUNK, self._allowed() // max(program.bytes_of_one, 1)))
+
+    def _allowed(self) -> int:
+        return default_memory(self.objective.space.device) if self.memory is None else self.memory
 
     def _product(self, program: _Program, index: int, rows: Tensor) -> Tensor:
-        with self.objective.evaluation(index) as batch:
-            try:
-                return program(rows, batch).to(rows.dtype)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # dynamo, functorch and inductor each have their own kinds
-                reason = first_line(error)
-                if type(error).__name__ == "FailOnRecompileLimitHit":
-                    reason = "shapes of the data, or numbers that the loss reads, were other ones too often"
-                raise KernelError(
-                    f'the product cannot be compiled ({reason}); pass kernel="retained", or leave the choice to "auto"'
-                ) from error
+        """The products with one batch's Hessian, in a tensor of their own."""
+        known = self._direct.get((index, len(rows)))
+        if known is not None:
+            with _as_kernel_errors():
+                again = program.again(known, rows)
+            if again is not None:
+                return again.to(rows.dtype)
+        with self.objective.evaluation(index) as batch, _as_kernel_errors():
+            found, direct = program(rows, batch)
+            self._keep(direct, index, len(rows))
+            return found.to(rows.dtype)
+
+    def _keep(self, direct: Direct | None, index: int, k: int) -> None:
+        """Keep code that was called, where what all of it is called with fits in the memory allowed."""
+        if direct is not None and sum(d.nbytes for d in (direct, *self._direct.values())) <= self._allowed():
+            self._direct[index, k] = direct
 
 
 class _Program:
@@ -159,19 +189,19 @@ class _Program:
         # CUDA graphs, for the launches; what they return lives until the next call only, hence `clone` below.
         mode = "reduce-overhead" if on_gpu else None
         self._cloned = on_gpu
-        self.function = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+        self._backend = None if on_gpu else WatchedBackend(backend)
+        self.function = torch.compile(own, fullgraph=True, dynamic=False, backend=self._backend or backend, mode=mode)
 
     def width(self, k: int, shapes: Shapes) -> int:
         """How wide a block to compute k vectors in: one compiled already, if it is not for a vector alone."""
         fitting = [width for made_for, width in self.made if made_for == shapes and (width >= k > 1 or width == k)]
         return min(fitting, default=k)
 
-    def __call__(self, rows: Tensor, batch: Any) -> Tensor:
+    def __call__(self, rows: Tensor, batch: Any) -> tuple[Tensor, Direct | None]:
+        """The products of rows, and what came of the call, by which those of others are had `again`."""
         k, shapes = len(rows), _shapes(batch)
         width = self.width(k, shapes)
-        if k < width:
-            rows = torch.cat([rows, rows.new_zeros(width - k, rows.shape[1])])
-        blocks = self.space.unflatten_rows(rows)
+        blocks = self._blocks(rows, width)
         parameters = [p.detach() for p in self.parameters]
         compiled_before, started = _frames_compiled(), time.perf_counter()
         # The isolation makes user's compiled modules run eagerly; this one is ours.
@@ -180,7 +210,20 @@ class _Program:
         if _frames_compiled() != compiled_before:
             self.compile_seconds += time.perf_counter() - started
         self.made.add((shapes, width))
-        return (result.clone() if self._cloned else result)[:k]
+        direct = None if self._backend is None else self._backend.direct(blocks, result)
+        return (result.clone() if self._cloned else result)[:k], direct
+
+    def again(self, direct: Direct, rows: Tensor) -> Tensor | None:
+        """The products of as many other rows with the same batch, where they are to be had from a call before."""
+        k, width = len(rows), direct.layouts[0][0][0]
+        found = direct(self._blocks(rows, width))
+        return None if found is None else found[:k]
+
+    def _blocks(self, rows: Tensor, width: int) -> list[Tensor]:
+        """Vectors cut into parameters, and some zero ones to have so many."""
+        if len(rows) < width:
+            rows = torch.cat([rows, rows.new_zeros(width - len(rows), rows.shape[1])])
+        return self.space.unflatten_rows(rows)
 
 
 def _block_product(loss: FunctionalLoss) -> Callable[..., Tensor]:
@@ -195,6 +238,22 @@ def _block_product(loss: FunctionalLoss) -> Callable[..., Tensor]:
         return torch.cat([t.reshape(t.shape[0], -1) for t in products], dim=1)
 
     return product
+
+
+@contextlib.contextmanager
+def _as_kernel_errors() -> Iterator[None]:
+    """Say of what fails in compiled code what to do about it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # dynamo, functorch and inductor each have their own kinds
+        reason = first_line(error)
+        if type(error).__name__ == "FailOnRecompileLimitHit":
+            reason = "shapes of the data, or numbers that the loss reads, were other ones too often"
+        raise KernelError(
+            f'the product cannot be compiled ({reason}); pass kernel="retained", or leave the choice to "auto"'
+        ) from error
 
 
 @contextlib.contextmanager
