@@ -78,6 +78,8 @@ def register_rule(cls: type[Optimizer], rule: Rule) -> None:
 
 def rule_for(optimizer: Optimizer) -> Rule | None:
     """The rule of the class whose ``step`` the optimizer runs: a subclass that overrides it has none."""
+    if (own := _RULES.get(type(optimizer))) is not None:
+        return own
     step = inspect.unwrap(getattr(type(optimizer), "step", _nothing))
     for cls in type(optimizer).__mro__:
         if cls in _RULES:

@@ -163,8 +163,7 @@ class Snapshot:
     @functools.cached_property
     def training_gradient_largest(self) -> float | None:
         """Its largest entry, in absolute value."""
-        used = self.training_gradient
-        return None if used is None else float(torch.linalg.vector_norm(used, math.inf))
+        return None if self.training_gradient is None else float(self.training_gradient.abs().max())
 
     @functools.cached_property
     def update(self) -> Tensor | None:
