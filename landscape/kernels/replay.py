@@ -38,6 +38,12 @@ _CACHED = 1 << 20  # bytes that are near the processor however they are used
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 """Operations that ask a tensor for its shape only."""
 
+_QUICK = {
+    "aten.sum.dim_IntList", "aten._log_softmax_backward_data.default", "aten._softmax.default",
+    "aten._log_softmax.default",
+}  # fmt: skip
+"""Operations whose functions in torch take a place to write to, though their documentation does not say so."""
+
 Pulled = tuple[Tensor | None, ...]
 
 
@@ -296,7 +302,7 @@ def _looked_up(func: Any) -> _How:
         written = tuple(a.name for a in arguments if a.is_out)
         if written and [(a.name, str(a.type)) for a in arguments if not a.is_out] == asked:
             own = getattr(torch, name, None)  # torch's own function, where it has one, is quicker to call
-            quick = written == ("out",) and "out=" in (getattr(own, "__doc__", None) or "")
+            quick = written == ("out",) and (str(func) in _QUICK or "out=" in (getattr(own, "__doc__", None) or ""))
             pointwise = torch.Tag.pointwise in func.tags
             return _How(func, run=own if quick else found, out=written, is_pointwise=pointwise)
     run, out = _copying(func, len(schema.returns))

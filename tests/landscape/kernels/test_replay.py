@@ -258,3 +258,19 @@ def test_a_recorded_pass_has_fewer_operations_than_autograd() -> None:
                 gradient.backward(v.contiguous())
             counts.append(sum(event.name.startswith("aten::") for event in profile.events()))
     assert counts[-1] < counts[0] / 2
+
+
+@pytest.mark.parametrize("name", sorted(replay._QUICK))
+def test_functions_that_are_said_to_take_a_place_do(name: str) -> None:
+    x = torch.randn(4, 5)
+    arguments = {
+        "sum": (x, [0], True),
+        "_log_softmax_backward_data": (x, x.log_softmax(1), 1, torch.float32),
+        "_softmax": (x, 1, False),
+        "_log_softmax": (x, 1, False),
+    }[(packet := name.split(".")[1])]
+    function, operation = getattr(torch, packet), getattr(getattr(torch.ops.aten, packet), name.split(".")[2])
+    found = torch.empty(0)
+    function(*arguments, out=found)
+    assert torch.equal(found, operation(*arguments))
+    assert replay._how(operation).run is function
