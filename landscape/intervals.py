@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -50,6 +51,7 @@ def check_method(method: str, known: Sequence[str], n: int, max_matvecs: int) ->
         raise SettingError(f'method="exact" takes n = {n} products, more than max_matvecs = {max_matvecs}; raise that')
 
 
+@functools.lru_cache(maxsize=256)
 def student_quantile(degrees: float, confidence: float) -> float:
     """Half the width of the two-sided Student interval, in standard errors."""
     return float(stdtrit(degrees, (1 + confidence) / 2))
