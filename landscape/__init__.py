@@ -49,6 +49,8 @@ from .spectral_measure import SpectralDensity
 from .subspace import GradientShare, SubspaceOverlap, gradient_share, subspace_overlap
 from .surface import align, average_sharpness, bezier_path, line, linear_path, merge, plane, sam_sharpness
 from .tangent_kernel import EmpiricalKernel, tangent_kernel
+from .tracked_pair import TrackedPair
+from .tracked_trace import TrackedTrace
 
 __all__ = [
     "BatchEffect",
@@ -93,6 +95,8 @@ __all__ = [
     "SpectralDensity",
     "SubspaceOverlap",
     "SymmetricOperator",
+    "TrackedPair",
+    "TrackedTrace",
     "align",
     "average_sharpness",
     "batch_effect",

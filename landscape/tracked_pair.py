@@ -67,7 +67,7 @@ class TrackedPair:
 
     Example:
         >>> import torch
-        >>> from losscope.landscape.tracked_pair import TrackedPair
+        >>> from losscope.landscape import TrackedPair
         >>> A = torch.diag(torch.cat((torch.tensor([9.0, 8.0, 7.0]), torch.linspace(0, 1, 500))))
         >>> found, known = TrackedPair.cold(A, seed=0)
         >>> again, known = known.warm(A)

@@ -51,7 +51,7 @@ class TrackedTrace:
 
     Example:
         >>> import torch
-        >>> from losscope.landscape.tracked_trace import TrackedTrace
+        >>> from losscope.landscape import TrackedTrace
         >>> A = torch.diag(torch.cat((torch.full((5,), 100.0), torch.ones(995))))
         >>> tracked = TrackedTrace(rank=6)
         >>> first, second = tracked.measure(A, rtol=0.1, seed=0), tracked.measure(A, rtol=0.1, seed=1)
