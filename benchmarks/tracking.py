@@ -18,8 +18,7 @@ from products import seconds_of_gradient
 from solvers import Meter, power_iteration
 from torch import nn
 
-from losscope.landscape import Hessian, top_eigenpairs
-from losscope.landscape.tracked_pair import TrackedPair
+from losscope.landscape import Hessian, TrackedPair, top_eigenpairs
 from losscope.probes import Sharpness, watch
 
 EVERY = 10
