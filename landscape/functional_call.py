@@ -50,9 +50,11 @@ class TensorPlaces:
 
     def now(self, table: str) -> dict[str, Tensor]:
         """The tensors whose first place is in ``"_parameters"`` or in ``"_buffers"``, as they are now, by name."""
-        firsts = ((name, places[0]) for name, places in self._places.items())
-        found = {name: getattr(module, kind).get(key) for name, (module, kind, key) in firsts if kind == table}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        found = {}
+        for name, ((module, kind, key), *_) in self._places.items():
+            if kind == table and key in (held := getattr(module, kind)) and (tensor := held[key]) is not None:
+                found[name] = tensor
+        return found
 
     def call(self, tensors: Mapping[str, Tensor], function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function makes of its arguments while these tensors, by name, are in place."""

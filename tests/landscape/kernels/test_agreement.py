@@ -133,7 +133,16 @@ def _zero_weights() -> Objective:
     return Objective(model, classified(), criterion=CE)
 
 
+def _scripted(mode: str) -> Objective:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's of itself
+        inner = torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
+    return Objective(nn.Sequential(inner, nn.Tanh(), nn.Linear(8, 3)), classified(), criterion=CE, mode=mode)
+
+
 TRUSTED: dict[str, Callable[[], Objective]] = {
+    "scripted": lambda: _scripted("eval"),
+    "scripted in train mode": lambda: _scripted("train"),
     "relu": lambda: Objective(net(nn.ReLU), classified(), criterion=CE),
     "convolutions and max-pooling": _convolutions,
     "deep relu": _deep,
