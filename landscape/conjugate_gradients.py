@@ -44,8 +44,20 @@ class ConjugateGradients(Iteration):
         self._beta, self._rho = rho / self._rho, rho
         numbers = self.system.read(self.system.lengths(self.R), upwards, bend / self._lengths.square(), *pair)
         norms, stuck = numbers[0], numbers[1] == 0
-        for there, back, scale in numbers[3:].T:
-            refuse_asymmetry(self.system.operator, there, back, (self.system.norm + self.system.damping) * scale)
+        self._refuse_asymmetry(numbers[3:])
         for column in np.flatnonzero(stuck):
+            if not numbers[5, column]:  # the first direction had none to be compared with
+                self._compare(column)
             self.system.certify(self.P[column], numbers[2, column])
         return norms, stuck
+
+    def _compare(self, column: int) -> None:
+        """Refuse what is not symmetric by one more product: of what B makes of a direction."""
+        system, p, Bp = self.system, self.P[column, None], self.BP[column, None]
+        if not system.operator.known_symmetric and system.room(1):
+            again, lengths = system.product(Bp)
+            self._refuse_asymmetry(system.read(dots(p, again), dots(Bp, Bp), self._lengths[column] * lengths))
+
+    def _refuse_asymmetry(self, pairs: np.ndarray) -> None:
+        for there, back, scale in pairs.T:
+            refuse_asymmetry(self.system.operator, there, back, (self.system.norm + self.system.damping) * scale)

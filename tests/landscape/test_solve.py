@@ -313,6 +313,19 @@ def test_matrices_that_are_not_symmetric_are_refused(preconditioned: bool, metho
 
 
 @pytest.mark.parametrize("method", ["cg", "minres"])
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_also_where_the_first_direction_bends_downwards(preconditioned: bool, method: str) -> None:
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        A = torch.randn(40, 40, generator=generator, dtype=F64)
+        b = torch.randn(40, generator=generator, dtype=F64)  # in half of them b'Ab is negative
+        options = {"preconditioner": 0.1 + torch.rand(40, generator=generator, dtype=F64)} if preconditioned else {}
+        with pytest.raises(SettingError, match="not symmetric"):
+            solve(A, b, damping=0.1, method=method, **options)
+        solve(A + A.T, b, damping=0.1, method=method, **options)
+
+
+@pytest.mark.parametrize("method", ["cg", "minres"])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e6])
 def test_symmetric_ones_are_not(condition: float, dtype: torch.dtype, method: str) -> None:
