@@ -47,13 +47,14 @@ class FormSamples:
         self._space, self._size = space, size
         self._groups: list[tuple[np.ndarray, np.ndarray]] = []  # Z'Z and Z'AZ of vectors that were kept together
         self._kept: tuple[Tensor, Tensor] | None = None
+        self._found: tuple[float, float, float] | None = None
 
     def add(self, Z: Tensor, AZ: Tensor) -> None:
         """Take in vectors and their products, (n, k)."""
         if self._kept is not None and self._fits(self._kept[0].shape[1] + Z.shape[1]):
             Z, AZ = (torch.cat(both, dim=1) for both in zip(self._kept, (Z, AZ), strict=True))
             self._groups.pop()
-        self._kept = Z, AZ
+        self._kept, self._found = (Z, AZ), None
         lengths, forms = (self._space.inner(Z, other).cpu().double().numpy() for other in (Z, AZ))
         scale = np.sqrt(self._size / lengths.diagonal())
         scales = np.outer(scale, scale)
@@ -75,7 +76,7 @@ class FormSamples:
     @property
     def spread(self) -> float:
         """Standard deviation of a form."""
-        return math.sqrt(self._shape()[0]) if self._cycles_known else self._alone.spread
+        return self._shape()[0] if self._cycles_known else self._alone.spread
 
     @property
     def _values(self) -> np.ndarray:
@@ -98,34 +99,48 @@ class FormSamples:
         if not self._cycles_known:
             return self._alone.interval(confidence, skewed=True)
         m, mean = self.count, self.mean
-        variance, skewness, degrees = self._shape()
-        stderr, quantile = math.sqrt(variance / m), student_quantile(degrees, confidence)
+        spread, skewness, degrees = self._shape()
+        stderr, quantile = spread / math.sqrt(m), student_quantile(degrees, confidence)
         most = _BENT * math.sqrt(m) / quantile
         skewness = max(-most, min(skewness, most))
         low, high = (mean - stderr * scalar_without_skewness(q, skewness, m) for q in (quantile, -quantile))
         return low, high
 
     def _shape(self) -> tuple[float, float, float]:
-        """Of the forms: variance, skewness, and the degrees of freedom with which the variance is known."""
+        """Of the forms: standard deviation, skewness, and the degrees of freedom with which the first is known."""
+        if self._found is None:
+            with np.errstate(all="ignore"):
+                self._found = self._shape_of_all()
+        return self._found
+
+    def _shape_of_all(self) -> tuple[float, float, float]:
         values, m = self._values, self.count
         apart = values - values.mean()
         pairs, threes, fours = (sum(math.perm(len(forms), p) for _, forms in self._groups) for p in (2, 3, 4))
-        mean = float(values.mean()) / self._size
-        sums = sum((_cycles(lengths, forms, mean) for lengths, forms in self._groups), start=np.zeros(3)).tolist()
+        others = [_apart(lengths, forms, float(values.mean()) / self._size) for lengths, forms in self._groups]
+        unit = float(max(np.abs(x).max() for x in (apart, *others)))  # powers of it may be no numbers
+        if not 0 < unit < math.inf:
+            return 0.0 if unit == 0 else math.inf, 0.0, m - 1.0
+        apart /= unit
+        sums = sum((_cycles(other / unit) for other in others), start=np.zeros(3)).tolist()
         variance = (float(apart @ apart) + sums[0]) / (m - 1 + pairs / 2)  # a form's is twice the mean square of a pair
-        if not variance > 0:
-            return 0.0, 0.0, m - 1.0
         second, third, fourth = variance / 2, sums[1] / threes, sums[2] / fours
         fourth = min(max(fourth, third**2 / second), second**2)  # as traces of powers are to each other
         of_squares = pairs / 2 * (2 * second**2 + 6 * fourth) + threes * 2 * fourth  # the variance of their sum
-        return variance, 8 * third / variance**1.5, max(1.0, 2 * (second * pairs / 2) ** 2 / of_squares)
+        degrees = max(1.0, 2 * (second * pairs / 2) ** 2 / of_squares)
+        return unit * math.sqrt(variance), 8 * third / variance**1.5, degrees
 
 
-def _cycles(lengths: np.ndarray, forms: np.ndarray, mean: float) -> np.ndarray:
-    """Sums over all ordered cycles of two, three and four different vectors, of ``A - mean I``."""
-    apart = forms - mean * lengths
-    np.fill_diagonal(apart, 0.0)
-    squared, entries = apart @ apart, apart * apart
+def _apart(lengths: np.ndarray, forms: np.ndarray, mean: float) -> np.ndarray:
+    """The products of different vectors through ``A - mean I``."""
+    found = forms - mean * lengths
+    np.fill_diagonal(found, 0.0)
+    return found
+
+
+def _cycles(products: np.ndarray) -> np.ndarray:
+    """Sums over all ordered cycles of two, three and four different vectors."""
+    squared, entries = products @ products, products * products
     rows = entries.sum(axis=1)
     back = 2 * float(rows @ rows) - float(np.square(entries).sum())  # of four steps that come back on their way
-    return np.array([rows.sum(), (squared * apart).sum(), np.square(squared).sum() - back])
+    return np.array([rows.sum(), (squared * products).sum(), np.square(squared).sum() - back])

@@ -41,7 +41,7 @@ def test_cycles_are_those_of_different_vectors() -> None:
         sum(math.prod(A[c[i], c[i - 1]] for i in range(p)) for c in itertools.permutations(range(6), p))
         for p in (2, 3, 4)
     ]
-    assert form_samples._cycles(lengths, forms, 0.3) == pytest.approx(expected)
+    assert form_samples._cycles(form_samples._apart(lengths, forms, 0.3)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", SPECTRA)
@@ -49,14 +49,15 @@ def test_many_vectors_show_what_the_spectrum_says(name: str) -> None:
     values = SPECTRA[name]
     found = samples_of(values, 0, 60, 40)
     apart = values - values.mean()
-    variance, skewness, degrees = found._shape()
+    spread, skewness, degrees = found._shape()
+    variance = spread**2
     assert found.count == 100
     assert found.mean == pytest.approx(float(values.sum()), abs=4 * math.sqrt(variance / 100))
     assert variance == pytest.approx(2 * float(apart.square().sum()), rel=0.5 if name == "one" else 0.2)
     expected = 8 * float(apart.pow(3).sum()) / float(2 * apart.square().sum()) ** 1.5
     assert skewness == pytest.approx(expected, abs=0.3)
     assert degrees < 40 if name == "one" else degrees > 150
-    assert found.spread == math.sqrt(variance)
+    assert found.spread == spread
 
 
 def test_blocks_are_one_set_where_memory_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,3 +92,10 @@ def test_a_multiple_of_the_identity_has_no_spread() -> None:
     found = samples_of(torch.full((N,), 2.0, dtype=F64), 0, 6)
     assert found.interval(0.95) == pytest.approx((2 * N, 2 * N), rel=1e-12)
     assert samples_of(torch.zeros(N, dtype=F64), 0, 6).interval(0.95) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_scale_of_the_matrix_is_only_a_scale(scale: float) -> None:
+    plain, scaled = samples_of(SPECTRA["exponential"], 0, 7), samples_of(SPECTRA["exponential"] * scale, 0, 7)
+    assert scaled.interval(0.95) == pytest.approx([scale * end for end in plain.interval(0.95)])
+    assert scaled.spread == pytest.approx(scale * plain.spread)
