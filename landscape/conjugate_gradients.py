@@ -47,7 +47,7 @@ class ConjugateGradients(Iteration):
         self._refuse_asymmetry(numbers[3:])
         for column in np.flatnonzero(stuck):
             if not numbers[5, column]:  # the first direction had none to be compared with
-                self._compare(column)
+                self._compare(int(column))
             self.system.certify(self.P[column], numbers[2, column])
         return norms, stuck
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .columns import columns, parts
 from .errors import SettingError
-from .intervals import Moments, check_accuracy, check_method
+from .intervals import Moments, check_accuracy, check_method, noted
 from .operators import Observed, as_operator
 from .results import DiagonalEstimate
 from .space import VectorSpace, generator_for, named
@@ -203,7 +203,9 @@ class _Run:
             value, stderr, low, high, self.confidence, operator.matvecs, method, False, operator.space,
             operator.kernel, operator.note,
         )  # fmt: skip
-        return dataclasses.replace(found, converged=method == "exact" or found.relative_half_width <= self.rtol)
+        reached = method == "exact" or found.relative_half_width <= self.rtol
+        note = noted(operator.note, self.rtol, operator.space.rounding, reached=reached)
+        return dataclasses.replace(found, converged=reached, note=note)
 
 
 # --------------------------------------------------------------------------- spatial averages

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .columns import columns, parts
 from .errors import SettingError
-from .intervals import Moments, check_accuracy, check_method
+from .intervals import Moments, check_accuracy, check_method, noted
 from .operators import Observed, as_operator
 from .results import Estimate
 from .space import generator_for
@@ -190,7 +190,7 @@ def _estimate(
     error = operator.space.rounding
     low, high = math.sqrt(low) * max(0.0, 1 - error), math.sqrt(high) * (1 + error)
     reached = (high - low) / 2 <= rtol * value or method == "exact"
-    kernel, note = operator.kernel, operator.note
+    kernel, note = operator.kernel, noted(operator.note, rtol, error, reached=reached)
     return Estimate(value, stderr, low, high, confidence, operator.matvecs, method, reached, kernel, note)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .columns import columns, parts
 from .errors import SettingError
 from .exchangeable import Exchangeable, IndefiniteError, XNysTrace, XTrace
-from .intervals import Moments, check_accuracy, check_method, student_quantile, without_skewness
+from .intervals import Moments, check_accuracy, check_method, noted, student_quantile, without_skewness
 from .operators import Observed, as_operator
 from .quadrature import trace_function
 from .results import Estimate
@@ -210,7 +210,7 @@ class _Run:
         reached = (high - low) / 2 + slack <= self.rtol * abs(value)
         return Estimate(
             value, stderr, low - slack, high + slack, self.confidence, operator.matvecs, method, reached,
-            operator.kernel, operator.note,
+            operator.kernel, noted(operator.note, self.rtol, operator.space.rounding, reached=reached),
         )  # fmt: skip
 
     def is_enough(self, estimate: Estimate, frobenius: float) -> bool:

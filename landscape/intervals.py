@@ -18,6 +18,7 @@ __all__ = [
     "ScalarMoments",
     "check_accuracy",
     "check_method",
+    "noted",
     "scalar_without_skewness",
     "student_quantile",
     "without_skewness",
@@ -52,6 +53,21 @@ def check_method(method: str, known: Sequence[str], n: int, max_matvecs: int) ->
 
 
 @functools.lru_cache(maxsize=256)
+def noted(note: str, rtol: float, rounding: float, *, reached: bool) -> str:
+    """The note of an estimate, with what accuracy its products allow where more was asked of it.
+
+    Args:
+        note: of the products.
+        rtol: that was asked for; far too little is how all products there are can be asked for, so it is no error.
+        rounding: relative error of the products.
+        reached: whether the estimate is as accurate as that all the same.
+    """
+    if reached or rtol >= rounding:
+        return note
+    floor = f"rtol={rtol:.1e} is out of reach: products are known to {rounding:.1e}"
+    return "; ".join(filter(None, (note, floor)))
+
+
 def student_quantile(degrees: float, confidence: float) -> float:
     """Half the width of the two-sided Student interval, in standard errors."""
     return float(stdtrit(degrees, (1 + confidence) / 2))

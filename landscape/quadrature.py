@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .columns import columns
 from .errors import SettingError
-from .intervals import Moments, check_accuracy
+from .intervals import Moments, check_accuracy, noted
 from .lanczos import LanczosBasis
 from .operators import Observed, as_operator
 from .results import Estimate
@@ -310,7 +310,8 @@ class _Run:
         reached = (high - low) / 2 + error <= self.rtol * abs(value)
         return Estimate(
             value, stderr, low - error, high + error, self.confidence,
-            operator.matvecs, "slq", reached, operator.kernel, operator.note,
+            operator.matvecs, "slq", reached, operator.kernel,
+            noted(operator.note, self.rtol, operator.space.rounding, reached=reached),
         )  # fmt: skip
 
     def _error(self) -> float:

@@ -1,12 +1,16 @@
 """Moments of samples that come in blocks, and Hall's transformation."""
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import skew, t
 
-from losscope.landscape.intervals import Moments, ScalarMoments, student_quantile, without_skewness
+from losscope.landscape import diagonal, frobenius_norm, trace
+from losscope.landscape.intervals import Moments, ScalarMoments, noted, student_quantile, without_skewness
 
 F64 = torch.float64
 
@@ -89,3 +93,21 @@ def test_the_transformation_is_halls(skewness: float, quantile: float) -> None:
 
 def test_the_quantile_is_two_sided() -> None:
     assert student_quantile(29, 0.95) == pytest.approx(t.ppf(0.975, 29), rel=1e-12)
+
+
+# --------------------------------------------------------------------------- accuracies out of reach
+
+
+@pytest.mark.parametrize("estimator", [trace, frobenius_norm, diagonal, functools.partial(trace, method="slq")])
+def test_an_accuracy_beyond_that_of_products_is_named(estimator: Callable[..., Any]) -> None:
+    A = torch.diag(torch.linspace(1, 2, 3000)) + 0.1
+    for rtol, words in ((1e-9, "rtol=1.0e-09 is out of reach: products are known to 3.8e-06"), (1e-3, "")):
+        found = estimator(A, rtol=rtol, max_matvecs=40, seed=0)
+        assert (found.note, found.converged) == (words, False)
+    small = estimator(A[:20, :20], rtol=1e-9, seed=0)
+    assert (small.note == "") == small.converged
+
+
+def test_notes_are_kept() -> None:
+    assert noted("ambiguous", 1e-9, 1e-6, reached=False).startswith("ambiguous; rtol=1.0e-09 is out of reach")
+    assert noted("ambiguous", 1e-9, 1e-6, reached=True) == noted("ambiguous", 1e-3, 1e-6, reached=False) == "ambiguous"
