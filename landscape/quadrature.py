@@ -34,6 +34,7 @@ __all__ = ["LanczosProcesses", "Quadrature", "gauss", "quadratures", "trace_func
 
 _MEMORY = 2 << 30  # cap on the Krylov bases of the starts that run at once, bytes
 _STARTS = 5  # that run at once, where memory and products allow
+_RARELY = 1.5  # times the starts, before the next look: each is a chance to stop by luck
 _STEPS = 3  # the fewest that tell how far they are off
 _DENSE = 2048  # largest matrix whose eigenvalues are computed
 _SHARE = 0.1  # of the width that is wanted, what the quadrature may have
@@ -227,10 +228,11 @@ def trace_function(
         operator.plan(min(max_matvecs, n), _STARTS)
         if n <= first:
             return run.exact()
+        look = _STARTS
         while True:
             run.more_starts()
-            if run.is_spent or (operator.matvecs >= first and run.samples.count >= _STARTS):
-                estimate = run.estimate()
+            if run.is_spent or (operator.matvecs >= first and run.samples.count >= look):
+                estimate, look = run.estimate(), math.ceil(_RARELY * run.samples.count)
                 if run.is_enough(estimate):
                     return estimate
                 if n <= min(_DENSE, run.left, run.still_needed(estimate)):
