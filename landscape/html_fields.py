@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Number
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +65,8 @@ def _shown(value: object) -> tuple[str, str]:
         return f"{value:,}", ""
     if isinstance(value, float):
         return number(value), ""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        value = torch.from_numpy(value)
     if isinstance(value, Tensor):
         return _tensor(value)
     if value is None or isinstance(value, str):

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from .compositions import Preconditioned
 from .errors import NonFiniteError, SettingError
+from .html_table import Shown
 from .krylov import Search, check_tolerance
 from .operators import Observed, SymmetricOperator, as_operator, refuse_nonfinite
 from .results import Eigenpairs
@@ -52,7 +53,7 @@ _CHUNK = 64 << 20  # bytes of further rows at a time
 
 
 @dataclass(frozen=True, eq=False)
-class TrackedPair:
+class TrackedPair(Shown):
     """What the last measurements have learnt of an operator's leading eigenvectors; the next one starts from it.
 
     Attributes:

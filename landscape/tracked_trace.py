@@ -24,6 +24,7 @@ from .columns import parts
 from .errors import SettingError
 from .estimate_trace import trace
 from .form_samples import FormSamples
+from .html_table import Shown
 from .intervals import check_accuracy, student_quantile
 from .operators import Observed, as_operator
 from .results import Estimate
@@ -38,7 +39,7 @@ _MARGIN = 0.95  # of the half-width asked for, what is planned for
 
 
 @dataclass(eq=False)
-class TrackedTrace:
+class TrackedTrace(Shown):
     """Traces of the same operator as it changes, each with what the last one learnt of its dominant eigenvectors.
 
     Attributes:
