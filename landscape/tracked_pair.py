@@ -16,8 +16,7 @@ Where the first eigenvalue has surely fallen, what is known of the others is tak
 loss has become smaller, and its Hessian altogether. What was seen once would stand in the way for good else.
 
 An eigenvalue that overtakes the first leaves no sign in products with the first eigenvector. So one measurement of five
-multiplies, besides, the direction that is thought to come second: a step of the iteration for that one. Where the
-search for the first has gone through that direction anyway, this was such a step.
+multiplies, besides, the direction that is thought to come second, unless its search has gone through that one anyway.
 """
 
 from __future__ import annotations

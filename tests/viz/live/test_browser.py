@@ -150,9 +150,9 @@ def test_a_training_from_its_first_step_through_a_kill(page: Any, tmp_path: Path
         with training(script, folder):
             within(60, lambda: latest(folder) > killed)
             keeps_up(page, folder)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    within(5, lambda: page.locator("figure.drawn > .static").count() == 0)  # they would be printed, long out of date
-    assert page.said == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        within(5, lambda: page.locator("figure.drawn > .static").count() == 0)  # out of date in print
+        assert page.said == []  # once the server is gone the page's next question fails
     assert {path.name for path in folder.iterdir()} <= {"meta.json", "meta.json.tmp", "records.jsonl", "arrays"}
 
 
