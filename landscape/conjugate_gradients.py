@@ -43,12 +43,13 @@ class ConjugateGradients(Iteration):
         rho = dots(self.R, self.R)
         self._beta, self._rho = rho / self._rho, rho
         numbers = self.system.read(self.system.lengths(self.R), upwards, bend / self._lengths.square(), *pair)
-        norms, stuck = numbers[0], numbers[1] == 0
-        self._refuse_asymmetry(numbers[3:])
+        (norms, bends, quotients), pairs = numbers[:3], numbers[3:]
+        stuck = bends == 0
+        self._refuse_asymmetry(pairs)
         for column in np.flatnonzero(stuck):
-            if not numbers[5, column]:  # the first direction had none to be compared with
+            if not pairs[-1, column]:  # the first direction had none to be compared with
                 self._compare(int(column))
-            self.system.certify(self.P[column], numbers[2, column])
+            self.system.certify(self.P[column], quotients[column])
         return norms, stuck
 
     def _compare(self, column: int) -> None:

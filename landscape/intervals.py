@@ -52,7 +52,6 @@ def check_method(method: str, known: Sequence[str], n: int, max_matvecs: int) ->
         raise SettingError(f'method="exact" takes n = {n} products, more than max_matvecs = {max_matvecs}; raise that')
 
 
-@functools.lru_cache(maxsize=256)
 def noted(note: str, rtol: float, rounding: float, *, reached: bool) -> str:
     """The note of an estimate, with what accuracy its products allow where more was asked of it.
 
@@ -68,6 +67,7 @@ def noted(note: str, rtol: float, rounding: float, *, reached: bool) -> str:
     return "; ".join(filter(None, (note, floor)))
 
 
+@functools.lru_cache(maxsize=256)
 def student_quantile(degrees: float, confidence: float) -> float:
     """Half the width of the two-sided Student interval, in standard errors."""
     return float(stdtrit(degrees, (1 + confidence) / 2))

@@ -19,10 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
-
-# What `torch.autograd.grad` calls once it has checked its arguments, which takes as long as a small net's forward pass.
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.autograd.graph import _engine_run_backward as run_backward
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,6 +29,7 @@ from ..html_table import Shown
 from ..objective import Objective
 from .functional import FunctionalLoss
 from .once import nodes_behind, refuse_once_differentiable
+from .pullback import pulled_back
 
 __all__ = ["Agreement", "agreement"]
 
@@ -149,7 +147,7 @@ class _Comparison:
         self.loss.refuse_captured(loss, nodes)
         seen = {m.dtype for node in nodes for m in getattr(node, "_input_metadata", ())}
         self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in seen if dtype.is_floating_point)])
-        graph = _pulled_back((loss,), self.theta, (torch.ones_like(loss),), create_graph=True)
+        graph = pulled_back((loss,), tuple(self.theta), (torch.ones_like(loss),), create_graph=True)
         with torch.no_grad():
             g = self._filled(graph)
             v = self._direction(g)
@@ -173,12 +171,14 @@ class _Comparison:
         if not pairs:
             return [torch.zeros_like(t) for t in v]
         live, tangents = zip(*pairs, strict=True)
-        return self._filled(_pulled_back(live, self.theta, tangents))
+        return self._filled(pulled_back(live, tuple(self.theta), tangents))
 
     def _gradient(self, loss: Tensor) -> tuple[float, list[Tensor]]:
         """The loss as a number, and its gradient, which uses the graph up."""
         value = _finite(loss)
-        return value, self._filled(_pulled_back((loss,), self.theta, (torch.ones_like(loss),), retain_graph=False))
+        return value, self._filled(
+            pulled_back((loss,), tuple(self.theta), (torch.ones_like(loss),), retain_graph=False)
+        )
 
     def _filled(self, pulled: Sequence[Tensor | None]) -> list[Tensor]:
         """A vector of what a backward pass found, zero where that is nothing."""
@@ -264,21 +264,6 @@ def _finite(loss: Tensor) -> float:
     if not math.isfinite(value):
         raise ArithmeticError(f"the loss is {value} on these samples")
     return value
-
-
-def _pulled_back(
-    heads: tuple[Tensor | GradientEdge, ...],
-    theta: list[Tensor],
-    vectors: tuple[Tensor, ...],
-    *,
-    retain_graph: bool = True,
-    create_graph: bool = False,
-) -> tuple[Tensor | None, ...]:
-    """`torch.autograd.grad` with ``allow_unused``."""
-    found: tuple[Tensor | None, ...] = run_backward(
-        heads, vectors, retain_graph, create_graph, tuple(theta), True, accumulate_grad=False
-    )
-    return found
 
 
 # --------------------------------------------------------------------------- vectors, as one tensor per parameter

@@ -19,13 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd
-
-# What `torch.autograd.grad` calls once it has checked its arguments, which takes a tenth of a small net's product.
-from torch.autograd.graph import _engine_run_backward as run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..space import PIECE, ParameterSpace
 from .packing import Operation, bound, packed
+from .pullback import pulled_back
 
 __all__ = ["MOST", "BackwardPass"]
 
@@ -110,9 +108,7 @@ class BackwardPass:
         return tuple(pieces if len(self.live) == len(pieces) else [pieces[i] for i in self.live])
 
     def _by_autograd(self, pieces: tuple[Tensor, ...]) -> Pulled:
-        # torch.autograd.grad(heads, parameters, pieces, retain_graph=True, allow_unused=True)
-        found: Pulled = run_backward(self.heads, pieces, True, False, self.parameters, True, accumulate_grad=False)
-        return found
+        return pulled_back(self.heads, self.parameters, pieces)
 
     def _record(self) -> Pulled:
         recorder = _Recorder(self._inputs, self.limit)

@@ -15,6 +15,17 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+class Scaled(nn.Module):
+    """With a plain number that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.scale = mlp(4, 6, 3), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layers(x)
+
+
 class WithUnused(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscape_cases import build, labelled, mlp, reference
+from landscape_nets import Scaled
 from losscope.landscape import Hessian, KernelError, Objective
 from losscope.landscape.kernels.compiled import Compiled, _frames_compiled
 from losscope.landscape.kernels.retained import Retained
@@ -62,20 +63,11 @@ def test_code_is_reused_while_weights_and_batches_change() -> None:
     assert engine(objective).compile_seconds == seconds
 
 
-class Scaled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers, self.beta = mlp(4, 5, 3), 1.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.beta * self.layers(x)
-
-
 def test_a_constant_that_the_loss_reads_is_compiled_for_anew() -> None:
     model, outside = Scaled(), {"beta": 1.0}
     objective = Objective(model, labelled([6]), criterion=lambda out, y: outside["beta"] * F.cross_entropy(out, y))
     check(objective)
-    for change in (lambda: setattr(model, "beta", 3.0), lambda: outside.update(beta=0.5)):
+    for change in (lambda: setattr(model, "scale", 3.0), lambda: outside.update(beta=0.5)):
         compiled = _frames_compiled()
         change()
         check(objective)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape_cases import labelled, mlp
+from landscape_nets import Scaled
 from losscope.landscape import Objective
 from losscope.landscape.elsewhere import elsewhere
 from losscope.landscape.kernels.compiled import Compiled
@@ -126,14 +127,6 @@ def _exchanged(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("change", [_scaled, _in_place, _exchanged])
 def test_what_changes_between_isolations_is_seen(change: Callable[[nn.Module], None]) -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers, self.scale = mlp(4, 6, 3), 1.0
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.scale * self.layers(x)
-
     model = Scaled()
     kernel = Counted(Objective(model, labelled([8]), criterion=CE))
     with kernel.objective.isolated():
