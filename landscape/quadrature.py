@@ -25,6 +25,7 @@ from .errors import SettingError
 from .intervals import Moments, check_accuracy, noted
 from .lanczos import LanczosBasis
 from .operators import Observed, as_operator
+from .quadrature_error import LEAST_STEPS, remaining
 from .results import Estimate
 from .space import generator_for
 from .three_term import ThreeTerm
@@ -37,6 +38,7 @@ _STARTS = 5  # that run at once, where memory and products allow
 _RARELY = 1.5  # times the starts, before the next look: each is a chance to stop by luck
 _STEPS = 3  # the fewest that tell how far they are off
 _DENSE = 2048  # largest matrix whose eigenvalues are computed
+_OFTEN = 16  # steps, after which not every one is looked at, but one in so many more
 _SHARE = 0.1  # of the width that is wanted, what the quadrature may have
 
 Function = Callable[[Tensor], Tensor]
@@ -190,10 +192,11 @@ def trace_function(
 
     Lanczos steps go on until the quadrature's own error is small beside what is asked for, random starts until
     the interval is narrow. The interval is that of the studentised bootstrap, drawn from the law by which random
-    starts find eigenvalues (see `wasserstein`), and wider on both sides by the quadrature's error. With
-    :math:`Q_m` the sum of m nodes, that is taken to be :math:`m \max(|Q_m - Q_{m-1}|, |Q_{m-1} - Q_{m-2}|)`, which
-    bounds what is left of differences that fall like :math:`m^{-2}` or faster. Where the spectrum comes close to a
-    singularity of f (the logarithm of a nearly singular matrix) it can take many steps to fall.
+    starts find eigenvalues (see `wasserstein`), and wider by the quadrature's error: on the side where it is, if all
+    rules err to one side, as those of logarithms, roots and inverses do, else on both. That is estimated from how the
+    rules of more and more steps change (see `quadrature_error`), which no function need keep to: with a jump within
+    the spectrum they may stand still and move on. Where the spectrum comes close to a singularity of f (the logarithm
+    of a nearly singular matrix) it can take many steps to fall.
 
     Args:
         A: an operator of ours, a dense matrix (n, n), or anything with ``shape`` and ``@``.
@@ -249,7 +252,7 @@ class _Run:
         self.generator, self.n = generator, operator.space.size
         self.samples = Moments()
         self.starts: list[Quadrature] = []
-        self.errors: list[float] = []  # of each start's quadrature
+        self.errors: list[tuple[float, float]] = []  # of each start's quadrature: how far above, and below
         self.depth = _STEPS  # steps that starts have taken; with fewer one cannot be as good
 
     @property
@@ -266,21 +269,28 @@ class _Run:
         """Some starts more, all to the step at which their quadrature is good enough."""
         per_vector = self.n * torch.finfo(self.operator.space.dtype).bits // 8
         fit = _MEMORY // per_vector
-        wanted = max(2 - self.samples.count, 1, min(_STARTS, self.left // self.depth))  # with few products, fewer
+        deep = self.depth if self.starts else LEAST_STEPS  # what the first will have to take is not known
+        wanted = max(2 - self.samples.count, 1, min(_STARTS, self.left // deep))  # with few products, fewer
         starts = max(1, min(wanted, fit // 64, self.left))
         most = max(1, min(self.left // max(starts, wanted - self.samples.count), fit // starts))
-        processes, check = LanczosProcesses(self.operator, starts, self.generator), _STEPS
+        processes, check = LanczosProcesses(self.operator, starts, self.generator), 1
+        steps: list[int] = []
+        sums: list[list[float]] = []
         while True:
             processes.step()
             last = processes.steps >= most or all(processes.ended)
             if last or processes.steps == check:
-                means, errors = self._integrals(processes)
-                if last or math.fsum(errors) / starts <= _SHARE * self._resolved(means, processes.steps):
+                found = processes.quadratures()
+                steps.append(processes.steps)
+                sums.append([self.n * q.mean(self.f) for q in found])
+                error = remaining(steps, np.array(sums).T, processes.ended)
+                small = check >= _STEPS and max(error) <= _SHARE * self._resolved(sums[-1], check)
+                if last or small:
                     break
-                check = processes.steps + max(1, processes.steps // 8)
-        self.samples.add(torch.tensor([means], dtype=torch.float64))
-        self.starts += processes.quadratures()
-        self.errors += errors
+                check = processes.steps + max(1, processes.steps // _OFTEN)
+        self.samples.add(torch.tensor([sums[-1]], dtype=torch.float64))
+        self.starts += found
+        self.errors += [error] * starts
         self.depth = max(self.depth, processes.steps)
 
     def _resolved(self, means: list[float], steps: int) -> float:
@@ -291,34 +301,34 @@ class _Run:
         spread = float(known.spread) if known.count > 1 else 0.0
         return max(self.rtol * abs(float(known.mean)), spread / math.sqrt(max(known.count, self.most / steps)))
 
-    def _integrals(self, processes: LanczosProcesses) -> tuple[list[float], list[float]]:
-        """What each start says of the trace, and how far its quadrature may be off."""
-        sums = [[self.n * q.mean(self.f) for q in processes.quadratures(fewer)] for fewer in range(3)]
-        errors = []
-        for newest, before, earlier, ended in zip(*sums, processes.ended, strict=True):
-            m = processes.steps
-            before, earlier = (before if m > 1 else 0.0), (earlier if m > 2 else 0.0)
-            errors.append(0.0 if ended else m * max(abs(newest - before), abs(before - earlier)))
-        return sums[0], errors
-
     def estimate(self) -> Estimate:
         """The mean over the starts with its interval."""
-        operator, value, error = self.operator, float(self.samples.mean), self._error()
+        operator, value, (above, below) = self.operator, float(self.samples.mean), self._errors()
         nodes, order = torch.cat([q.nodes for q in self.starts]).sort()
         weights = torch.cat([q.weights for q in self.starts])[order] / len(self.starts)
         values = torch.as_tensor(self.f(nodes)).to(torch.float64)
         sampling = Sampling(nodes, weights, self.n, len(self.starts))
         stderr, low, high = (self.n * found for found in sampling.interval(values, self.confidence))
-        reached = (high - low) / 2 + error <= self.rtol * abs(value)
+        low, high = low - above, high + below
+        reached = (high - low) / 2 <= self.rtol * abs(value)
         return Estimate(
-            value, stderr, low - error, high + error, self.confidence,
+            value, stderr, low, high, self.confidence,
             operator.matvecs, "slq", reached, operator.kernel,
             noted(operator.note, self.rtol, operator.space.rounding, reached=reached),
         )  # fmt: skip
 
+    def _errors(self) -> tuple[float, float]:
+        """How far the mean may be above what it is to be, and below: by the quadratures' errors and by rounding.
+
+        Rounding moves a sum of n terms by its share of them.
+        """
+        rounding = self.operator.space.rounding * abs(float(self.samples.mean))
+        above, below = (math.fsum(side) / len(side) + rounding for side in zip(*self.errors, strict=True))
+        return above, below
+
     def _error(self) -> float:
-        """Of the quadrature, on average, and of rounding, which moves a sum of n terms by its share of them."""
-        return math.fsum(self.errors) / len(self.errors) + self.operator.space.rounding * abs(float(self.samples.mean))
+        """What errors other than those of few starts add to the half-width."""
+        return sum(self._errors()) / 2
 
     def is_enough(self, estimate: Estimate) -> bool:
         """Whether the interval is narrow, the products are spent, or more starts do not make it narrower."""

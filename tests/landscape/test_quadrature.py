@@ -213,8 +213,8 @@ def test_seeds() -> None:
     [
         (torch.log, r"f is not finite at -\d.*A\.shifted\(s\) moves that"),
         (lambda x: math.log(x), "f must take a tensor, as torch.log does"),
-        (torch.sum, r"real tensor of the same shape; of \(3,\) it made \(\)"),
-        (lambda x: x.to(torch.complex128), r"it made \(3,\), torch.complex128"),
+        (torch.sum, r"real tensor of the same shape; of \(1,\) it made \(\)"),
+        (lambda x: x.to(torch.complex128), r"it made \(1,\), torch.complex128"),
     ],
 )
 def test_functions_that_mean_nothing_are_refused(f: object, message: str) -> None:
