@@ -256,3 +256,14 @@ def test_operators_that_are_not_symmetric_are_refused(method: str) -> None:
 def test_the_norm_is_that_of_the_eigenvalues() -> None:
     values: Tensor = torch.linspace(-3, 7, 60, dtype=F64)
     assert frobenius_norm(rotated(values), method="exact").value == pytest.approx(float(values.norm()), rel=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.6])
+def test_intervals_are_not_far_wider_than_errors_where_one_eigenvalue_is_left(rate: float) -> None:
+    """Samples that are multiples of one chi-square: Hall's upper end alone made them six median errors wide."""
+    values = rate ** torch.arange(400, dtype=F64)
+    A, exact = Diagonal(values), float(values.norm())
+    found = [frobenius_norm(A, method="deflated", rtol=1e-14, max_matvecs=30, seed=seed) for seed in range(200)]
+    assert np.mean([e.low <= exact <= e.high for e in found]) >= 0.92
+    half = np.median([(e.high - e.low) / 2 for e in found])
+    assert half <= 4.75 * np.median([abs(e.value - exact) for e in found])
