@@ -10,7 +10,7 @@ class LosscopeError(Exception):
 
 
 class ParameterError(LosscopeError, ValueError):
-    """The selected parameters cannot be measured (none, several devices, integer or complex)."""
+    """The selected parameters cannot be measured (none, several devices, integers)."""
 
 
 class DataError(LosscopeError, ValueError):

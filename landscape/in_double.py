@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .batches import Batch, map_tensors
+from .complex_parts import real_dtype
 from .errors import first_line
 from .isolation import replaced
 from .objective import Objective
@@ -71,7 +72,7 @@ def double_where_it_can(objective: Objective) -> Iterator[tuple[Objective, str]]
     """
     with contextlib.ExitStack() as stack:
         chosen, refused = objective, ""
-        if any(dtype != torch.float64 for dtype in objective.space.dtypes):
+        if any(real_dtype(dtype) != torch.float64 for dtype in objective.space.dtypes):
             try:
                 with contextlib.ExitStack() as trial:
                     own = objective.value()
@@ -146,4 +147,6 @@ def _exchanged(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _doubled(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
     return tensor.double() if tensor.is_floating_point() else tensor

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from .batches import concatenated, map_tensors, take, tensors_of
+from .complex_parts import as_real, like, real_dtype
 from .errors import LossError
 from .groups import cut, part
 from .hessian import Hessian
@@ -260,8 +261,9 @@ class Together:
         form = size = cross = torch.zeros_like(square)
         u = g
         if self.wanted.inverse is not None:
-            scales = self.wanted.objective.space.unflatten(self.wanted.inverse)
-            u = [x * scale for x, scale in zip(g, scales, strict=True)]
+            space = self.wanted.objective.space
+            scales = zip(self.wanted.inverse.split(space.numels), space.shapes, strict=True)
+            u = [like(as_real(x) * scale.view(shape), x.dtype) for x, (scale, shape) in zip(g, scales, strict=True)]
             along, length = _inner(g, u), _inner(u, u)
         if self.wanted.products:
             Hu = _pulled_back(heads, values, u, keep=self.wanted.crossed)
@@ -301,8 +303,8 @@ def _inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Of each mini-batch's vectors, tensors (k, ...) -> (k,) float64; products are in single precision at least."""
     terms = []
     for x, y in zip(a, b, strict=True):
-        single = torch.promote_types(x.dtype, torch.float32)
-        products = x.detach().to(single) * y.detach().to(single)
+        single = torch.promote_types(real_dtype(x.dtype), torch.float32)
+        products = as_real(x.detach()).to(single) * as_real(y.detach()).to(single)
         if products.ndim > 1:  # as they lie in memory: a backward pass leaves many of them transposed
             products = products.sum(dim=tuple(range(1, products.ndim)))
         terms.append(products.double())

@@ -57,7 +57,7 @@ class Objective:
             ``loss_fn`` pass the number of tokens that count.
         params: which parameters: a name pattern (``"layers.*.weight"``), a module, a parameter, a
             predicate ``(name, parameter) -> bool``, or a list of these. Default: all that require
-            gradients; those that do not are never selected.
+            gradients; those that do not are never selected. A complex one counts as its real and imaginary parts.
         mode: ``"eval"``; ``"train"``: as the training loop runs the model, with batch statistics and
             one fixed dropout mask; ``"train_frozen"``: that, with normalisation statistics frozen.
         also: modules that the loss uses besides the model; those found in the closures of the given
@@ -69,7 +69,7 @@ class Objective:
 
     Raises:
         SettingError: for options that mean nothing, and for a model in `DistributedDataParallel` without ``ranks``.
-        ParameterError: if no parameter is selected, or they are on several devices, complex or integer.
+        ParameterError: if no parameter is selected, or they are on several devices, or integers.
 
     Example:
         >>> import torch

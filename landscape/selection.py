@@ -28,9 +28,9 @@ def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Para
         accepts = selector(params)
         accepted = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if accepts(n, p)}
         chosen = {n: p for n, p in named.items() if id(p) in accepted}
-        unfit = [n for n, p in chosen.items() if p.is_complex() or not p.is_floating_point()]
+        unfit = [n for n, p in chosen.items() if not (p.is_floating_point() or p.is_complex())]
         if unfit:
-            raise ParameterError(f"parameters must be real floating-point, {unfit[0]} is {chosen[unfit[0]].dtype}")
+            raise ParameterError(f"parameters must be floating-point, {unfit[0]} is {chosen[unfit[0]].dtype}")
         chosen = {n: p for n, p in chosen.items() if p.requires_grad}
     if not chosen:
         given = type(params).__name__ if isinstance(params, Tensor | nn.Module) else repr(params)
@@ -40,10 +40,6 @@ def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Para
     for name, p in chosen.items():
         if is_lazy(p):
             raise ParameterError(f"parameter {name} is not initialised yet; run one forward pass first")
-        if p.is_complex() or not p.is_floating_point():
-            raise ParameterError(
-                f"parameters must be real floating-point, {name} is {p.dtype}; exclude it with params="
-            )
     devices = {str(p.device) for p in chosen.values()}
     if len(devices) > 1:
         raise ParameterError(

@@ -18,6 +18,7 @@ from torch import Tensor
 # In one call each, as data parallel training does it: a piece at a time takes longer than a small net's product.
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from .complex_parts import as_real, like, real_dtype
 from .errors import SettingError
 
 __all__ = [
@@ -135,21 +136,23 @@ class VectorSpace:
 class ParameterSpace(VectorSpace):
     """The space of a model's chosen parameters, flattened in the order of their names.
 
+    A complex one counts as its real and imaginary parts, side by side.
+
     Attributes:
         names: the parameters' names.
-        shapes: their shapes.
-        dtypes: their dtypes; vectors use the widest, and float32 at least.
+        shapes: their shapes; those of complex ones as pairs of real numbers, (..., 2).
+        dtypes: their dtypes; vectors use the widest of their parts, and float32 at least.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self.names = tuple(parameters)
-        self.shapes = tuple(tuple(p.shape) for p in parameters.values())
+        self.shapes = tuple((*p.shape, 2) if p.is_complex() else tuple(p.shape) for p in parameters.values())
         self.dtypes = tuple(p.dtype for p in parameters.values())
         self.numels = tuple(math.prod(shape) for shape in self.shapes)
         self._like = [torch.empty(shape, device="meta") for shape in self.shapes]
         dtype = torch.float32  # never accumulate in half precision
         for p in parameters.values():
-            dtype = torch.promote_types(dtype, p.dtype)
+            dtype = torch.promote_types(dtype, real_dtype(p.dtype))
         super().__init__(sum(self.numels), dtype, next(iter(parameters.values())).device)
         # The model computes in the parameters' own precision: measured 6e-3 for bfloat16.
         self.rounding = max(self.rounding, *(torch.finfo(p.dtype).eps for p in parameters.values()))
@@ -163,11 +166,11 @@ class ParameterSpace(VectorSpace):
         """One tensor per parameter -> (n,)."""
         if self.uniform:
             return _flatten_dense_tensors(tensors)
-        return torch.cat([t.reshape(-1).to(self.dtype) for t in tensors])
+        return torch.cat([as_real(t).reshape(-1).to(self.dtype) for t in tensors])
 
     def flatten_rows(self, tensors: Sequence[Tensor]) -> Tensor:
         """One tensor (k, ...) per parameter -> k vectors as rows (k, n)."""
-        return torch.cat([t.reshape(t.shape[0], -1).to(self.dtype) for t in tensors], dim=1)
+        return torch.cat([as_real(t).reshape(t.shape[0], -1).to(self.dtype) for t in tensors], dim=1)
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """(n,) -> one tensor per parameter, views where the dtypes agree."""
@@ -175,14 +178,14 @@ class ParameterSpace(VectorSpace):
             return list(_unflatten_dense_tensors(vector, self._like))
         pieces = vector.split(self.numels)
         return [
-            piece.view(shape).to(dtype) for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
+            like(piece.view(shape), dtype) for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
         ]
 
     def unflatten_rows(self, rows: Tensor) -> list[Tensor]:
         """k vectors as rows (k, n) -> one tensor (k, ...) per parameter, views where the dtypes agree."""
         pieces = rows.split(self.numels, dim=1)
         return [
-            piece.view(len(rows), *shape).to(dtype)
+            like(piece.view(len(rows), *shape), dtype)
             for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
         ]
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .batches import describe, map_tensors, tensors_of, without_weights
+from .complex_parts import as_real
 from .errors import LossError, NonFiniteError
 from .kernels.layer_jacobians import Call, LayerJacobians, Scratch, Shape, bytes_held, shape_of, watched_layers
 from .objective import Objective
@@ -97,7 +98,7 @@ class SampleJacobians:
         self.objective, self.rows = objective, rows
         self._ids = {id(p): i for i, p in enumerate(objective.parameters.values())}
         self._parameters = list(objective.parameters.values())
-        self.alone: set[int] = set()
+        self.alone = {i for i, p in enumerate(self._parameters) if p.is_complex()}  # layers' rules are of real ones
         self._scratch = Scratch()
         self._tried = False
         self._try()
@@ -115,8 +116,8 @@ class SampleJacobians:
             group: positions of the parameters.
         """
         m, k = some.stop - some.start, len(self.rows[rows])
-        parameters = self._parameters
-        found = {i: parameters[i].new_zeros(m, k, parameters[i].numel()) for i in group}
+        parts = {i: as_real(self._parameters[i]) for i in group}
+        found = {i: part.new_zeros(m, k, part.numel()) for i, part in parts.items()}
         self.write(index, some, rows, found)
         return found
 
@@ -218,7 +219,7 @@ class SampleJacobians:
             outputs, _ = sample_outputs(self.objective, cut(content, slice(sample, sample + 1)), index)
             for row, backs in enumerate(self._backward(outputs, chosen, rows)):
                 for J, b in zip(into.values(), backs, strict=True):
-                    J[sample, row] = b.flatten()
+                    J[sample, row] = as_real(b).flatten()
 
     # ------------------------------------------------------------------ which way
 
@@ -269,7 +270,7 @@ class SampleJacobians:
         weights = torch.randn(samples, len(E), generator=generator_for(0, E.device), device=E.device).to(outputs)
         value = (weights * (outputs @ E.T)).sum()
         found = torch.autograd.grad(value, self._parameters, allow_unused=True, materialize_grads=True)
-        return list(found), weights, outputs.detach()
+        return [as_real(g) for g in found], weights, outputs.detach()
 
     def _refuse_mixed(self, whole: Any, outputs: Tensor) -> None:
         """Compare the outputs of a few samples with what they are in their batch."""

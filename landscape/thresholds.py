@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .complex_parts import as_real
 from .errors import ParameterError, SettingError
 from .html_table import Shown
 from .objective import Objective
@@ -247,6 +248,8 @@ def step_preconditioner(optimizer: Optimizer, objective: Objective) -> dict[str,
     for group in optimizer.param_groups:
         for p in group["params"]:
             if state := optimizer.state.get(p):
+                # Torch's optimizers treat a complex parameter as its real and imaginary parts.
+                state = {name: as_real(t) if isinstance(t, Tensor) else t for name, t in state.items()}
                 found[id(p)] = rule.preconditioner(group, state)
     missing = [name for name, p in objective.parameters.items() if id(p) not in found]
     if missing:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
+from losscope.landscape.complex_parts import as_real
+
 from .checkpoint import stored
 
 __all__ = ["OscillationWatch"]
@@ -31,7 +33,7 @@ class OscillationWatch:
     def __init__(self, step: int, direction: Tensor, origin: Mapping[nn.Parameter, Tensor], length: int = 8) -> None:
         self.step = step
         self.length = length
-        self._direction, self._parameters, self._origin = direction, list(origin), list(origin.values())
+        self._direction, self._parameters, self._origin = direction, list(origin), [as_real(t) for t in origin.values()]
         self._positions: list[Tensor] = []
         self._weights: list[Tensor] = []
         same = all(t.dtype == direction.dtype for t in (*self._parameters, *self._origin))
@@ -71,13 +73,13 @@ class OscillationWatch:
                 self._weights.append(now if len(self._parameters) > 1 else now.clone())  # of one alone it is no copy
                 return
             of_each = zip(self._parameters, self._origin, self._pieces(), strict=True)
-            terms = [((p - at) * piece).sum(dtype=torch.float64) for p, at, piece in of_each]
+            terms = [((as_real(p) - at) * piece).sum(dtype=torch.float64) for p, at, piece in of_each]
             self._positions.append(torch.stack(terms).sum())
 
     def _pieces(self) -> list[Tensor]:
         """The direction in each parameter."""
-        pieces = self._direction.split([p.numel() for p in self._parameters])
-        return [piece.view(p.shape) for p, piece in zip(self._parameters, pieces, strict=True)]
+        pieces = self._direction.split([at.numel() for at in self._origin])
+        return [piece.view(at.shape) for at, piece in zip(self._origin, pieces, strict=True)]
 
     def positions(self) -> list[Tensor]:
         """Those recorded so far, float64 scalars."""

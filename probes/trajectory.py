@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from losscope.landscape import NonFiniteError, RunError, SettingError
+from losscope.landscape.complex_parts import as_real
 from losscope.landscape.surface import WeightSketch, WeightTrajectory, weight_trajectory
 from losscope.landscape.surface.weight_sketch import squared_distance
 
@@ -127,7 +128,7 @@ class Trajectory(Probe):
             NonFiniteError: if a weight is NaN or infinite.
         """
         space = snapshot.objective.space
-        weights = [p.detach() for p in snapshot.objective.parameters.values()]
+        weights = [as_real(p.detach()) for p in snapshot.objective.parameters.values()]
         norm = math.sqrt(squared_distance(weights))
         if not math.isfinite(norm):
             raise NonFiniteError("a weight is NaN or infinite")

@@ -24,6 +24,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..batches import map_tensors, tensors_of
+from ..complex_parts import as_real, real_dtype
 from ..errors import first_line
 from ..html_table import Shown
 from ..objective import Objective
@@ -117,12 +118,13 @@ class _Comparison:
             self.others = {name: self._cast(t) for name, t in self.others.items()}
         space, parameters = objective.space, list(objective.parameters.values())
         # A vector that is not long is one tensor, on which each operation is one.
-        self._small = space.size <= _PIECE and (dtype is not None or space.uniform)
+        self._complex = [p.is_complex() for p in parameters]
+        self._small = space.size <= _PIECE and (dtype is not None or space.uniform) and not any(self._complex)
         with torch.no_grad():
             if self._small:
                 self._moved = [space.flatten(parameters).to(dtype or space.dtype, copy=True)]
             else:
-                self._moved = [p.to(dtype or p.dtype, copy=True) for p in parameters]
+                self._moved = [as_real(p).to(dtype or real_dtype(p.dtype), copy=True) for p in parameters]
             self.theta = self._pieces(self._moved)
         for t in self.theta:
             t.requires_grad_()
@@ -130,7 +132,9 @@ class _Comparison:
         self._shift = 0.0  # of theta along the direction
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
+        if self.dtype is None or not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
+        return tensor.to(self.dtype.to_complex() if tensor.is_complex() else self.dtype)
 
     def _evaluated(self, then: Callable[[Tensor], Any]) -> Any:
         precise = _KeptPrecise() if self._keep_precise else contextlib.nullcontext()
@@ -146,7 +150,9 @@ class _Comparison:
         refuse_once_differentiable(loss, nodes=nodes)
         self.loss.refuse_captured(loss, nodes)
         seen = {m.dtype for node in nodes for m in getattr(node, "_input_metadata", ())}
-        self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in seen if dtype.is_floating_point)])
+        self.eps = max(
+            [self.eps, *(torch.finfo(dtype).eps for dtype in map(real_dtype, seen) if dtype.is_floating_point)]
+        )
         graph = pulled_back((loss,), tuple(self.theta), (torch.ones_like(loss),), create_graph=True)
         with torch.no_grad():
             g = self._filled(graph)
@@ -183,12 +189,14 @@ class _Comparison:
     def _filled(self, pulled: Sequence[Tensor | None]) -> list[Tensor]:
         """A vector of what a backward pass found, zero where that is nothing."""
         pieces = [torch.zeros_like(p) if t is None else t.detach() for t, p in zip(pulled, self.theta, strict=True)]
-        return [_flatten_dense_tensors(pieces)] if self._small else pieces
+        return [_flatten_dense_tensors(pieces)] if self._small else [as_real(t) for t in pieces]
 
     def _pieces(self, vector: list[Tensor]) -> list[Tensor]:
         """One tensor per parameter."""
         parameters = list(self.objective.parameters.values())
-        return list(_unflatten_dense_tensors(vector[0], parameters)) if self._small else vector
+        if self._small:
+            return list(_unflatten_dense_tensors(vector[0], parameters))
+        return [torch.view_as_complex(t) if pair else t for t, pair in zip(vector, self._complex, strict=True)]
 
     def _direction(self, g: list[Tensor]) -> list[Tensor]:
         """A random unit vector that has a share of the gradient, so that the loss changes along it."""
@@ -351,6 +359,6 @@ class _KeptPrecise(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         dtype = kwargs.get("dtype")
-        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-            kwargs = {**kwargs, "dtype": torch.float64}
+        if isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex):
+            kwargs = {**kwargs, "dtype": torch.complex128 if dtype.is_complex else torch.float64}
         return func(*args, **kwargs)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..complex_parts import as_real
 from ..objective import Objective
 from ..space import contiguous_rows
 from .graphs import BatchGraphs
@@ -161,4 +162,4 @@ class Retained:
             materialize_grads=True,
         )
         for i, product in zip(group, products, strict=True):
-            results[i].add_(product.reshape(-1))
+            results[i].add_(as_real(product).reshape(-1))

@@ -55,8 +55,8 @@ def random_direction(
     if normalise is not None:
         return normalised(objective, Axis(vector, "random"), normalise, biases=bool(biases))
     if biases is False:
-        pieces = zip(vector.split(space.numels), space.shapes, strict=True)
-        vector = torch.cat([piece if len(shape) > 1 else torch.zeros_like(piece) for piece, shape in pieces])
+        pieces = zip(vector.split(space.numels), objective.parameters.values(), strict=True)
+        vector = torch.cat([piece if p.ndim > 1 else torch.zeros_like(piece) for piece, p in pieces])
         if not bool(vector.any()):
             raise SettingError(
                 "every selected parameter has fewer than two dimensions, and biases=False leaves them out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
@@ -14,8 +15,9 @@ __all__ = ["finite_parameters_at", "finite_state_at", "in_double", "vector_of"]
 
 
 def in_double(tensor: Tensor) -> Tensor:
-    """In float64, on the host where the device has none (mps)."""
-    return tensor.detach().cpu().double() if tensor.device.type == "mps" else tensor.detach().double()
+    """In float64, or complex128, on the host where the device has none (mps)."""
+    own = tensor.detach().cpu() if tensor.device.type == "mps" else tensor.detach()
+    return own.to(torch.complex128 if own.is_complex() else torch.float64)
 
 
 def finite_parameters_at(objective: Objective, point: Point, name: str) -> Tensor:

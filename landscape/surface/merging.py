@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..complex_parts import as_real
 from ..errors import SettingError
 from ..html_table import Shown
 from ..objective import Objective
@@ -200,7 +201,7 @@ def _mean(states: Sequence[Mapping[str, Tensor]], w: Tensor) -> dict[str, Tensor
     """The weighted mean, summed in double precision; whole numbers (counts of batches) are the first's."""
     found, sums = {}, dict[int, Tensor]()
     for name, first in states[0].items():
-        if not first.is_floating_point():
+        if not (first.is_floating_point() or first.is_complex()):
             found[name] = first.clone()
             continue
         if id(first) not in sums:  # a tied tensor has one mean
@@ -215,7 +216,7 @@ def _spread(states: Sequence[Mapping[str, Tensor]], w: Tensor, names: Sequence[s
     """The weighted mean of squared distances from the weighted mean."""
     total = 0.0
     for name in names:
-        values = [in_double(state[name]) for state in states]
+        values = [as_real(in_double(state[name])) for state in states]
         center = sum(value * float(weight) for value, weight in zip(values, w, strict=True))
         total += sum(float(weight) * float((v - center).square().sum()) for v, weight in zip(values, w, strict=True))
     return total

@@ -46,6 +46,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..complex_parts import as_real
 from ..compositions import Restricted
 from ..errors import SettingError
 from ..estimate_trace import trace
@@ -181,7 +182,7 @@ def relative_flatness(
             "relative flatness is of one parameter of two or more dimensions; got "
             f"{', '.join(f'{n} {s}' for n, s in zip(named(block.space).names, shapes, strict=True))}"
         )
-    W = objective.parameters[named(block.space).names[0]].detach().flatten(1).to(block.space.dtype)
+    W = as_real(objective.parameters[named(block.space).names[0]].detach()).flatten(1).to(block.space.dtype)
     return trace(_BetweenRows(block, W), rtol=rtol, seed=seed)
 
 

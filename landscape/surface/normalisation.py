@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..complex_parts import as_real
 from ..errors import NonFiniteError, ParameterError, SettingError
 from ..objective import Objective
 from .results import Axis
@@ -71,16 +72,17 @@ def normalised(objective: Objective, axis: Axis, how: str = "filter", *, biases:
     scaled, notes = [], []
     pieces = axis.vector.detach().to(space.device, space.dtype).split(space.numels)
     for (name, parameter), piece in zip(objective.parameters.items(), pieces, strict=True):
-        w = parameter.detach().to(space.dtype)
+        w, few = as_real(parameter.detach()).to(space.dtype), parameter.ndim < 2
         if not bool(torch.isfinite(w).all()):
             raise NonFiniteError(f"{name} holds NaN or infinite weights: a direction cannot be scaled by them")
-        if w.ndim < 2 and not biases:
+        if few and not biases:
             scaled.append(torch.zeros_like(w))
             continue
-        scaled.append(_scaled(piece.view(w.shape), w, how))
-        missing = _zero_filters(w) if how == "filter" and w.ndim > 1 else int(w.numel() > 0 and not bool(w.any()))
+        by = "layer" if few and how == "filter" else how
+        scaled.append(_scaled(piece.view(w.shape), w, by))
+        missing = _zero_filters(w) if by == "filter" else int(w.numel() > 0 and not bool(w.any()))
         if missing:
-            whole = w.ndim < 2 or how != "filter" or missing == len(w)
+            whole = by != "filter" or missing == len(w)
             notes.append(f"{name}" if whole else f"{missing} of the {len(w)} filters of {name}")
     vector = torch.cat([s.reshape(-1) for s in scaled])
     _refuse_nothing(objective, axis, vector, biases)
@@ -91,7 +93,7 @@ def _scaled(d: Tensor, w: Tensor, how: str) -> Tensor:
     """One tensor's part of the direction."""
     if how == "parameter":
         return d * w.abs()
-    by_filter = how == "filter" and w.ndim > 1
+    by_filter = how == "filter"
     return d * (_norms(w, by_filter) / (_norms(d, by_filter) + _TINY)).to(d.dtype)
 
 
@@ -111,7 +113,7 @@ def _zero_filters(w: Tensor) -> int:
 def _refuse_nothing(objective: Objective, axis: Axis, vector: Tensor, biases: bool) -> None:
     if bool(vector.any()):
         return
-    if not biases and all(len(shape) < 2 for shape in objective.space.shapes):
+    if not biases and all(p.ndim < 2 for p in objective.parameters.values()):
         raise SettingError(
             "every selected parameter has fewer than two dimensions, and normalisation leaves those out: pass "
             "biases=True, or normalise=None"

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from ..complex_parts import as_real
 from ..errors import ParameterError, SettingError
 from ..objective import Objective
 from ..wrappers import wrapper_prefix
@@ -59,7 +60,7 @@ def parameters_at(objective: Objective, point: Point, name: str = "the point") -
                 f"{name} is of another architecture: {key} has shape {tuple(value.shape)}, the model's is "
                 f"{tuple(parameter.shape)}"
             )
-        found.append(value.detach().to(space.device, space.dtype))
+        found.append(as_real(value.detach()).to(space.device, space.dtype))
     _check_no_further(objective, state, name)
     return _copied(objective, found)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..complex_parts import as_real, like
 from ..objective import Objective
 from ..space import ParameterSpace
 from .axes import check_axis
@@ -24,7 +25,7 @@ class Span:
     Attributes:
         space: the parameters' space.
         origin: one tensor per parameter; the live data itself where the origin is where the model is.
-        axes: the same for each of the k axes, in the space's dtype.
+        axes: the same for each of the k axes, in the space's dtype; of complex ones the real and imaginary parts.
         live: whether the origin is where the model is.
     """
 
@@ -42,20 +43,20 @@ class Span:
                 torch._foreach_add_(list(into), list(axis), alpha=c)
             return
         for i, (target, start) in enumerate(zip(into, self.origin, strict=True)):  # in the space's own precision
-            value = start.to(self.space.dtype, copy=True)
+            value = as_real(start).to(self.space.dtype, copy=True)
             for c, axis in moved:
                 value.add_(axis[i], alpha=c)
-            target.copy_(value)
+            as_real(target).copy_(value)
 
     def stacked(self, coordinates: Tensor) -> list[Tensor]:
         """The points with coordinates (G, k), one tensor (G, ...) per parameter."""
         found = []
         C = coordinates.to(self.space.device, self.space.dtype)
         for i, start in enumerate(self.origin):
-            flat = start.reshape(1, -1).to(self.space.dtype)
+            flat = as_real(start).reshape(1, -1).to(self.space.dtype)
             D = torch.stack([axis[i].reshape(-1) for axis in self.axes])
-            points = torch.addmm(flat, C, D).view(len(C), *start.shape)
-            found.append(points.to(start.dtype))
+            points = torch.addmm(flat, C, D).view(len(C), *self.space.shapes[i])
+            found.append(like(points, start.dtype))
         return found
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..complex_parts import as_real
 from ..errors import SettingError
 from ..objective import Objective
 from ..operators import SymmetricOperator, as_operator
@@ -48,7 +49,8 @@ def scale_of(objective: Objective, scale: str) -> Tensor:
     if scale not in SCALES:
         raise SettingError(f"scale must be one of {', '.join(map(repr, SCALES))}; got {scale!r}")
     space = objective.space
-    pieces = [p.detach().to(space.dtype) for p in objective.parameters.values()]
+    parameters = objective.parameters.values()
+    pieces = [as_real(p.detach()).to(space.dtype) for p in parameters]
     if scale == "absolute":
         return torch.ones(space.size, dtype=space.dtype, device=space.device)
     if scale == "model":
@@ -57,7 +59,7 @@ def scale_of(objective: Objective, scale: str) -> Tensor:
     if scale == "layer":
         scaled = [torch.linalg.vector_norm(p.double()).to(p.dtype).expand_as(p) for p in pieces]
     elif scale == "filter":
-        scaled = [_by_filter(p) if p.ndim > 1 else p.abs() for p in pieces]
+        scaled = [_by_filter(w) if p.ndim > 1 else w.abs() for w, p in zip(pieces, parameters, strict=True)]
     else:
         scaled = [p.abs() for p in pieces]
     return torch.cat([t.reshape(-1) for t in scaled])

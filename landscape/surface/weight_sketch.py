@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..complex_parts import as_real
 from ..errors import ParameterError, SettingError
 
 __all__ = ["WeightSketch", "squared_distance"]
@@ -94,7 +95,7 @@ class WeightSketch:
         Raises:
             ParameterError: if they do not have n entries together.
         """
-        tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        tensors = [as_real(t) for t in ([tensors] if isinstance(tensors, Tensor) else tensors)]
         if (found := sum(t.numel() for t in tensors)) != self.size:
             raise ParameterError(f"this sketch is of {self.size} parameters, got {found}")
         device = tensors[0].device

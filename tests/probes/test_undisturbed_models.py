@@ -13,7 +13,7 @@ from losscope.probes import Sharpness, Stability, watch
 from model_cases import MODELS, Trained, classified, hugging_face
 from probe_cases import seed_everything
 
-ADAM = {"mixed dtypes", "lstm", "encoder", "GPT-2", "BERT", "Llama"}
+ADAM = {"mixed dtypes", "complex", "lstm", "encoder", "GPT-2", "BERT", "Llama"}
 """The others are trained by SGD, and so sparse gradients too."""
 
 

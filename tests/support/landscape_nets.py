@@ -125,3 +125,24 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(checkpoint(self.body, self.first(x), use_reentrant=self.use_reentrant))
+
+
+class Spectral(nn.Module):
+    """A Fourier layer with complex weights and biases between linear ones, of samples with 8 points.
+
+    Args:
+        pairs: hold each complex number as a pair of real ones.
+        classes: outputs.
+    """
+
+    def __init__(self, pairs: bool = False, classes: int = 3) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(1, 3), nn.Linear(3, classes)
+        parts = torch.randn(3, 3, 4, 2) / 3, torch.randn(4, 2) / 3
+        self.weight, self.bias = (nn.Parameter(t if pairs else torch.view_as_complex(t)) for t in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (t if t.is_complex() else torch.view_as_complex(t) for t in (self.weight, self.bias))
+        hidden = self.first(x[..., None]).tanh()
+        modes = torch.einsum("bki,iok->bko", torch.fft.rfft(hidden, dim=1)[:, :4], weight) + bias[:, None]
+        return self.last((torch.fft.irfft(modes, n=8, dim=1) + hidden).tanh().mean(dim=1))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from landscape_nets import Spectral
+
 VOCABULARY, CLASSES = 20, 3
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -217,6 +219,7 @@ MODELS: dict[str, Callable[[], Trained]] = {
     "partly used": lambda: classified(PartlyUsed(), (6,)),
     "sparse gradients": lambda: classified(SparseTable(), (6,)),
     "reparametrised": lambda: classified(reparametrised(), (6,)),
+    "complex": lambda: classified(Spectral(), (8,)),
     "encoder": lambda: classified(encoder(), (4, 4)),
     "GPT-2": lambda: hugging_face("GPT2", "sdpa"),
     "GPT-2, eager attention": lambda: hugging_face("GPT2", "eager"),
