@@ -55,7 +55,8 @@ _GROWTH = 4.0  # most draws after a look, relative to those before it
 class MinibatchSharpness(Shown):
     """The curvature along mini-batch gradients, and what the same draws tell of the gradients' noise.
 
-    With a preconditioner there are only the first two, of ``u = P^-1 g_B``: ``u'H_B u / g_B'u``.
+    With a preconditioner there are only the first two, of ``u = P^-1 g_B``: ``u'H_B u / g_B'u``, and the gradients'
+    square.
 
     Attributes:
         mean_of_ratios: batch sharpness as its paper defines it, to be compared with 2/lr.
@@ -75,6 +76,7 @@ class MinibatchSharpness(Shown):
         aligned_trace: tr(Sigma) / 2LB, to be compared with 2/lr; the trace bound with measured alignment.
         frobenius: (tr(Sigma H) / 2LB)^1/2, to be compared with 1/lr; the bound of the Frobenius norm with measured
             alignment. Zero where tr(Sigma H) is estimated below.
+        gradient_square: ``E|g_B|^2``.
     """
 
     mean_of_ratios: Estimate
@@ -93,6 +95,7 @@ class MinibatchSharpness(Shown):
     covariance_curvature: Estimate | None = None
     aligned_trace: Estimate | None = None
     frobenius: Estimate | None = None
+    gradient_square: Estimate | None = None
 
     def __repr__(self) -> str:
         """All that there are, with their standard errors."""
@@ -178,7 +181,8 @@ def minibatch_sharpness(
         rest = _rest(draws, whole, accuracy) if inverse is None else {}
     return MinibatchSharpness(
         ratios, of_means, batch_size, draws.samples, draws.count, draws.matvecs + whole.matvecs, draws.engine,
-        kernel=whole.kernel if whole.matvecs else "", note="; ".join(filter(None, (_few(draws), whole.note))), **rest,
+        kernel=whole.kernel if whole.matvecs else "", note="; ".join(filter(None, (_few(draws), whole.note))),
+        gradient_square=accuracy.of(Mean(draws.forms.square)), **rest,
     )  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .clipping import clipping
 from .criteria import sharpness
@@ -14,6 +15,8 @@ from .noise_criteria import noise_criteria
 from .preconditions import preconditions
 from .records import Record
 from .run_html import audit_html
+from .same_data import along
+from .unlike import covers_data, unlike
 from .window import Oscillation, ambiguity, curvature_records, fresh_bound, last_part, noted, observed
 
 if TYPE_CHECKING:
@@ -82,6 +85,7 @@ def audit(run: Run, player: str) -> Audit:
     facts["ambiguous"] = ambiguity(curvature)
     dtype = str(facts.get("weights_dtype") or facts.get("dtype") or "")
     facts["clipped"] = clipping(window, measured, full_batch=facts["full_batch"], dtype=dtype).share
+    facts["unlike"] = _unlike(window, measured, facts)
     oscillation = Oscillation(run, player, window, facts)
     # The sharpness probe bounds the Hessian, which is not what a preconditioned optimizer's threshold concerns.
     bound = fresh_bound(
@@ -99,6 +103,17 @@ def audit(run: Run, player: str) -> Audit:
         player, steps, len(window), lines, oscillation.words, noted(curvature),
         preconditions(run, player, window, facts), evidence(run, player, window, facts, oscillation),
     )  # fmt: skip
+
+
+def _unlike(window: Sequence[Record], measured: Sequence[Record], facts: dict[str, Any]) -> str | None:
+    """That the steps are of other gradients than those that are measured, or None; clipping is told for itself."""
+    if facts["full_batch"] or facts["gradient_cosine"] is None or facts["clipped"] or facts.get("mode_matters"):
+        return None
+    if covers_data(facts):
+        other = unlike(window, measured, facts)
+        return None if other is None else other.reason
+    way = along(measured, facts.get("batch_size"), facts.get("samples"))
+    return way.reason if way is not None and way.unlike else None
 
 
 def _lost_since(record: Record, line: Criterion) -> Criterion:

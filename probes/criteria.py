@@ -9,6 +9,7 @@ from losscope.landscape.stability import judge
 
 from .criterion import Assumption, Criterion
 from .records import Record
+from .unlike import covers_data
 from .window import Bound, Oscillation, Ratio, column, median, ratio_of
 
 __all__ = ["not_applicable", "not_what_is_trained", "sharpness", "unchecked"]
@@ -45,6 +46,8 @@ def not_what_is_trained(facts: dict[str, Any]) -> str | None:
             f"measured with mode={facts.get('mode')!r}, but the model computes something else in training (BatchNorm, "
             'Dropout ...); pass mode="train" to watch'
         )
+    if facts.get("unlike"):
+        return str(facts["unlike"])
     if facts.get("summed") and not facts["full_batch"]:
         return "with a summed loss the curvature that is trained on depends on the batch size; use a mean"
     if facts.get("perturbed") and facts["full_batch"] is None:
@@ -145,7 +148,7 @@ def _sharpness_reason(verdict: str, ratio_high: float | None, facts: dict[str, A
     if verdict == "NOT_EXCLUDED":
         if facts["full_batch"] is None:
             return "holds; whether steps are full-batch is not known: pass batch_size= to watch"
-        see = "" if facts.get("preconditioned") else ", see s_mu"
+        see = "" if facts.get("preconditioned") or covers_data(facts) else ", see s_mu"
         return f"holds in the mean; under gradient noise the edge lies lower{see}"
     if verdict == "ABOVE_EDGE":
         return "the linearised step grows along the top eigenvector: a transient, a catapult or divergence"

@@ -40,6 +40,10 @@ def minibatch_values(snapshot: Snapshot, rtol: float) -> dict[str, float | None]
         estimate: Estimate | None = getattr(found, attribute)
         if estimate is not None:
             values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    if found.index is not None:
-        values["batch_gradient_square"] = 2 * snapshot.loss * found.index.value
+    if (square := found.gradient_square) is not None:
+        values |= {
+            "batch_gradient_square": square.value,
+            "batch_gradient_square_low": square.low,
+            "batch_gradient_square_high": square.high,
+        }
     return values

@@ -89,6 +89,8 @@ def _minibatches(facts: Facts) -> str | None:
     if batch is None:
         return "needs training's batch size: pass batch_size= to watch"
     if samples is not None and batch >= samples:
+        if facts.get("unlike"):
+            return f"batch_size= ({batch}) covers data= ({samples} samples), and yet steps are of other gradients"
         return f"needs more data than one mini-batch: data= holds {samples} samples, batch_size is {batch}"
     return None
 

@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from scipy.special import stdtrit
-
 from .clipping import clipping
 from .criterion import Assumption
 from .records import Record
+from .same_data import LEAST_DRAWS, along, squares, trains_on_more
+from .unlike import covers_data, unlike
 from .window import BOUND_STAYS_FRESH, column, median
 
 if TYPE_CHECKING:
@@ -30,12 +30,6 @@ INTERPOLATES, DOES_NOT = 0.01, 0.5
 FLAT, SADDLE = 0.05, 0.5
 """|lambda_min| / lambda_max below which negative curvature is nothing to speak of, and above which it is."""
 
-SAME_DATA = 1.5
-"""Factor by which the mean square of the training gradients may differ from that of the objective's own batches."""
-
-LEAST_DRAWS = 8
-"""Measured updates whose gradients' squares say something of the mini-batches they are from."""
-
 
 def preconditions(run: Run, player: str, window: Sequence[Record], facts: Facts) -> tuple[Assumption, ...]:
     """What can be said of the criteria's assumptions, each once; those that do not concern the run are left out.
@@ -53,7 +47,7 @@ def preconditions(run: Run, player: str, window: Sequence[Record], facts: Facts)
         _clipping(window, everything, facts),
         _skips(run, window, facts),
         _mode(facts),
-        _data(window, everything, facts),
+        _data(run, player, window, everything, facts),
         _precision(facts),
         _one_rate(window, facts),
         _negative_curvature(window, everything),
@@ -90,6 +84,9 @@ def _clipping(window: Sequence[Record], everything: Sequence[Record], facts: Fac
     found = clipping(window, everything, full_batch=full, dtype=_weights(facts))
     if not found.measured:
         return None
+    if (other := unlike(window, everything, facts)) is not None and not found.share:
+        why = f"layer by layer they are: {other.figures}" if other.by_layer else "not told from another gradient"
+        return Assumption(f"gradients are not clipped ({why})", False if other.by_layer else None)
     if full and (scaled := _scaled_loss(window)) is not None:
         return Assumption(f"the loop's loss is that of watch (its gradient is {scaled:.3g} times as long)", False)
     if found.share:
@@ -140,67 +137,60 @@ def _mode(facts: Facts) -> Assumption | None:
     return Assumption(text, not matters)
 
 
-def _data(window: Sequence[Record], everything: Sequence[Record], facts: Facts) -> Assumption | None:
-    cosine = facts.get("gradient_cosine")
-    if facts.get("full_batch") and cosine is not None:
-        return Assumption(f"data= is what is trained on (cosine of its gradient with the step's {cosine:.4f})", True)
-    found = _gradient_squares(everything)
-    if found is None:
-        return None
-    ratio, low, high, count = found
+def _data(
+    run: Run, player: str, window: Sequence[Record], everything: Sequence[Record], facts: Facts
+) -> Assumption | None:
+    if facts.get("gradient_cosine") is not None and (facts.get("full_batch") or covers_data(facts)):
+        return _data_of_full_batches(window, everything, facts)
     text = "data= in mini-batches of batch_size= is what is trained on"
+    sizes = facts.get("batch_size"), facts.get("samples")
+    way, length = along(everything, *sizes), squares(everything, *sizes)
+    if way is None and length is None:
+        return None
     clipped = clipping(window, everything, full_batch=False, dtype=_weights(facts)).share
     if clipped or facts.get("mode_matters"):
         return Assumption(
             f"{text} (its gradients cannot be compared: {'clipped' if clipped else 'another mode'})", None
         )
-    seen = f"training's squared gradients are {ratio:.2g} times those of it"
-    if low > SAME_DATA or high < 1 / SAME_DATA:
-        return Assumption(f"{text} ({seen}, {low:.2g} to {high:.2g})", False)
-    close = low >= 1 / SAME_DATA and high <= SAME_DATA
-    return Assumption(f"{text} ({seen}, {low:.2g} to {high:.2g} in {count} measured)", True if close else None)
+    if length is None and way is not None:
+        text = "data= is what is trained on"
+        seen = f"along its gradient, those of steps are {way.value:.2g} times as long, {way.low:.2g} to {way.high:.2g}"
+        return Assumption(f"{text} ({seen})", False if way.unlike else True if way.same else None)
+    assert length is not None
+    seen = f"steps' squared gradients are {length.ratio:.2g} times its own, {length.low:.2g} to {length.high:.2g}"
+    seen += "" if way is None else f"; along its gradient {way.value:.2g}, {way.low:.2g} to {way.high:.2g}"
+    if way is not None and way.unlike:
+        return Assumption(f"{text} ({seen})", False)
+    if length.larger and trains_on_more(everything, _logged(run, player)):
+        return Assumption(f"{text} ({seen}; the loop's loss is higher: augmented data?)", None)
+    if length.larger or length.smaller:
+        why = ": smaller mini-batches, or augmented data" if length.larger else ""
+        return Assumption(f"{text} ({seen}{why})", False)
+    same = length.same and (way is None or way.same)
+    return Assumption(f"{text} ({seen})", True if same else None)
 
 
-def _gradient_squares(records: Sequence[Record]) -> tuple[float, float, float, int] | None:
-    """Mean of |g_train|^2 / E|g_B|^2 over the measured updates, with a 99 % interval, and how many they are.
-
-    Each square is divided by the objective's own at the same weights, so that the level may change in between. A few
-    draws show nothing of a long tail, and many mini-batches are behind the objective's own: the spread relative to the
-    mean is at least what those have. The interval holds the factors that leave the mean within that spread.
-    """
-    found = [pair for r in records if (pair := _square_ratio(r)) is not None]
-    n = len(found)
-    if n < LEAST_DRAWS:
-        return None
-    ratios = [ratio for ratio, _ in found]
-    mean, own = statistics.fmean(ratios), math.sqrt(statistics.fmean(spread**2 for _, spread in found))
-    if not mean > 0:
-        return mean, 0.0, 0.0, n
-    share = float(stdtrit(n - 1, 0.995)) * max(statistics.stdev(ratios) / mean, own) / math.sqrt(n)
-    return mean, mean / (1 + share), mean / (1 - share) if share < 1 else math.inf, n
+def _data_of_full_batches(window: Sequence[Record], everything: Sequence[Record], facts: Facts) -> Assumption:
+    """Where the steps are of all samples, or were said to be."""
+    text, seen = "data= is what is trained on", f"cosine of its gradient with the step's {facts['gradient_cosine']:.4f}"
+    if facts.get("full_batch"):
+        return Assumption(f"{text} ({seen})", True)
+    if facts.get("mode_matters"):
+        return Assumption(f"{text} (its gradient cannot be compared: another mode)", None)
+    other = unlike(window, everything, facts)
+    if other is None:
+        return Assumption(f"{text} ({seen}: rounding or random numbers of the loss may do that)", None)
+    if other.by_layer:
+        return Assumption(f"{text} (each layer's gradient has the step's direction)", True)
+    return Assumption(
+        f"{text}, in one batch and by the loss of watch ({other.figures}: its gradient is another)", False
+    )
 
 
-_SQUARES = (
-    "training_gradient_norm", "batch_gradient_square", "minibatch_draws", "s_mu", "s_mu_low", "s_mu_high", "loss",
-)  # fmt: skip
-
-
-def _square_ratio(record: Record) -> tuple[float, float] | None:
-    """The ratio at one measurement, and the standard deviation of a mini-batch's square relative to its mean."""
-    if record.values.get("training_gradient_norm") is None:
-        return None
-    values = {name: v for name in _SQUARES if (v := record.values.get(name)) is not None and math.isfinite(v)}
-    norm, own, draws = (values.get(n) for n in ("training_gradient_norm", "batch_gradient_square", "minibatch_draws"))
-    index = values.get("s_mu")  # E|g_B|^2 / 2L
-    if own is None and index is not None and "loss" in values:
-        own = 2 * values["loss"] * index
-    if norm is None or own is None or not own > 0:
-        return None
-    spread = 0.0
-    if index and draws and draws > 1 and "s_mu_low" in values and "s_mu_high" in values:
-        half = (values["s_mu_high"] - values["s_mu_low"]) / 2
-        spread = half / index * math.sqrt(draws) / float(stdtrit(draws - 1, 0.975))
-    return norm**2 / own, spread
+def _logged(run: Run, player: str) -> dict[int, float]:
+    """The losses that the loop logged, by their steps."""
+    steps, losses = run.logged("loss", player)
+    return dict(zip(steps.tolist(), losses.tolist(), strict=True))
 
 
 def _precision(facts: Facts) -> Assumption | None:

@@ -12,6 +12,7 @@ from .minibatches import NAMES, minibatch_values
 from .probe import Measurement, Needs, Probe
 from .sharpness import upper_bound
 from .snapshot import Snapshot
+from .unlike import unlike_values
 
 __all__ = ["Stability"]
 
@@ -118,6 +119,7 @@ class Stability(Probe):
             values |= {"one_over_lr": 1 / snapshot.lr, "two_over_lr": 2 / snapshot.lr}
         if (match := snapshot.gradient_match()) is not None:
             values["gradient_cosine"], values["gradient_scale"] = match
+            values |= unlike_values(snapshot, match)
         if (norm := snapshot.training_gradient_norm) is not None:
             values |= {
                 "training_gradient_norm": norm,
