@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .clipping import clipping
-from .criteria import sharpness
+from .criteria import CLIPPED_SHARE, sharpness
 from .criterion import Assumption, Criterion
 from .evidence import evidence
 from .noise_criteria import noise_criteria
@@ -83,8 +83,7 @@ def audit(run: Run, player: str) -> Audit:
     curvature = curvature_records(run, player, window)
     facts = observed(run.meta.get("players", {}).get(player, {}), window, everything)
     facts["ambiguous"] = ambiguity(curvature)
-    dtype = str(facts.get("weights_dtype") or facts.get("dtype") or "")
-    facts["clipped"] = clipping(window, measured, full_batch=facts["full_batch"], dtype=dtype).share
+    facts["clipped"] = clipping(window, measured, full_batch=facts["full_batch"], dtype=_dtype(facts)).share
     facts["unlike"] = _unlike(window, measured, facts)
     oscillation = Oscillation(run, player, window, facts)
     # The sharpness probe bounds the Hessian, which is not what a preconditioned optimizer's threshold concerns.
@@ -107,13 +106,19 @@ def audit(run: Run, player: str) -> Audit:
 
 def _unlike(window: Sequence[Record], measured: Sequence[Record], facts: dict[str, Any]) -> str | None:
     """That the steps are of other gradients than those that are measured, or None; clipping is told for itself."""
-    if facts["full_batch"] or facts["gradient_cosine"] is None or facts["clipped"] or facts.get("mode_matters"):
+    if facts["full_batch"] or facts["gradient_cosine"] is None or facts.get("mode_matters"):
         return None
     if covers_data(facts):
-        other = unlike(window, measured, facts)
+        other = unlike(window, measured, facts) if facts["clipped"] <= CLIPPED_SHARE else None
         return None if other is None else other.reason
     way = along(measured, facts.get("batch_size"), facts.get("samples"))
-    return way.reason if way is not None and way.unlike else None
+    if way is None or not way.unlike or clipping(measured, measured, full_batch=False, dtype=_dtype(facts)).share:
+        return None
+    return way.reason
+
+
+def _dtype(facts: dict[str, Any]) -> str:
+    return str(facts.get("weights_dtype") or facts.get("dtype") or "")
 
 
 def _lost_since(record: Record, line: Criterion) -> Criterion:

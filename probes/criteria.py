@@ -12,8 +12,11 @@ from .records import Record
 from .unlike import covers_data
 from .window import Bound, Oscillation, Ratio, column, median, ratio_of
 
-__all__ = ["not_applicable", "not_what_is_trained", "sharpness", "unchecked"]
+__all__ = ["CLIPPED_SHARE", "not_applicable", "not_what_is_trained", "sharpness", "unchecked"]
 
+
+CLIPPED_SHARE = 0.1
+"""Share of the measured updates that may have been clipped."""
 
 # --------------------------------------------------------------------------- what bars a verdict
 
@@ -52,7 +55,7 @@ def not_what_is_trained(facts: dict[str, Any]) -> str | None:
         return "with a summed loss the curvature that is trained on depends on the batch size; use a mean"
     if facts.get("perturbed") and facts["full_batch"] is None:
         return "SAM's threshold is one of full batches, and whether steps are is not known: pass batch_size= to watch"
-    if (share := facts.get("clipped") or 0.0) > 0.1 and not facts["full_batch"]:
+    if (share := facts.get("clipped") or 0.0) > CLIPPED_SHARE and not facts["full_batch"]:
         return f"gradients were clipped in {share:.0%} of the measured updates, and the thresholds are of whole ones"
     scale = facts.get("gradient_scale")
     if facts["full_batch"] and scale is not None and abs(scale - 1) > 0.02:

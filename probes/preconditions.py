@@ -147,7 +147,7 @@ def _data(
     way, length = along(everything, *sizes), squares(everything, *sizes)
     if way is None and length is None:
         return None
-    clipped = clipping(window, everything, full_batch=False, dtype=_weights(facts)).share
+    clipped = clipping(everything, everything, full_batch=False, dtype=_weights(facts)).share
     if clipped or facts.get("mode_matters"):
         return Assumption(
             f"{text} (its gradients cannot be compared: {'clipped' if clipped else 'another mode'})", None
@@ -177,6 +177,8 @@ def _data_of_full_batches(window: Sequence[Record], everything: Sequence[Record]
         return Assumption(f"{text} ({seen})", True)
     if facts.get("mode_matters"):
         return Assumption(f"{text} (its gradient cannot be compared: another mode)", None)
+    if clipping(window, everything, full_batch=False, dtype=_weights(facts)).share:  # by entries, which turns it
+        return Assumption(f"{text} (its gradient cannot be compared: clipped)", None)
     other = unlike(window, everything, facts)
     if other is None:
         return Assumption(f"{text} ({seen}: rounding or random numbers of the loss may do that)", None)

@@ -168,6 +168,19 @@ def test_too_few_measurements_say_nothing() -> None:
     assert along(still, 8, 100) is None
 
 
+def test_gradients_that_were_clipped_early_are_not_compared_later() -> None:
+    records = [stability(50 * i, 0.5) for i in range(40)]
+    for record, step in zip(records, steps(40, noise=0.3), strict=True):
+        factor = min(1.0, 0.05 / step.values["training_gradient_norm"])
+        for name in ("training_gradient_norm", "gradient_scale"):
+            step.values[name] *= factor
+        record.values.update(step.values)
+    audit = audit_of(records, **SMALL | {"samples": 100_000})
+    assert "gradients are not clipped (in none of" in next(a.text for a in audit.preconditions if "clipped" in a.text)
+    assert data_of(audit)[0] is None and "cannot be compared: clipped" in data_of(audit)[1]
+    assert audit["sharpness"].verdict == "NOT_EXCLUDED"
+
+
 def test_no_verdict_on_the_gradients_of_other_data() -> None:
     records = [stability(50 * i, 3.0) for i in range(20)]
     for record, other in zip(records, steps(20, part=0.02, noise=0.5), strict=True):

@@ -79,6 +79,16 @@ def test_other_data_another_loss_or_smaller_batches(options: dict[str, Any], mak
     assert precondition(audit, "gradients are not clipped")[0] is None
 
 
+def test_clipping_of_entries_is_called_that() -> None:
+    def clip(model: nn.Module, _: int) -> None:
+        nn.utils.clip_grad_value_(model.parameters(), 0.002)
+
+    audit = audited(change=clip, lr=0.02)
+    assert precondition(audit, "gradients are not clipped")[0] is False
+    assert precondition(audit, "data= is what is trained on")[0] is None
+    assert "were clipped" in audit["sharpness"].reason and audit["sharpness"].verdict == "INCONCLUSIVE"
+
+
 # --------------------------------------------------------------------------- noise of the loss itself
 
 
