@@ -301,7 +301,7 @@ def test_updates_that_a_scaler_skipped_are_counted_on() -> None:
 
 def test_verdicts_that_were_told_are_not_told_again() -> None:
     def part(training: Training, heard: list[Verdict], until: list[int], state: Any = None) -> dict[str, Any]:
-        options = {"probes": [Stability(rtol=0.5)], "every": 1, "on_verdict": heard.append, "batch_size": 24}
+        options = {"probes": [Stability(rtol=0.5)], "every": 1, "on_verdict": heard.append, "batch_size": 8}
         run = training.watched(**options)
         if state is not None:
             run.load_state_dict(state)
