@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CATALOGUE", "Entry"]
+__all__ = ["CATALOGUE", "Entry", "tex_of"]
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,20 @@ _ENTRIES = (
 
 CATALOGUE = {entry.name: entry for entry in _ENTRIES}
 """The criteria by name, in the order of the audit."""
+
+_SEEN = {
+    "sharpness": r"$\lambda_{\max}(P^{-1}H)$",
+    "batch_sharpness": r"$E[u^\top H_B u/g_B^\top u]$",
+    "batch_sharpness_ratio": r"$E[u^\top H_B u]/E[g_B^\top u]$",
+}
+"""What is compared where the optimizer divides by P, for a figure, with :math:`u = P^{-1} g_B`."""
+
+
+def tex_of(name: str, *, preconditioned: bool) -> str:
+    """What a criterion compares, for a figure.
+
+    Args:
+        name: of the criterion.
+        preconditioned: whether the optimizer divides the gradient by something.
+    """
+    return _SEEN.get(name, CATALOGUE[name].tex) if preconditioned else CATALOGUE[name].tex

@@ -27,7 +27,15 @@ def noise_criteria(window: list[Record], facts: Facts, oscillation: Oscillation)
         facts: of the player, as `window.observed` completes them.
         oscillation: what was seen of it.
     """
-    return tuple(_line(entry, window, facts, oscillation) for entry in CATALOGUE.values() if entry.name != "sharpness")
+    lines = tuple(_line(entry, window, facts, oscillation) for entry in CATALOGUE.values() if entry.name != "sharpness")
+    applies = any(line.name == "s_mu" and line.verdict != "NOT_APPLICABLE" for line in lines)
+    return tuple(_pointed(line) if line.name == "trace" and applies else line for line in lines)
+
+
+def _pointed(line: Criterion) -> Criterion:
+    """Where only the trace does not apply, the criterion that is made for what it is not."""
+    barred = line.verdict == "NOT_APPLICABLE"
+    return dataclasses.replace(line, reason=f"{line.reason}: s_mu carries the verdict") if barred else line
 
 
 def _line(entry: Entry, window: list[Record], facts: Facts, oscillation: Oscillation) -> Criterion:
@@ -114,13 +122,13 @@ def _trace(facts: Facts) -> str | None:
         return "full-batch training has no gradient noise: lambda_max carries the verdict"
     if batch is None:
         return "tr(H) <= 2/lr concerns SGD's noise: pass batch_size= to watch"
+    if bar := _linear_theory(facts):
+        return bar
     if outputs is None:
-        return "for scalar outputs only, and outputs are hidden (loss_fn, or several tensors): s_mu carries the verdict"
+        return "for scalar outputs only, and outputs are hidden (loss_fn, or several tensors)"
     if outputs > 1:
-        return f"for scalar outputs only, and there are {outputs}: s_mu carries the verdict"
-    if batch > 1:
-        return f"derived for batch size 1, training uses {batch}: s_mu carries the verdict"
-    return _linear_theory(facts)
+        return f"for scalar outputs only, and there are {outputs}"
+    return f"derived for batch size 1, training uses {batch}" if batch > 1 else None
 
 
 def _hessian_of_gradients(facts: Facts) -> str | None:

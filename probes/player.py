@@ -18,6 +18,7 @@ from losscope.landscape.batches import is_one_shot
 from losscope.landscape.distributed import ALONE, Alone
 from losscope.landscape.stability import Threshold, stability_threshold
 
+from .rates import is_wrong
 from .seen import SeenCurvature, seen_by, why_unseen
 from .skipped import checked_scaler
 from .steps import deciding, steps_off, unwrapped
@@ -146,10 +147,14 @@ class Player:
         return (lambda _, p: id(p) in moved) if own else None
 
     def rate(self) -> float | None:
-        """The learning rate, None where parameter groups or optimizers differ, or say nothing of one."""
-        groups = (group for o in self.optimizers for group in o.param_groups)
+        """The learning rate, None where parameter groups or optimizers differ, or say nothing of one.
+
+        Where they differ and one's is negative or not finite, that one: it decides what becomes of the loss.
+        """
+        groups = (group for o in self.optimizers for group in o.param_groups if group["params"])
         rates = {float(rate) for group in groups if (rate := group.get("lr")) is not None}
-        return rates.pop() if len(rates) == 1 else None
+        wrong = min(filter(is_wrong, rates), default=None)
+        return rates.pop() if len(rates) == 1 else wrong
 
     def threshold(self) -> Threshold:
         """The stability threshold of the Hessian's eigenvalues at the present settings."""

@@ -55,6 +55,7 @@ def preconditions(run: Run, player: str, window: Sequence[Record], facts: Facts)
         _mode(facts),
         _data(window, everything, facts),
         _precision(facts),
+        _rates(facts),
         _one_rate(window, facts),
         _negative_curvature(window, everything),
         _weight_decay(facts),
@@ -217,6 +218,11 @@ def _precision(facts: Facts) -> Assumption | None:
 def _weights(facts: Facts) -> str:
     """The narrowest dtype of the parameters."""
     return str(facts.get("weights_dtype") or facts.get("dtype") or "")
+
+
+def _rates(facts: Facts) -> Assumption | None:
+    wrong = facts.get("wrong_rates")
+    return Assumption(f"the learning rate is a positive number (it is {wrong})", False) if wrong else None
 
 
 def _one_rate(window: Sequence[Record], facts: Facts) -> Assumption | None:

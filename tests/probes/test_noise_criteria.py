@@ -72,6 +72,19 @@ def test_where_the_trace_does_not_apply_it_says_why_and_shows_its_numbers(facts,
 
 
 @pytest.mark.parametrize(
+    "facts", [ADAM, {"momentum": 0.9}, {"loss_family": "cross-entropy"}], ids=["Adam", "momentum", "cross-entropy"]
+)
+@pytest.mark.parametrize("outputs", [None, 1, 10])
+def test_no_line_points_to_one_that_does_not_apply(facts, outputs):
+    audit = audit_of(steady(0.3), **SMALL, outputs=outputs, **facts)
+    assert audit["s_mu"].verdict == "NOT_APPLICABLE"
+    assert not any("s_mu" in line.reason for line in audit.criteria)
+    assert audit["trace"].reason == audit["s_mu"].reason
+    unmeasured = audit_of(steady(0.3, s_mu=None), **SMALL, outputs=10)
+    assert not any("s_mu" in line.reason for line in unmeasured.criteria)
+
+
+@pytest.mark.parametrize(
     ("facts", "words"),
     [
         (UNSET, ["batch size", "batch_size="]),
