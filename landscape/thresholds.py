@@ -10,6 +10,7 @@ is known of each optimizer is in `optimizer_rules`, and of wrappers that step of
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,6 +151,8 @@ def _of_steps(optimizer: Optimizer) -> Threshold:
     groups = _moving(optimizer)
     if not groups:
         return Threshold((), "", "the optimizer has no parameters", preconditioned)
+    if preconditioned:  # a group that it has never moved, as nothing of it is used, has no part in its steps
+        groups = [group for group in groups if _state(optimizer, group)] or groups
     found = []
     for group in groups:
         refused = _refusal(group)
@@ -213,12 +216,16 @@ def _of_sam(wrapper: Optimizer, base: Optimizer) -> Threshold:
     return Threshold((), formula, why, perturbed=perturbed)
 
 
-def step_preconditioner(optimizer: Optimizer, objective: Objective) -> dict[str, Tensor]:
+def step_preconditioner(
+    optimizer: Optimizer, objective: Objective, *, unused: Collection[str] = ()
+) -> dict[str, Tensor]:
     """What the optimizer's last step divided the gradient by, for `Preconditioned`.
 
     Args:
         optimizer: an optimizer with a rule whose threshold is ``preconditioned``, after a step.
         objective: whose parameters it moves.
+        unused: names of parameters that the loss does not use. The optimizer need not have moved them: without
+            gradient and curvature there, anything positive does, and it is the largest entry elsewhere.
 
     Returns:
         The diagonal P by the objective's parameter names, of their shapes.
@@ -252,6 +259,12 @@ def step_preconditioner(optimizer: Optimizer, objective: Objective) -> dict[str,
                 state = {name: as_real(t) if isinstance(t, Tensor) else t for name, t in state.items()}
                 found[id(p)] = rule.preconditioner(group, state)
     missing = [name for name, p in objective.parameters.items() if id(p) not in found]
+    if found and unused:
+        most = max((P.max() for P in found.values()), key=float)
+        found |= {
+            id(p): most.expand_as(as_real(p)) for n, p in objective.parameters.items() if n in {*missing} & {*unused}
+        }
+        missing = [name for name in missing if name not in unused]
     if missing:
         raise ParameterError(
             f"the optimizer has not moved {', '.join(missing[:3])} yet ({len(missing)} of "
@@ -264,18 +277,27 @@ def step_preconditioner(optimizer: Optimizer, objective: Objective) -> dict[str,
 def _moving(optimizer: Optimizer) -> list[Settings]:
     """The groups that have parameters and a rate; all at rate zero, as at the start of a warm-up, stay."""
     groups = [group for group in optimizer.param_groups if group["params"]]
-    return [group for group in groups if float(group["lr"]) != 0] or groups
+    return [group for group in groups if _rate(group) != 0] or groups
+
+
+def _rate(group: Settings) -> float:
+    """The learning rate, NaN where what stands there is none."""
+    try:
+        return float(group["lr"])
+    except (TypeError, ValueError, KeyError):
+        return math.nan
 
 
 def _refusal(group: Settings) -> str:
     """Why no rule applies to a group, whatever the optimizer."""
-    rate = float(group["lr"])
+    rate = _rate(group)
     if group.get("maximize"):
         return "the optimizer maximises: its stability concerns -H"
     if rate == 0:
         return "the learning rate is 0: nothing moves"
     if not 0 < rate < math.inf:
-        return f"the learning rate is {rate:g}, which is not a positive number: there is no stable step"
+        shown = f"{rate:g}" if isinstance(group.get("lr"), (int, float, Tensor)) else repr(group.get("lr"))
+        return f"the learning rate is {shown}, which is not a positive number: there is no stable step"
     return ""
 
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from losscope.landscape import DataError, Hessian, LosscopeError, Objective, ParameterError, SettingError
 from losscope.landscape.batches import is_one_shot
 from losscope.landscape.distributed import ALONE, Alone
+from losscope.landscape.optimizer_rules import rule_for
 from losscope.landscape.stability import Threshold, stability_threshold
 
 from .rates import is_wrong
@@ -90,7 +91,8 @@ class Player:
         """The objective, after everything that can be refused beforehand has been.
 
         Raises:
-            SettingError: for options that mean nothing, and finite differences in half precision.
+            SettingError: for options that mean nothing, an optimizer without a learning rate, and finite differences
+                in half precision.
             DataError: if the data cannot be read again and again, or is empty.
             ParameterError: if there is nothing to measure.
             LossError: if the loss is not a scalar connected to the parameters.
@@ -108,6 +110,11 @@ class Player:
         if not self.optimizers or not all(hasattr(o, "param_groups") for o in self.optimizers):
             kind = type(self.optimizer).__name__
             raise SettingError(f"optimizer must be a torch.optim.Optimizer or a list of them, got {kind}")
+        for given in map(deciding, self._given):
+            if rule_for(given) is not None and any(group.get("lr") is None for group in given.param_groups):
+                raise SettingError(
+                    f"the learning rate of {type(given).__name__} is None: set lr in its param_groups to a number"
+                )
         checked_scaler(self.scaler)
         objective = self.objective(seed, ranks)
         Hessian(objective, self.kernel)
@@ -172,7 +179,8 @@ class Player:
     def seen_facts(self, objective: Objective, seen: SeenCurvature | None) -> dict[str, Any]:
         """What the audit is told of what the optimizer saw, or why there is nothing of it to see."""
         if seen is not None:
-            return {"seen_formula": seen.threshold.formula, "threshold_reason": self._elsewhere()}
+            found = {"seen_formula": seen.threshold.formula, "threshold_reason": self._elsewhere()}
+            return {**found, "unused": list(seen.unused)}
         reason = why_unseen(deciding(self._given[0]), objective) if len(self.optimizers) == 1 else ""
         return {"threshold_reason": reason} if reason else {}
 

@@ -57,6 +57,7 @@ def preconditions(run: Run, player: str, window: Sequence[Record], facts: Facts)
         _precision(facts),
         _rates(facts),
         _one_rate(window, facts),
+        _unused(facts),
         _negative_curvature(window, everything),
         _weight_decay(facts),
     ]
@@ -229,6 +230,15 @@ def _one_rate(window: Sequence[Record], facts: Facts) -> Assumption | None:
     if not window or facts.get("optimizers", 1) > 1 or window[-1].lr is not None:
         return None
     return Assumption("one learning rate (parameter groups differ)", False)
+
+
+def _unused(facts: Facts) -> Assumption | None:
+    """What has no part in P^-1 H, as the optimizer has no P there."""
+    names = facts.get("unused") or []
+    if not names:
+        return None
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return Assumption(f"the loss uses all parameters (left out, as it does not use them: {shown})", False)
 
 
 def _negative_curvature(window: Sequence[Record], everything: Sequence[Record]) -> Assumption | None:

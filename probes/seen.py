@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,11 +26,14 @@ class SeenCurvature:
         threshold: above which its largest eigenvalue makes the linearised step unstable.
         preconditioner: P by the parameters' names.
         epsilon: what P has in it so that it does not vanish, by the parameters' names.
+        unused: names of the parameters that the loss does not use, and that the optimizer therefore never moves. The
+            Hessian has zeros in their rows, so that they are left out whatever stands in P.
     """
 
     threshold: Threshold
     preconditioner: Mapping[str, Tensor]
     epsilon: Mapping[str, float]
+    unused: tuple[str, ...] = ()
 
     def of(self, hessian: SymmetricOperator) -> Preconditioned:
         """The operator, from the Hessian."""
@@ -62,13 +66,14 @@ def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
     threshold = stability_threshold(optimizer)
     if not threshold.preconditioned or threshold.value is None:
         return None
+    unused = _unused(optimizer, objective)
     try:
-        preconditioner = step_preconditioner(optimizer, objective)
+        preconditioner = step_preconditioner(optimizer, objective, unused=unused)
     except ParameterError:  # a parameter that it has not moved yet
         return None
     of_groups = {id(p): float(group.get("eps", 0.0)) for group in optimizer.param_groups for p in group["params"]}
     epsilon = {name: of_groups[id(p)] for name, p in objective.parameters.items()}
-    return SeenCurvature(threshold, preconditioner, epsilon)
+    return SeenCurvature(threshold, preconditioner, epsilon, unused)
 
 
 def why_unseen(optimizer: Optimizer, objective: Objective) -> str:
@@ -79,10 +84,42 @@ def why_unseen(optimizer: Optimizer, objective: Objective) -> str:
     if not threshold.preconditioned or threshold.value is None:
         return threshold.reason if threshold.preconditioned else ""
     try:
-        step_preconditioner(optimizer, objective)
+        step_preconditioner(optimizer, objective, unused=_unused(optimizer, objective))
     except ParameterError as error:
         return str(error)
     return ""
+
+
+_KNOWN: WeakKeyDictionary[Objective, dict[tuple[str, ...], tuple[str, ...]]] = WeakKeyDictionary()
+"""Of the parameters that were not moved at some measurement those that no batch uses: it takes a pass over the data."""
+
+
+def _unused(optimizer: Optimizer, objective: Objective) -> tuple[str, ...]:
+    """Names of the parameters that the optimizer has not moved and the loss of no batch, on any rank, depends on."""
+    names = tuple(name for name, p in objective.parameters.items() if not optimizer.state.get(p))
+    if not names or len(names) == len(objective.parameters):  # before the first step
+        return ()
+    known = _KNOWN.setdefault(objective, {})
+    if names not in known:
+        on_ranks = objective.ranks.gather(lambda: _not_reached(objective, names))
+        known[names] = tuple(name for name in names if all(name in found for found in on_ranks))
+    return known[names]
+
+
+def _not_reached(objective: Objective, names: Sequence[str]) -> list[str]:
+    """Those of the names whose parameters the loss of none of the batches is a function of."""
+    left = list(names)
+    try:
+        with objective.isolated():
+            for index in range(len(objective.batches)):
+                loss = objective.batch_loss(index)
+                found = torch.autograd.grad(loss, [objective.parameters[name] for name in left], allow_unused=True)
+                left = [name for name, gradient in zip(left, found, strict=True) if gradient is None]
+                if not left:
+                    break
+    except Exception:
+        return []  # what fails here fails in the measurement too, which says so
+    return left
 
 
 def _divides_by_nothing(optimizer: Optimizer) -> bool:
