@@ -16,6 +16,19 @@ the three products with a :math:`t_{ij}` or :math:`t_{ji}` contribute tr(A) squa
 estimate is that within a sample plus the covariance, the variance of the mean is
 
 .. math:: \operatorname{Var}(\bar t) = E[s^2] / k + \operatorname{Cov}(t_i, t_j).
+
+**What is believed of the covariance.** Where eigenvalues fall fast, one vector fewer in the sketch makes the error
+larger by the factor by which they fall. The products above are as large as squared errors of the :math:`t_{ij}`,
+and what they have in excess of those of the :math:`t_i` cancels on average over many sketches only: of one, the
+estimate is mostly far above the covariance, or below zero. How much less the :math:`t_i` spread than the
+:math:`t_{ij}` with one j, :math:`\rho^2`, says how far that is so; it is one on flat spectra, and where all outliers
+are found. In the limit of steep spectra each sketch leaves one direction, XTrace's :math:`t_i` differ by
+:math:`h (x_i^2 - 1)` with a common h and independent normal :math:`x_i`, and their covariance vanishes beside
+:math:`s^2 / k`. On others :math:`1 + \rho^2 + \rho^4 + \dots` of the directions that are left matter, and that many
+times :math:`s^2 / k` is the most that XTrace believes of it. On average over 150 to 800 sketches it was 0.05 to 0.6
+times that where eigenvalues fall by a quarter each or more, up to 1.1 where by a tenth and 1.5 where by 3 %, when 1.3
+to 2.5, 5 to 6 and 17 to 19 times are believed at most. XNysTrace's does not vanish; it scales its products to the
+errors that there are, by :math:`\rho^2`.
 """
 
 from __future__ import annotations
@@ -59,6 +72,14 @@ class LeaveOut:
     def covariance_in_size(self) -> float:
         """The same with all products counted as positive."""
         return float(self._products.abs().nanmean().nan_to_num(0.0))
+
+    @property
+    def narrowing(self) -> float:
+        """How much less the estimates spread for one more vector in the sketch, squared; at most one."""
+        apart = self.double - self.double.nanmean(dim=0)  # each column is of one sketch, which the others sample
+        degrees = (~apart.isnan()).sum(dim=0) - 1
+        before = float((apart.square().nansum(dim=0) / degrees)[degrees > 0].mean())
+        return min(1.0, float(self.single.var()) / before) if before > 0 else 1.0
 
     @property
     def _products(self) -> Tensor:
@@ -110,8 +131,10 @@ class XTrace:
         return xtrace(s.space.size, s.R[:k, :k], s.W[:k, :k], s.H[:k, :k], s.M.diagonal()[:k], s.eps)
 
     def covariance(self, found: LeaveOut) -> float:
-        """The unbiased estimate; that it may come out negative is not believed."""
-        return max(0.0, found.covariance)
+        """The unbiased estimate, but not that it is negative, or larger than it can be where eigenvalues fall fast."""
+        spread, steep = float(found.single.var()) / len(found.single), 1 - found.narrowing
+        most = spread / steep if steep > 0 else math.inf
+        return min(max(0.0, found.covariance), most)
 
     def deflated(self, Z: Tensor, AZ: Tensor) -> Tensor:
         """``tr(H) + z'(I - QQ') A (I - QQ')z`` for each column of Z, from its product: (j,)."""
@@ -229,13 +252,13 @@ class XNysTrace:
         return xnystrace(s.space.size, s.R[:k, :k], s.W[:k, :k], s.M[:k, :k], self._shift, s.eps)
 
     def covariance(self, found: LeaveOut) -> float:
-        """The estimate with all products counted as positive.
+        """The estimate with all products counted as positive, scaled to what the sketch leaves.
 
-        Most of them are, since every vector makes the approximation larger, and the two agree: to a percent on
-        most spectra. Not where eigenvalues fall by a third each or faster: the mean is that of a few
-        products then, and intervals by the unbiased estimate were seen to cover 0.79 to 0.87 there.
+        Most of them are positive, since every vector makes the approximation larger, and the two agree: to a percent
+        on most spectra. Not where eigenvalues fall by a third each or faster: the mean is that of a few products
+        then, and intervals by the unbiased estimate were seen to cover 0.79 to 0.87 there.
         """
-        return found.covariance_in_size
+        return found.covariance_in_size * found.narrowing
 
     def deflated(self, Z: Tensor, AZ: Tensor) -> Tensor:
         """The trace of Nystroem's approximation, and z'Az of the rest, for each column of Z: (j,)."""

@@ -38,7 +38,8 @@ _ENTRIES = (
     Entry(
         "sharpness", "lambda_max(H)", r"$\lambda_{\max}(H)$", "threshold", "2/lr", "necessary and sufficient",
         "Above it the linearised full-batch step grows along the top eigenvector; at it, training hovers (edge of "
-        "stability). For an optimizer with a preconditioner P, the eigenvalue is that of P^-1 H.",
+        "stability). For an optimizer with a preconditioner P, the eigenvalue is that of P^-1 H; rates "
+        "that differ between parameter groups are in P, so that there is one threshold.",
         "the quadratic model around the weights; full-batch steps (necessary only, in the mean, under gradient "
         "noise); settings and preconditioner change slowly",
         "Cohen et al. 2021, arXiv 2103.00065; Cohen et al. 2022, arXiv 2207.14484",

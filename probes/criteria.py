@@ -105,7 +105,7 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
         assumptions.insert(0, _deterministic(facts))
     if facts.get("perturbed"):
         assumptions.append(Assumption("the gradient's norm, which SAM's step divides by, changes slowly", None))
-    if facts.get("preconditioned"):
+    if facts.get("divides", facts.get("preconditioned")):
         assumptions.append(Assumption("the preconditioner changes slowly beside the oscillation", None))
         assumptions += _where_gradients_are(window)
     line: dict[str, Any] = {"name": "sharpness", "symbol": symbol, "formula": formula, "kind": kind}

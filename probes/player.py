@@ -18,6 +18,7 @@ from losscope.landscape.batches import is_one_shot
 from losscope.landscape.distributed import ALONE, Alone
 from losscope.landscape.optimizer_rules import rule_for
 from losscope.landscape.stability import Threshold, stability_threshold
+from losscope.landscape.step_metric import rates_differ
 
 from .rates import is_wrong
 from .seen import SeenCurvature, seen_by, why_unseen
@@ -179,8 +180,11 @@ class Player:
     def seen_facts(self, objective: Objective, seen: SeenCurvature | None) -> dict[str, Any]:
         """What the audit is told of what the optimizer saw, or why there is nothing of it to see."""
         if seen is not None:
-            found = {"seen_formula": seen.threshold.formula, "threshold_reason": self._elsewhere()}
-            return {**found, "unused": list(seen.unused)}
+            optimizer = deciding(self._given[0])
+            folded = rates_differ(optimizer)
+            facts = {"seen_formula": _formula(seen.threshold, folded=folded), "preconditioned": True, "folded": folded}
+            facts["unused"] = list(seen.unused)
+            return facts | ({"threshold_reason": self._elsewhere()} if self._limits().preconditioned else {})
         reason = why_unseen(deciding(self._given[0]), objective) if len(self.optimizers) == 1 else ""
         return {"threshold_reason": reason} if reason else {}
 
@@ -193,6 +197,10 @@ class Player:
         if len(self.optimizers) > 1:
             return Threshold((), "", "several optimizers move this objective")
         return stability_threshold(deciding(self._given[0]))
+
+    def _folded(self) -> bool:
+        """Whether the rates of the optimizer's groups are in what it measures curvature with."""
+        return len(self.optimizers) == 1 and rates_differ(deciding(self._given[0]))
 
     def _is_whole(self) -> bool:
         """Whether all that the optimizer moves is measured."""
@@ -222,7 +230,9 @@ class Player:
             "scaled": checked_scaler(self.scaler) is not None,
             "threshold_formula": threshold.formula,
             "threshold_reason": "" if threshold.perturbed else threshold.reason,
-            "preconditioned": self._limits().preconditioned,
+            "divides": self._limits().preconditioned,
+            "preconditioned": self._limits().preconditioned or self._folded(),
+            "folded": self._folded(),
             "perturbed": bool(threshold.perturbed),
             "batch_size": self.batch_size,
             "mode": self.mode,
@@ -233,6 +243,10 @@ class Player:
             "weights_dtype": str(max(objective.space.dtypes, key=lambda d: torch.finfo(d).eps)).removeprefix("torch."),
             "device": str(objective.space.device),
         }
+
+
+def _formula(threshold: Threshold, *, folded: bool) -> str:
+    return f"{threshold.formula}, of the group where it is lowest" if folded else threshold.formula
 
 
 def _name(optimizer: Any) -> str:

@@ -229,6 +229,8 @@ def _rates(facts: Facts) -> Assumption | None:
 def _one_rate(window: Sequence[Record], facts: Facts) -> Assumption | None:
     if not window or facts.get("optimizers", 1) > 1 or window[-1].lr is not None:
         return None
+    if facts.get("folded"):
+        return Assumption("parameter groups differ in their rates, which P has in it", True)
     return Assumption("one learning rate (parameter groups differ)", False)
 
 

@@ -12,33 +12,46 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from losscope.landscape import Objective, ParameterError, Preconditioned, SymmetricOperator
+from losscope.landscape.compositions import Diagonal
 from losscope.landscape.optimizer_rules import rule_for
-from losscope.landscape.stability import Threshold, stability_threshold, step_preconditioner
+from losscope.landscape.stability import Threshold, stability_threshold, step_decay, step_preconditioner
+from losscope.landscape.step_metric import rates_differ, step_times
 
 __all__ = ["SeenCurvature", "seen_by", "why_unseen"]
 
 
 @dataclass(frozen=True, eq=False)
 class SeenCurvature:
-    """``P^-1/2 (H + decay I) P^-1/2``, with the P that the optimizer's step divided by.
+    """``P^-1/2 (H + decay) P^-1/2``, with the P that the optimizer's step divided by and its groups' rates in it.
 
     Attributes:
-        threshold: above which its largest eigenvalue makes the linearised step unstable.
-        preconditioner: P by the parameters' names.
+        threshold: above which its largest eigenvalue makes the linearised step unstable: one for all groups.
+        preconditioner: P by the parameters' names; of a group with a lower rate it is larger than what divides
+            (`losscope.landscape.step_metric`).
         epsilon: what P has in it so that it does not vanish, by the parameters' names.
         unused: names of the parameters that the loss does not use, and that the optimizer therefore never moves. The
             Hessian has zeros in their rows, so that they are left out whatever stands in P.
+        decay: the weight decay that is part of what P divides, by the parameters' names.
     """
 
     threshold: Threshold
     preconditioner: Mapping[str, Tensor]
     epsilon: Mapping[str, float]
+    decay: Mapping[str, float]
     unused: tuple[str, ...] = ()
 
     def of(self, hessian: SymmetricOperator) -> Preconditioned:
         """The operator, from the Hessian."""
-        decay = self.threshold.decay
+        decays = set(self.decay.values())
+        if len(decays) > 1:
+            return Preconditioned(hessian + Diagonal(self.decay, hessian.space), self.preconditioner)
+        decay = decays.pop()
         return Preconditioned(hessian.shifted(decay) if decay else hessian, self.preconditioner)
+
+    @property
+    def has_epsilon(self) -> bool:
+        """Whether P has an epsilon anywhere."""
+        return any(self.epsilon.values())
 
     def with_epsilon(self, factor: float) -> SeenCurvature:
         """The same with epsilon that many times as large: what P has grown from is kept."""
@@ -61,10 +74,11 @@ class SeenCurvature:
 
 def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
     """What the optimizer's last step saw; None where its threshold is one of the Hessian, or there is none yet."""
-    if _divides_by_nothing(optimizer):
+    if _divides_by_nothing(optimizer) and len(optimizer.param_groups) == 1:
         return None
     threshold = stability_threshold(optimizer)
-    if not threshold.preconditioned or threshold.value is None:
+    apart = rates_differ(optimizer, threshold)
+    if threshold.value is None or not (threshold.preconditioned or apart):
         return None
     unused = _unused(optimizer, objective)
     try:
@@ -73,7 +87,21 @@ def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
         return None
     of_groups = {id(p): float(group.get("eps", 0.0)) for group in optimizer.param_groups for p in group["params"]}
     epsilon = {name: of_groups[id(p)] for name, p in objective.parameters.items()}
-    return SeenCurvature(threshold, preconditioner, epsilon, unused)
+    if apart:
+        times = step_times(optimizer)
+        epsilon = {name: epsilon[name] * times[id(p)] for name, p in objective.parameters.items()}
+    decay = step_decay(optimizer, objective)
+    return SeenCurvature(_strictest(threshold), preconditioner, epsilon, decay, unused)
+
+
+def _strictest(threshold: Threshold) -> Threshold:
+    """That of the group with the lowest, which is that of all where the others' rates are in P."""
+    lowest = threshold.per_group.index(min(threshold.per_group))
+    small = threshold.per_group_small_batch
+    return dataclasses.replace(
+        threshold, per_group=threshold.per_group[lowest : lowest + 1],
+        per_group_small_batch=small[lowest : lowest + 1],
+    )  # fmt: skip
 
 
 def why_unseen(optimizer: Optimizer, objective: Objective) -> str:
@@ -96,6 +124,8 @@ _KNOWN: WeakKeyDictionary[Objective, dict[tuple[str, ...], tuple[str, ...]]] = W
 
 def _unused(optimizer: Optimizer, objective: Objective) -> tuple[str, ...]:
     """Names of the parameters that the optimizer has not moved and the loss of no batch, on any rank, depends on."""
+    if _divides_by_nothing(optimizer):
+        return ()
     names = tuple(name for name, p in objective.parameters.items() if not optimizer.state.get(p))
     if not names or len(names) == len(objective.parameters):  # before the first step
         return ()

@@ -149,7 +149,7 @@ class Stability(Probe):
         Coordinates that only epsilon moves are dead. The sharpness falls as epsilon grows, so that what a hundred
         times it leaves, ten times it does.
         """
-        if snapshot.seen is None or (pair := snapshot.seen_pair(self.tol)) is None:
+        if snapshot.seen is None or not snapshot.seen.has_epsilon or (pair := snapshot.seen_pair(self.tol)) is None:
             return {}
         values: Values = {}
         direction = pair[0].to_parameters(pair[1].vectors)

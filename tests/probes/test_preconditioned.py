@@ -20,7 +20,6 @@ BUILDS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "NAdam": lambda m: NAdam(m.parameters(), lr=0.01),
     "RMSprop": lambda m: RMSprop(m.parameters(), lr=0.01, momentum=0.5),
     "Adagrad": lambda m: Adagrad(m.parameters(), lr=0.05, lr_decay=0.1),
-    "two rates": lambda m: Adam([{"params": m[0].parameters()}, {"params": m[2].parameters(), "lr": 0.03}], lr=0.01),
 }
 
 
@@ -105,10 +104,58 @@ def test_early_steps_of_adam_have_their_own_threshold() -> None:
     assert thresholds == pytest.approx([3800 * (1 - 0.9 ** (t + 1)) for t in range(6)], rel=1e-5)
 
 
-def test_groups_of_different_rates_have_an_interval() -> None:
-    found, _, _ = run(BUILDS["two rates"], [Stability()])
-    last = records(found)[-1].values
-    assert last["threshold_largest"] == pytest.approx(3 * last["threshold"])
+def folded(optimizer: Optimizer) -> Tensor:
+    """How many times the lowest group's threshold that of each coordinate's group is."""
+    rates = torch.cat(
+        [torch.full((p.numel(),), g["lr"], dtype=F64) for g in optimizer.param_groups for p in g["params"]]
+    )
+    return rates.max() / rates
+
+
+BY_GROUPS = {
+    "Adam": lambda m: Adam([{"params": m[0].parameters()}, {"params": m[2].parameters(), "lr": 0.03}], lr=0.01),
+    "SGD": lambda m: SGD([{"params": m[0].parameters(), "lr": 0.002}, {"params": m[2].parameters()}], lr=0.01),
+    "Adam, one decays": lambda m: Adam(
+        [{"params": m[0].parameters(), "weight_decay": 0.5}, {"params": m[2].parameters(), "lr": 0.02}], lr=0.01
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_GROUPS)
+def test_groups_of_different_rates_have_one_threshold(name: str) -> None:
+    found, seen, optimizer = run(BY_GROUPS[name], [Stability(tol=1e-6), Sharpness(tol=1e-6)])
+    groups = optimizer.param_groups
+    decay = torch.cat([torch.full((p.numel(),), g["weight_decay"], dtype=F64) for g in groups for p in g["params"]])
+    for record, plain, (hessian, P) in zip(records(found), found.select("sharpness"), seen, strict=True):
+        root = ((1.0 if P is None else P) * folded(optimizer)).rsqrt()
+        exact = float(torch.linalg.eigvalsh(root[:, None] * (hessian + torch.diag(decay)) * root)[-1])
+        assert record.values["sharpness"] == pytest.approx(exact, rel=1e-6)
+        assert record.values["threshold_largest"] == record.values["threshold"]
+        assert plain.value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
+    (facts,) = found.meta["players"].values()
+    assert facts["preconditioned"] is facts["folded"] is True and facts["divides"] is (name != "SGD")
+    audit = found.audit()
+    assert (
+        audit["sharpness"].symbol == "lambda_max(P^-1 H)" and "group where it is lowest" in audit["sharpness"].formula
+    )
+    assert audit["s_mu"].verdict == "NOT_APPLICABLE"
+    slowly = any("changes slowly" in a.text for a in audit["sharpness"].assumptions)
+    assert slowly is (name != "SGD")
+
+
+def test_groups_that_come_apart_on_the_way() -> None:
+    """As where layers are unfrozen with a lower rate: from then on their rates are in the metric."""
+    model, x, y = problem()
+    optimizer = SGD([{"params": m.parameters()} for m in (model[0], model[2])], lr=0.01)
+    with watch(model, optimizer, data=(x, y), criterion=nn.functional.mse_loss, probes=[Stability()], every=1) as live:
+        for rate in (0.01, 0.002):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+            (facts,) = live.run.meta["players"].values()
+            assert facts["preconditioned"] is facts["folded"] is (rate == 0.002)
+    assert all(r.values["threshold_largest"] == r.values["threshold"] == 200 for r in records(live.run))
 
 
 def test_the_sharpness_probe_stays_with_the_hessian() -> None:
