@@ -181,13 +181,8 @@ def test_the_audit_says_why_there_is_no_threshold() -> None:
     def apart(model: nn.Module) -> Optimizer:
         return AdamW([{"params": model[0].parameters(), "betas": (0.8, 0.99)}, {"params": model[2].parameters()}])
 
-    def frozen(model: nn.Module) -> Optimizer:
-        model.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=F64)))
-        return Adam(model.parameters())
-
-    for build, words in ((apart, "parameter groups differ in their dynamics"), (frozen, "has not moved unused yet")):
-        found, _, _ = run(build, [Stability(), Sharpness()], compared=False)
-        assert words in found.audit()["sharpness"].reason
+    found, _, _ = run(apart, [Stability(), Sharpness()], compared=False)
+    assert "parameter groups differ in their dynamics" in found.audit()["sharpness"].reason
         assert words in next(iter(found.meta["players"].values()))["threshold_reason"]
 
 
@@ -274,3 +269,98 @@ def test_training_is_the_same_to_the_bit() -> None:
 
     for watched, alone in zip(trained(True), trained(False), strict=True):
         assert torch.equal(watched, alone)
+
+
+# --------------------------------------------------------------------------- what the loss does not use
+
+
+class WithHead(nn.Module):
+    """A network, and a head that only some other loss would use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = problem()[0], nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def apart(model: WithHead) -> list[dict]:
+    return [{"params": model.body.parameters()}, {"params": model.head.parameters(), "lr": 7.0}]
+
+
+UNUSED = {
+    "Adam": lambda m: Adam(m.parameters(), lr=0.01),
+    "Adam with decay": lambda m: Adam(m.parameters(), lr=0.01, weight_decay=0.5),
+    "AdamW": lambda m: AdamW(m.parameters(), lr=0.01),
+    "RMSprop": lambda m: RMSprop(m.parameters(), lr=0.01),
+    "Adam, a group of its own": lambda m: Adam(apart(m), lr=0.01),
+}
+
+
+def trained(model: nn.Module, optimizer: Optimizer, steps: int = 6, uses: Callable | None = None) -> Run:
+    _, x, y = problem()
+    mse = nn.functional.mse_loss
+    with watch(
+        model, optimizer, data=(x, y), criterion=mse, probes=[Stability(tol=1e-6)], every=1, seed=0, batch_size=2
+    ) as live:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (mse(model(x), y) + (0 if uses is None else uses(model, x))).backward()
+            optimizer.step()
+    return live.run
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_parameters_that_the_loss_does_not_use_are_left_out_by_name(name: str) -> None:
+    model, alone = WithHead(), problem()[0]
+    kind = UNUSED[name](model)
+    same = type(kind)(alone.parameters(), lr=0.01, weight_decay=kind.param_groups[0]["weight_decay"])
+    found, expected = trained(model, kind), trained(alone, same)
+    assert len(records(found)) == 6
+    for one, other in zip(records(found), records(expected), strict=True):
+        for key in ("sharpness", "threshold", "threshold_largest", "batch_sharpness", "batch_sharpness_ratio"):
+            assert one.values[key] == pytest.approx(other.values[key], rel=1e-5), key
+    audit = found.audit()
+    assert audit["sharpness"].verdict == expected.audit()["sharpness"].verdict != "NOT_APPLICABLE"
+    (said,) = [each for each in audit.preconditions if "does not use" in each.text]
+    assert said.holds is False and "head.weight, head.bias" in said.text
+    assert not any("does not use" in each.text for each in expected.audit().preconditions)
+    assert not found.meta["players"]["model"]["folded"]
+
+
+def test_parameters_that_the_loss_uses_are_not_left_out() -> None:
+    """The optimizer has not moved them, as the loop's loss is another one than that of watch."""
+
+    class Both(WithHead):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x) + (self.head.weight.sum() if self.measured else 0)
+
+        measured = False
+
+    model = Both()
+    optimizer = Adam(model.parameters(), lr=0.01)
+    _, x, y = problem()
+    mse = nn.functional.mse_loss
+    with watch(model, optimizer, data=(x, y), criterion=mse, probes=[Stability()], every=2) as live:
+        for _ in range(4):
+            optimizer.zero_grad()
+            mse(model(x), y).backward()
+            model.measured = True
+            optimizer.step()
+            model.measured = False
+    line = live.run.audit()["sharpness"]
+    assert line.verdict == "NOT_APPLICABLE" and "head.weight" in line.reason
+
+
+def test_an_unused_head_changes_no_bit_of_the_training() -> None:
+    models = WithHead(), WithHead()
+    models[1].load_state_dict(models[0].state_dict())
+    _, x, y = problem()
+    trained(models[0], Adam(models[0].parameters(), lr=0.01))
+    optimizer = Adam(models[1].parameters(), lr=0.01)
+    for _ in range(6):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(models[1](x), y).backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
