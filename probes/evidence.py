@@ -87,6 +87,8 @@ def _critical_sharpness(window: Sequence[Record]) -> str | None:
     said = f"critical sharpness along the update: {ratio:.3g} of 2/lr"
     if ratio < 0.01:
         return f"{said}, the loss falls on far beyond the update's length{others}"
+    if f"{ratio:.3g}" == "1":
+        return f"{said}, so that it leaves the loss about as it is{others}"
     meaning = "so that it raises the loss" if ratio > 1 else "so that it lowers the loss"
     return f"{said}, {meaning}; at {1 / ratio:.3g} times its length it would leave the loss as it is{others}"
 

@@ -108,7 +108,9 @@ def _linear_theory(facts: Facts) -> str | None:
     if facts.get("preconditioned"):
         return f"derived for SGD, and the optimizer is {facts.get('optimizer')}"
     if facts.get("momentum"):
-        return "with momentum the mini-batch threshold depends on the batch size, from 2(1-b)/lr to 2(1+b)/lr"
+        large = facts.get("threshold_formula")
+        up_to = f", up to {large} for large batches" if large else ""
+        return f"with momentum the mini-batch threshold depends on the batch size{up_to}"
     if facts.get("loss_family") in ("cross-entropy", "other"):
         return f"derived for the squared loss, this one is {facts['loss_family']}"
     return None
@@ -220,6 +222,8 @@ def _judged(entry: Entry, ratio: Ratio, facts: Facts, oscillation: Oscillation, 
     if verdict == "INCONCLUSIVE" and edge.moves:
         return verdict, "between the edges of small and of large batches, which differ under momentum"
     said = _REASONS["necessary" if necessary else entry.kind].get(verdict)
+    if said and "SGD is seen" in said and facts.get("divides", facts.get("preconditioned")):
+        said += f"; for {facts.get('optimizer')} by analogy"
     return verdict, said or (oscillation.words if seen is not None else "near the threshold")
 
 

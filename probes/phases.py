@@ -173,6 +173,8 @@ def _comes_down(
     within = slice(bisect.bisect_left(logged, (a, -math.inf)), bisect.bisect_left(logged, (b + 1, -math.inf)))
     losses = [v for _, v in logged[within]] or [p.loss for p in points[first : end + 1]]
     losses = [v for v in losses if math.isfinite(v)]
+    if end == len(ratios) and losses and losses[-1] * SPIKE > max(losses):  # still up, as where it grows without end
+        return False
     return len(losses) > 1 and losses[0] > 0 and max(losses) > SPIKE * losses[0]
 
 

@@ -263,6 +263,6 @@ def _negative_curvature(window: Sequence[Record], everything: Sequence[Record]) 
 
 def _weight_decay(facts: Facts) -> Assumption | None:
     decay = facts.get("weight_decay")
-    if not decay or facts.get("full_batch"):  # the sharpness's threshold has it in it
+    if not decay or facts.get("full_batch") or "weight_decay" in str(facts.get("seen_formula")):  # thresholds have it
         return None
     return Assumption(f"no weight decay ({decay:g}; the criteria of gradient noise leave it out)", None)

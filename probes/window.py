@@ -187,7 +187,7 @@ class Oscillation:
         share, pairs = _share(records, "swings", "swing_pairs")
         chance = ROUNDING + 2 * math.sqrt(ROUNDING * (1 - ROUNDING) / pairs) if pairs else 1.0
         if self.seen is False and share >= max(FLIPS, chance):
-            said.append(f"about its midpoint, where the drift is gone, it did in {share:.0%} of {pairs:.0f}")
+            said.append(f"less its drift, the motion there changed sign in {share:.0%} of {pairs:.0f}")
             self.seen = True
 
     def _add_loss(self, run: Run, player: str, first: int, last: int, said: list[str]) -> None:

@@ -102,6 +102,7 @@ def test_midpoints_of_other_times_do_not_count() -> None:
     [
         (20.8, "1.04 of 2/lr, so that it raises the loss; at 0.962 times its length it would leave the loss as it is"),
         (10.0, "0.5 of 2/lr, so that it lowers the loss; at 2 times its length it would leave the loss as it is"),
+        (20.02, "1 of 2/lr, so that it leaves the loss about as it is"),
         (0.1, "0.005 of 2/lr, the loss falls on far beyond the update's length"),
     ],
 )

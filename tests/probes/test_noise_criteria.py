@@ -211,3 +211,15 @@ def test_every_line_of_the_catalogue_has_a_place_in_the_audit():
     audit = audit_of(steady(0.3), **SMALL)
     assert [c.name for c in audit.criteria] == list(CATALOGUE)
     assert [c.kind for c in audit.criteria][1:] == [entry.kind for entry in CATALOGUE.values()][1:]
+
+
+def test_what_sgd_does_is_said_of_others_by_analogy_only():
+    records = steady(0.3)
+    for name in ("batch_sharpness", "batch_sharpness_ratio"):
+        assert audit_of(records, **SMALL, **ADAM)[name].reason.endswith("; for Adam by analogy")
+        assert "analogy" not in audit_of(records, **SMALL)[name].reason
+
+
+def test_under_momentum_the_edge_of_large_batches_is_the_optimizers_own():
+    nesterov = {"momentum": 0.9, "threshold_formula": "(2+2b)/(lr(1+2b))"}
+    assert "up to (2+2b)/(lr(1+2b)) for large batches" in audit_of(steady(0.3), **SMALL, **nesterov)["s_mu"].reason
