@@ -134,6 +134,9 @@ def _uphill(line: dict[str, Any], facts: dict[str, Any]) -> Criterion:
     said = f"the learning rate is {facts['uphill']}: steps lead uphill"
     if reason := facts.get("ambiguous") or _another_mode(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=f"{said}; {reason}")
+    if not facts.get("all_climb", True):
+        reason = "those of other parameter groups are not: such a game may be stable"
+        return Criterion(**line, verdict="INCONCLUSIVE", reason=f"{said}; {reason}")
     if line["low"] is None or not line["low"] > 0:
         return Criterion(**line, verdict="INCONCLUSIVE", reason=f"{said}; no positive curvature was found")
     said += ", and the linearised step grows wherever the curvature is positive"

@@ -159,10 +159,13 @@ class Player:
 
         Where they differ and one's is negative or not finite, that one: it decides what becomes of the loss.
         """
-        groups = (group for o in self.optimizers for group in o.param_groups if group["params"])
-        rates = {float(rate) for group in groups if (rate := group.get("lr")) is not None}
+        rates = self._rates()
         wrong = min(filter(is_wrong, rates), default=None)
         return rates.pop() if len(rates) == 1 else wrong
+
+    def _rates(self) -> set[float]:
+        groups = (group for o in self.optimizers for group in o.param_groups if group["params"])
+        return {float(rate) for group in groups if (rate := group.get("lr")) is not None}
 
     def threshold(self) -> Threshold:
         """The stability threshold of the Hessian's eigenvalues at the present settings."""
@@ -186,7 +189,10 @@ class Player:
             facts["unused"] = list(seen.unused)
             return facts | ({"threshold_reason": self._elsewhere()} if self._limits().preconditioned else {})
         reason = why_unseen(deciding(self._given[0]), objective) if len(self.optimizers) == 1 else ""
-        return {"threshold_reason": reason} if reason else {}
+        told: dict[str, Any] = {"threshold_reason": reason} if reason else {}
+        if any(map(is_wrong, rates := self._rates())):  # ascent of some groups beside descent of others may be stable
+            told["all_climb"] = max(rates) < 0
+        return told
 
     def _elsewhere(self) -> str:
         """Why the Hessian's eigenvalues have no threshold where the optimizer divides by something."""
