@@ -98,14 +98,16 @@ def _newest(optimizer: Optimizer, objective: Objective) -> dict[str, float]:
     P cannot be made of more gradients than there were: without more to go by, of one among all.
     """
     rule = rule_for(optimizer)
+    if rule is None or rule.preconditioner is None:
+        return {}
     found: dict[int, float] = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
             state = optimizer.state.get(p)
-            if rule is not None and state and "step" in state and (made := float(state["step"])) > 0:
+            if state and "step" in state and (made := float(state["step"])) > 0:
                 found[id(p)] = 1 / made if rule.newest is None else rule.newest(group, state)
-    shares = {name: found.get(id(p)) for name, p in objective.parameters.items()}
-    return {name: share for name, share in shares.items() if share is not None} if None not in shares.values() else {}
+    shares = {name: found[id(p)] for name, p in objective.parameters.items() if id(p) in found}
+    return shares if len(shares) == len(objective.parameters) else {}
 
 
 def why_unseen(optimizer: Optimizer, objective: Objective) -> str:

@@ -13,6 +13,7 @@ from torch.optim import Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from audited_runs import audit_of, flips, steady, with_gradient
 from digits_training import train
+from drawn_runs import run_of
 from losscope.landscape import Objective
 from losscope.landscape.optimizer_rules import _RULES, Rule, register_rule, rule_for
 from losscope.landscape.tracked_pair import TrackedPair
@@ -206,6 +207,20 @@ def test_one_in_between_is_left_out_too_and_most_are_not() -> None:
     audit = audited(of(0.5, 0.02, count=4), of(20.0, 0.02, 0.3, count=1), of(0.5, 0.02, count=1))
     assert told(audit) == ("BELOW_EDGE", True) and audit.measurements == 4
     assert told(audited(of(0.5, 0.02, count=8), of(20.0, 0.5, count=5))) == ("INCONCLUSIVE", False)
+
+
+def test_first_steps_are_in_no_phase() -> None:
+    """Of a ratio that falls from 20 to 1 at a loss that rises and falls, one would be a catapult."""
+    losses = [0.1, 0.3, 0.1, 0.1, 0.1]
+
+    def records(newest: float | None) -> list[Record]:
+        found = [*of(20.0, newest, count=2), *of(0.5, 0.02, count=3)]
+        for i, record in enumerate(found):
+            record.values["loss"] = losses[i]
+        return [dataclasses.replace(r, step=50 * i) for i, r in enumerate(found)]
+
+    assert [p.name for p in run_of(records(None)).phases()] == ["catapult"]
+    assert run_of(records(0.5)).phases() == ()
 
 
 def test_mini_batches_too() -> None:
