@@ -14,6 +14,7 @@ from .noise_criteria import noise_criteria
 from .preconditions import preconditions
 from .records import Record
 from .run_html import audit_html
+from .settled import settled_part, where_it_stays, why_unsettled
 from .window import Oscillation, ambiguity, curvature_records, fresh_bound, last_part, noted, observed
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def audit(run: Run, player: str) -> Audit:
     """Audit the last quarter of a run (at least its last five stability measurements).
 
     Ratios are formed at each measurement with the rate of its own update, and their medians are
-    judged, so that a schedule of rates does not blur them. Measurements at a rate of zero are left out.
+    judged, so that a schedule of rates does not blur them. Measurements at a rate of zero are left out, and, where
+    there are others, those at which an optimizer's preconditioner moves, as in its first steps (`settled`).
 
     Args:
         run: the run.
@@ -76,10 +78,11 @@ def audit(run: Run, player: str) -> Audit:
     everything = run.select("stability", player, ok=False)
     measured = [r for r in everything if r.status == "ok"]
     moving = [r for r in measured if r.values.get("threshold") is not None]
-    window = last_part(moving or measured)
+    window = where_it_stays(last_part(settled_part(moving or measured)))
     curvature = curvature_records(run, player, window)
     facts = observed(run.meta.get("players", {}).get(player, {}), window, everything)
     facts["ambiguous"] = ambiguity(curvature)
+    facts["unsettled"] = why_unsettled(window)
     dtype = str(facts.get("weights_dtype") or facts.get("dtype") or "")
     facts["clipped"] = clipping(window, measured, full_batch=facts["full_batch"], dtype=dtype).share
     oscillation = Oscillation(run, player, window, facts)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .records import Record
+from .settled import spanned
 from .smoothness import fit_smoothness
 from .window import Oscillation, column, median, ratio_of
 
@@ -95,7 +96,7 @@ def _critical_sharpness(window: Sequence[Record]) -> str | None:
 
 def _trend(window: Sequence[Record]) -> str | None:
     """Where the loss goes above the edge: a transient's falls again, a divergence's does not."""
-    low = ratio_of(window, "sharpness", "threshold", "threshold_largest").ratio_low
+    low = spanned(ratio_of(window, "sharpness", "threshold", "threshold_largest"), window).ratio_low
     last = [(r.step, v) for r in window if (v := r.values.get("loss")) is not None and math.isfinite(v)][-3:]
     if low is None or low <= ABOVE or len(last) < 3:
         return None
