@@ -297,12 +297,17 @@ class _Samples:
 
 
 def _until_narrow(excess: float, narrowing: float) -> float:
-    """Vectors that make the interval so many times narrower where each takes such a factor off its square, and one.
+    """Vectors that narrow the interval by twice as many digits as it lacks, if each takes such a factor, and one.
 
-    Where eigenvalues fall fast these are few. More would overshoot: the errors are then far below what was asked for.
+    Where eigenvalues fall fast these are few, and more would overshoot: errors are then far below what was asked for.
+    Half as many would do, but each look is a chance to stop by luck: 0.90 were covered then, for 0.92.
+
+    Args:
+        excess: how many times narrower the interval is to be.
+        narrowing: factor of the squared spread for each vector.
     """
     known = 0 < narrowing < 1 and math.isfinite(excess)
-    return math.ceil(2 * math.log(max(excess, 1.0)) / -math.log(narrowing)) + 1 if known else math.inf
+    return math.ceil(4 * math.log(max(excess, 1.0)) / -math.log(narrowing)) + 1 if known else math.inf
 
 
 def _order(estimator: Exchangeable) -> float:
