@@ -16,6 +16,7 @@ from .preconditions import preconditions
 from .rates import WrongRates, is_wrong, wrong_rates
 from .records import Record
 from .run_html import audit_html
+from .settled import settled_part, where_it_stays, why_unsettled
 from .window import Oscillation, ambiguity, curvature_records, fresh_bound, last_part, noted, observed
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ def audit(run: Run, player: str) -> Audit:
     """Audit the last quarter of a run (at least its last five stability measurements).
 
     Ratios are formed at each measurement with the rate of its own update, and their medians are
-    judged, so that a schedule of rates does not blur them. Measurements at a rate of zero are left out. Where the run
-    ends at negative rates, it is those updates that are judged.
+    judged, so that a schedule of rates does not blur them. Measurements at a rate of zero are left out, and, where
+    there are others, those at which an optimizer's preconditioner moves, as in its first steps (`settled`). Where the
+    run ends at negative rates, it is those updates that are judged.
 
     Args:
         run: the run.
@@ -81,12 +83,13 @@ def audit(run: Run, player: str) -> Audit:
     wrong = wrong_rates(measured)
     judged = [r for r in measured if r.values.get("threshold") is not None]
     uphill = wrong.uphill_end(judged)
-    window = last_part(uphill or judged or measured)
+    window = where_it_stays(last_part(settled_part(uphill or judged or measured)))
     curvature = curvature_records(run, player, window)
     facts = observed(run.meta.get("players", {}).get(player, {}), window, everything)
     facts["ambiguous"] = ambiguity(curvature)
     facts["wrong_rates"] = wrong.words
     facts["uphill"] = WrongRates(tuple(uphill)).words if _has_rule(facts, judged) else ""
+    facts["unsettled"] = why_unsettled(window)
     dtype = str(facts.get("weights_dtype") or facts.get("dtype") or "")
     facts["clipped"] = clipping(window, measured, full_batch=facts["full_batch"], dtype=dtype).share
     oscillation = Oscillation(run, player, window, facts)
@@ -121,7 +124,8 @@ def _spoilt(window: Sequence[Record], everything: Sequence[Record], wrong: Wrong
     if (since := wrong.since(window[0].step)).records and not is_wrong(window[-1].lr):
         said.append(f"the learning rate was {since.words}, and there is no stable step")
     last = window[-1]
-    bare = [r for r in everything if r.status == "ok" and r.step > last.step and r.lr != 0 and not is_wrong(r.lr)]
+    later = [r for r in everything if r.status == "ok" and r.step > last.step and r.values.get("threshold") is None]
+    bare = [r for r in later if r.lr != 0 and not is_wrong(r.lr)]
     if bare and last.values.get("threshold") is not None:
         said.append(f"there is no threshold from step {bare[0].step} on")
     lost = [r for r in everything if r.status != "ok" and r.step > last.step]

@@ -9,6 +9,7 @@ from losscope.landscape.stability import judge
 
 from .criterion import Assumption, Criterion
 from .records import Record
+from .settled import spanned, staying
 from .window import Bound, Oscillation, Ratio, column, median, ratio_of
 
 __all__ = ["not_applicable", "not_what_is_trained", "sharpness", "unchecked"]
@@ -98,7 +99,7 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
     symbol = "lambda_max(P^-1 H)" if facts.get("preconditioned") else "lambda_max(H)"
     stochastic = not facts["full_batch"]
     kind = "necessary" if stochastic else "necessary and sufficient"
-    ratio = ratio_of(window, "sharpness", "threshold", "threshold_largest")
+    ratio = spanned(ratio_of(window, "sharpness", "threshold", "threshold_largest"), window)
     numbers: dict[str, Any] = ratio.fields()
     assumptions = [Assumption("local: the quadratic model around the weights", None), *unchecked(facts)]
     if not stochastic:
@@ -106,7 +107,7 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
     if facts.get("perturbed"):
         assumptions.append(Assumption("the gradient's norm, which SAM's step divides by, changes slowly", None))
     if facts.get("divides", facts.get("preconditioned")):
-        assumptions.append(Assumption("the preconditioner changes slowly beside the oscillation", None))
+        assumptions.append(staying(window))
         assumptions += _where_gradients_are(window)
     line: dict[str, Any] = {"name": "sharpness", "symbol": symbol, "formula": formula, "kind": kind}
     if facts.get("uphill") and not _nothing_to_judge(facts, window):
@@ -118,7 +119,7 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
         percent = f"{bound.gap - 1:.0%}"
         assumptions.append(Assumption(f"the upper bound is still {percent} above, as at step {bound.step}", None))
     line |= numbers | {"assumptions": tuple(assumptions)}
-    if reason := facts.get("ambiguous") or not_what_is_trained(facts):
+    if reason := facts.get("ambiguous") or facts.get("unsettled") or not_what_is_trained(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
     ratio_high = numbers["ratio_high"]
     if not facts.get("covers_optimizer", True):

@@ -50,7 +50,7 @@ def _line(entry: Entry, window: list[Record], facts: Facts, oscillation: Oscilla
     if bar:
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=bar)
     ambiguous = None if entry.name in ("s_mu", "aligned_trace") else facts.get("ambiguous")  # gradients only
-    if reason := ambiguous or not_what_is_trained(facts):
+    if reason := ambiguous or facts.get("unsettled") or not_what_is_trained(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
     verdict, reason = _judged(entry, ratio, facts, oscillation, edge)
     return Criterion(**line, verdict=verdict, reason=reason)

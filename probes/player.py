@@ -252,7 +252,7 @@ class Player:
 
 
 def _formula(threshold: Threshold, *, folded: bool) -> str:
-    return f"{threshold.formula}, of the group where it is lowest" if folded else threshold.formula
+    return f"{threshold.formula} of the strictest group" if folded else threshold.formula
 
 
 def _name(optimizer: Any) -> str:

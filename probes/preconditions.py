@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 from .clipping import clipping
 from .criterion import Assumption
 from .records import Record
+from .settled import staying
 from .window import BOUND_STAYS_FRESH, column, median
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def preconditions(run: Run, player: str, window: Sequence[Record], facts: Facts)
         _rates(facts),
         _one_rate(window, facts),
         _unused(facts),
+        staying(window) if facts.get("preconditioned") and window else None,
         _negative_curvature(window, everything),
         _weight_decay(facts),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,12 +32,15 @@ class SeenCurvature:
         unused: names of the parameters that the loss does not use, and that the optimizer therefore never moves. The
             Hessian has zeros in their rows, so that they are left out whatever stands in P.
         decay: the weight decay that is part of what P divides, by the parameters' names.
+        newest: the share of the newest gradient in P^2, for gradients that stay as large, by the parameters' names;
+            empty where that is not known.
     """
 
     threshold: Threshold
     preconditioner: Mapping[str, Tensor]
     epsilon: Mapping[str, float]
     decay: Mapping[str, float]
+    newest: Mapping[str, float] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
 
     def of(self, hessian: SymmetricOperator) -> Preconditioned:
@@ -64,12 +67,30 @@ class SeenCurvature:
 
         Where gradients have vanished, P is epsilon and tells more of that than of the loss.
         """
-        squares, epsilon = vector.square(), next(iter(self.epsilon.values()))
-        least: float | Tensor = epsilon
-        if any(other != epsilon for other in self.epsilon.values()):
-            sizes = torch.tensor([P.numel() for P in self.preconditioner.values()])
-            least = torch.tensor(list(self.epsilon.values()), dtype=torch.float64).repeat_interleave(sizes).to(squares)
+        squares, least = vector.square(), self._of_entries(self.epsilon, vector)
         return float((squares * (2 * least > operator.diagonal)).sum() / squares.sum())
+
+    def newest_share(self, vector: Tensor) -> float | None:
+        """The share of the newest gradient in P^2 along an eigenvector of the operator; None where it is not known.
+
+        The step divides by a P that it is itself part of: to first order it answers to a change of the gradient with
+        ``1 - share`` times what it would answer with P frozen.
+        """
+        if not self.newest:
+            return None
+        shares = self._of_entries(self.newest, vector)
+        if isinstance(shares, float):
+            return shares
+        squares = vector.square()
+        return float((squares * shares).sum() / squares.sum())
+
+    def _of_entries(self, of_each: Mapping[str, float], vector: Tensor) -> float | Tensor:
+        """A number for each parameter as one for each entry of a vector; as that number, where all are the same."""
+        first = next(iter(of_each.values()))
+        if all(other == first for other in of_each.values()):
+            return first
+        sizes = torch.tensor([P.numel() for P in self.preconditioner.values()])
+        return torch.tensor(list(of_each.values()), dtype=torch.float64).repeat_interleave(sizes).to(vector)
 
 
 def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
@@ -91,7 +112,8 @@ def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
         times = step_times(optimizer)
         epsilon = {name: epsilon[name] * times[id(p)] for name, p in objective.parameters.items()}
     decay = step_decay(optimizer, objective)
-    return SeenCurvature(_strictest(threshold), preconditioner, epsilon, decay, unused)
+    newest = _newest(optimizer, objective, unused)
+    return SeenCurvature(_strictest(threshold), preconditioner, epsilon, decay, newest, unused)
 
 
 def _strictest(threshold: Threshold) -> Threshold:
@@ -102,6 +124,25 @@ def _strictest(threshold: Threshold) -> Threshold:
         threshold, per_group=threshold.per_group[lowest : lowest + 1],
         per_group_small_batch=small[lowest : lowest + 1],
     )  # fmt: skip
+
+
+def _newest(optimizer: Optimizer, objective: Objective, unused: Sequence[str]) -> dict[str, float]:
+    """The share of the newest gradient in each parameter's P^2; empty where one is not known.
+
+    P cannot be made of more gradients than there were: without more to go by, of one among all.
+    """
+    rule = rule_for(optimizer)
+    if rule is None or rule.preconditioner is None:
+        return {}
+    found: dict[int, float] = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state.get(p)
+            if state and "step" in state and (made := float(state["step"])) > 0:
+                found[id(p)] = 1 / made if rule.newest is None else rule.newest(group, state)
+    found |= {id(objective.parameters[name]): 0.0 for name in unused}
+    shares = {name: found[id(p)] for name, p in objective.parameters.items() if id(p) in found}
+    return shares if len(shares) == len(objective.parameters) else {}
 
 
 def why_unseen(optimizer: Optimizer, objective: Objective) -> str:

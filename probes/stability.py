@@ -114,6 +114,7 @@ class Stability(Probe):
         }
         if snapshot.seen is not None and seen is not None:
             values["dead_share"] = snapshot.seen.dead_share(seen[0], pairs.vectors[:, 0])
+            values |= snapshot.preconditioner
         if snapshot.lr is not None and snapshot.lr > 0:
             values |= {"one_over_lr": 1 / snapshot.lr, "two_over_lr": 2 / snapshot.lr}
         if (match := snapshot.gradient_match()) is not None:

@@ -169,7 +169,7 @@ def test_unbiased_with_a_variance_that_is_unbiased_too(method: type, name: str) 
 def test_how_much_a_vector_narrows_shows_how_eigenvalues_fall(
     method: type, rate: float, least: float, most: float
 ) -> None:
-    """By its square, in the middle of many sketches; and no covariance is believed beyond what that allows."""
+    """By its square, in the middle of many sketches; XNysTrace believes so much of its products."""
     values, seen = (
         rate ** torch.arange(400, dtype=F64) + (0.1 * torch.linspace(0, 1, 400, dtype=F64) if rate == 1 else 0),
         [],
@@ -178,12 +178,11 @@ def test_how_much_a_vector_narrows_shows_how_eigenvalues_fall(
         estimator = method(sketch_of(Diagonal(values), seed))
         estimator.grow(15)
         found = estimator.leave_out()
-        believed, spread = estimator.covariance(found), float(found.single.var()) / 15
-        assert believed >= 0
+        believed, products = estimator.covariance(found), found.covariance_in_size
         if method is XTrace:
-            assert believed <= max(0.0, found.covariance) and believed * (1 - found.narrowing) <= spread * (1 + 1e-12)
+            assert believed == max(0.0, found.covariance)
         else:
-            assert believed == pytest.approx(found.covariance_in_size * found.narrowing)
+            assert found.narrowing * products <= believed <= products * (0.8 if rate < 0.7 else 1)
         seen.append(found.narrowing)
     assert max(seen) <= 1 and least <= float(np.median(seen)) <= most
 
