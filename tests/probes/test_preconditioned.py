@@ -135,9 +135,7 @@ def test_groups_of_different_rates_have_one_threshold(name: str) -> None:
     (facts,) = found.meta["players"].values()
     assert facts["preconditioned"] is facts["folded"] is True and facts["divides"] is (name != "SGD")
     audit = found.audit()
-    assert (
-        audit["sharpness"].symbol == "lambda_max(P^-1 H)" and "of the strictest group" in audit["sharpness"].formula
-    )
+    assert audit["sharpness"].symbol == "lambda_max(P^-1 H)" and "of the strictest group" in audit["sharpness"].formula
     assert audit["s_mu"].verdict == "NOT_APPLICABLE"
     slowly = any("changes slowly" in a.text for a in audit["sharpness"].assumptions)
     assert slowly is (name != "SGD")
