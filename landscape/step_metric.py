@@ -24,11 +24,13 @@ from .thresholds import Threshold, moving, stability_threshold, stepping
 __all__ = ["rates_differ", "step_decay", "step_preconditioner", "step_times"]
 
 _AT_REST = 1e12  # times the strictest threshold: a group at rate zero does not move, whatever its curvature
-_APART = 1.01  # thresholds that differ by less leave an interval that nobody minds, as by SGD's weight decay
+_APART = 1.01  # thresholds of H that differ by less leave an interval that nobody minds, as by SGD's weight decay
 
 
 def rates_differ(optimizer: Optimizer, threshold: Threshold | None = None) -> bool:
-    """Whether groups' thresholds are so far apart that only their rates in the metric tell what is stable.
+    """Whether groups' thresholds are apart, so that only their rates in the metric tell what is stable.
+
+    Where nothing else is in the metric, only from a hundredth on.
 
     Args:
         optimizer: a torch optimizer.
@@ -40,7 +42,9 @@ def rates_differ(optimizer: Optimizer, threshold: Threshold | None = None) -> bo
     threshold = threshold or stability_threshold(optimizer)
     if threshold.value is None or threshold.largest is None or threshold.perturbed:
         return False
-    return len(moving(optimizer)) < len(groups) or threshold.largest > _APART * threshold.value
+    if len(moving(optimizer)) < len(groups):
+        return True
+    return threshold.largest > threshold.value * (1.0 if threshold.preconditioned else _APART)
 
 
 def step_preconditioner(

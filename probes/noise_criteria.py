@@ -103,7 +103,7 @@ def _minibatches(facts: Facts) -> str | None:
 
 def _linear_theory(facts: Facts) -> str | None:
     """What bars the criteria that are derived for SGD on a linear model with squared loss."""
-    if facts.get("folded"):
+    if facts.get("folded") and not facts.get("divides"):
         return "derived for one learning rate, and parameter groups differ"
     if facts.get("preconditioned"):
         return f"derived for SGD, and the optimizer is {facts.get('optimizer')}"
@@ -136,7 +136,7 @@ def _trace(facts: Facts) -> str | None:
 
 
 def _hessian_of_gradients(facts: Facts) -> str | None:
-    if facts.get("folded"):
+    if facts.get("folded") and not facts.get("divides"):
         return _minibatches(facts) or "defined for one learning rate, and parameter groups differ"
     if facts.get("preconditioned"):
         return _minibatches(facts) or f"defined for SGD, and the optimizer is {facts.get('optimizer')}"
