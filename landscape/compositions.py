@@ -1,4 +1,4 @@
-"""Operators made from others: preconditioned, restricted to some parameters, and one block per layer."""
+"""Operators made from others: preconditioned, restricted to some parameters, one block per layer; and a diagonal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .operators import SymmetricOperator, as_operator
 from .selection import selector
 from .space import ParameterSpace, VectorSpace, named
 
-__all__ = ["BlockDiagonal", "Preconditioned", "Restricted"]
+__all__ = ["BlockDiagonal", "Diagonal", "Preconditioned", "Restricted"]
 
 
 class _Made(SymmetricOperator):
@@ -156,6 +156,35 @@ def _entry(index: int, space: VectorSpace) -> str:
                 return f"entry {index} of {name}"
             index -= numel
     return f"entry {index}"
+
+
+class Diagonal(SymmetricOperator):
+    """The matrix whose entries besides the diagonal are zero, as of a weight decay that differs between parameters.
+
+    Args:
+        values: one number for each of the parameters, by their names in the space.
+        space: theirs.
+    """
+
+    kernel = "diagonal"
+
+    def __init__(self, values: Mapping[str, float], space: VectorSpace) -> None:
+        self.space = named(space)
+        pieces = [torch.full((n,), values[name]) for name, n in zip(self.space.names, self.space.numels, strict=True)]
+        self._values = torch.cat(pieces).to(self.space.device, self.space.dtype)[:, None]
+        self.psd = all(value >= 0 for value in values.values())
+
+    def product(self, V: Tensor) -> Tensor:
+        """Each row times its number, (n, k) -> (n, k)."""
+        return self._values * V
+
+    def block_products(self, V: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+        """The same of the groups' rows; see `SymmetricOperator.block_products`."""
+        out = torch.zeros_like(V)
+        for group in groups:
+            for rows in named(self.space).rows(group):
+                out[rows] = self._values[rows] * V[rows]
+        return out
 
 
 # --------------------------------------------------------------------------- blocks

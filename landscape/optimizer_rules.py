@@ -44,12 +44,16 @@ class Rule:
             methods that divide by nothing.
         small_batch: of the same as ``threshold``, the threshold under noise that outweighs the mean, 2 over the
             displacement per unit of a constant gradient, and its formula; None where nobody has derived it.
+        newest: of the same, the share of the newest gradient in the preconditioner's square, for gradients that stay
+            as large; None where nobody has said, and then it is that of one among all so far. Where it is not small,
+            the preconditioner is not frozen beside the step that it divides.
     """
 
     threshold: Callable[[Settings, State], Limit]
     dynamics: tuple[str, ...] = ()
     preconditioner: Callable[[Settings, State], Tensor] | None = None
     small_batch: Callable[[Settings, State], Limit] | None = None
+    newest: Callable[[Settings, State], float] | None = None
 
 
 def register_rule(cls: type[Optimizer], rule: Rule) -> None:
@@ -227,14 +231,32 @@ def _adagrad_divisor(group: Settings, state: State) -> Tensor:
     return state["sum"].sqrt() + group["eps"]
 
 
-_ADAM = Rule(_adam, ("betas", "weight_decay", "decoupled_weight_decay"), _adam_divisor, _adam_small_batch)
+def _adam_newest(group: Settings, state: State) -> float:
+    return _newest(float(group["betas"][1]), float(state["step"]))
+
+
+def _rmsprop_newest(group: Settings, state: State) -> float:
+    """As of Adam: without its bias correction all of P is smaller, and its parts are as they are."""
+    return _newest(float(group["alpha"]), float(state["step"]))
+
+
+def _newest(decay: float, made: float) -> float:
+    """In an average of squares that forgets all but ``decay`` of itself in a step; at first it holds few of them."""
+    return (1 - decay) / (1 - decay**made) if 0 <= decay < 1 else 1 / made
+
+
+_ADAM = Rule(_adam, ("betas", "weight_decay", "decoupled_weight_decay"), _adam_divisor, _adam_small_batch, _adam_newest)
 _RULES: dict[type[Optimizer], Rule] = {
     SGD: Rule(_sgd, ("momentum", "dampening", "nesterov"), None, _sgd_small_batch),
     Adam: _ADAM,
     AdamW: _ADAM,
     NAdam: Rule(
-        _nadam, ("betas", "momentum_decay", "weight_decay", "decoupled_weight_decay"), _adam_divisor, _nadam_small_batch
+        _nadam,
+        ("betas", "momentum_decay", "weight_decay", "decoupled_weight_decay"),
+        _adam_divisor,
+        _nadam_small_batch,
+        _adam_newest,
     ),
-    RMSprop: Rule(_rmsprop, ("momentum", "weight_decay"), _rmsprop_divisor, _rmsprop_small_batch),
+    RMSprop: Rule(_rmsprop, ("momentum", "weight_decay"), _rmsprop_divisor, _rmsprop_small_batch, _rmsprop_newest),
     Adagrad: Rule(_adagrad, ("weight_decay",), _adagrad_divisor, _adagrad),
 }

@@ -20,7 +20,8 @@ from .objective import Objective
 from .optimizer_rules import Rule, register_rule
 from .results import Estimate
 from .space import generator_for
-from .thresholds import Threshold, stability_threshold, step_preconditioner
+from .step_metric import step_decay, step_preconditioner
+from .thresholds import Threshold, stability_threshold
 
 __all__ = [
     "MinibatchSharpness",
@@ -36,6 +37,7 @@ __all__ = [
     "outputs_per_sample",
     "register_rule",
     "stability_threshold",
+    "step_decay",
     "step_preconditioner",
 ]
 

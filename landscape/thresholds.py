@@ -13,17 +13,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 
-from .complex_parts import as_real
-from .errors import ParameterError, SettingError
+from .errors import SettingError
 from .html_table import Shown
-from .objective import Objective
 from .optimizer_rules import Rule, known_optimizers, rule_for
 from .sam import perturbed_threshold, radii, refusal, wrapped
 
-__all__ = ["Threshold", "stability_threshold", "step_preconditioner"]
+__all__ = ["Threshold", "moving", "stability_threshold"]
 
 Settings = dict[str, Any]
 State = dict[str, Any]
@@ -39,7 +36,8 @@ class Threshold(Shown):
         reason: why there is none, where there is none.
         preconditioned: whether it is one for the eigenvalues of ``P^-1 (H + decay I)``, with P from
             `step_preconditioner`, rather than for those of H.
-        decay: weight decay that is part of the gradient that P divides; 0 where the threshold has it in it.
+        decay: weight decay that is part of the gradient that P divides; 0 where the threshold has it in it. Where
+            groups differ it is the largest, and `step_decay` knows which are whose.
         per_group_small_batch: the same under gradient noise that outweighs the mean, as at small batches: for what
             mini-batches see along their own gradients (batch sharpness). Empty where it is not known.
         small_batch_formula: its rule, in words.
@@ -63,7 +61,10 @@ class Threshold(Shown):
 
     @property
     def largest(self) -> float | None:
-        """The most permissive group's. Where groups differ, the truth for the whole lies between."""
+        """The most permissive group's. Where groups differ, the truth for the whole lies between.
+
+        With their rates in the metric (`step_preconditioner`) it is `value`.
+        """
         return max(self.per_group, default=None)
 
     @property
@@ -147,7 +148,7 @@ def _of_steps(optimizer: Optimizer) -> Threshold:
             f"{', '.join(known_optimizers())} and SAM, and register_rule of losscope.landscape.stability adds others",
         )  # fmt: skip
     preconditioned = rule.preconditioner is not None
-    groups = _moving(optimizer)
+    groups = moving(optimizer)
     if not groups:
         return Threshold((), "", "the optimizer has no parameters", preconditioned)
     found = []
@@ -160,24 +161,22 @@ def _of_steps(optimizer: Optimizer) -> Threshold:
     if refusals := [words for value, words in found if value is None]:
         return Threshold((), "", refusals[0], preconditioned)
     if len({repr(_dynamics(rule, group)) for group in groups}) > 1:
-        settings = ", ".join(rule.dynamics).replace("_", " ")
+        settings = ", ".join(_in_common(rule)).replace("_", " ")
         why = f"parameter groups differ in their dynamics ({settings}): no common threshold"
         return Threshold((), "", why, preconditioned)
     coupled = preconditioned and not groups[0].get("decoupled_weight_decay")
-    decay = float(groups[0].get("weight_decay", 0.0)) if coupled else 0.0
+    decay = max(float(group.get("weight_decay", 0.0)) for group in groups) if coupled else 0.0
     values = tuple(value for value, _ in found if value is not None)
     return Threshold(values, found[0][1], "", preconditioned, decay, *_small_batch(optimizer, rule, groups))
 
 
-def _dynamics(rule: Rule, group: Settings) -> list[Any]:
-    """What groups must have in common.
+def _in_common(rule: Rule) -> list[str]:
+    """What groups must agree in. Their weight decays go into the metric, as `step_preconditioner` says."""
+    return [name for name in rule.dynamics if name != "weight_decay" or rule.preconditioner is None]
 
-    A decoupled weight decay may differ, as where vectors have none: u being an eigenvector of the companion polynomial,
-    u* of it is the polynomial of one mode whose decay lies between the groups', so that all modes are stable below the
-    strictest threshold; above the largest, the polynomial at z = -1 is not positive definite, and a root lies beyond.
-    """
-    apart = {"weight_decay"} if group.get("decoupled_weight_decay") else set()
-    return [group.get(name) for name in rule.dynamics if name not in apart]
+
+def _dynamics(rule: Rule, group: Settings) -> list[Any]:
+    return [group.get(name) for name in _in_common(rule)]
 
 
 def _small_batch(optimizer: Optimizer, rule: Rule, groups: list[Settings]) -> tuple[tuple[float, ...], str]:
@@ -193,7 +192,7 @@ def _of_sam(wrapper: Optimizer, base: Optimizer) -> Threshold:
     """Of a wrapper that takes the gradient elsewhere; its value waits for the gradient's norm."""
     inner, name = _of_steps(base), type(wrapper).__name__
     by_parameter = radii(wrapper)
-    radius = [{by_parameter[id(p)] for p in group["params"] if id(p) in by_parameter} for group in _moving(base)]
+    radius = [{by_parameter[id(p)] for p in group["params"] if id(p) in by_parameter} for group in moving(base)]
     if all(r == {0.0} for r in radius):
         return inner
     if refused := refusal(wrapper, base):
@@ -213,69 +212,38 @@ def _of_sam(wrapper: Optimizer, base: Optimizer) -> Threshold:
     return Threshold((), formula, why, perturbed=perturbed)
 
 
-def step_preconditioner(optimizer: Optimizer, objective: Objective) -> dict[str, Tensor]:
-    """What the optimizer's last step divided the gradient by, for `Preconditioned`.
-
-    Args:
-        optimizer: an optimizer with a rule whose threshold is ``preconditioned``, after a step.
-        objective: whose parameters it moves.
-
-    Returns:
-        The diagonal P by the objective's parameter names, of their shapes.
-
-    Raises:
-        SettingError: if the optimizer has no rule, or divides by nothing.
-        ParameterError: if it has not moved one of the objective's parameters yet; it names which.
-
-    Example:
-        >>> import torch
-        >>> from losscope.landscape import Hessian, Objective, Preconditioned, top_eigenpairs
-        >>> from losscope.landscape.stability import stability_threshold, step_preconditioner
-        >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = torch.optim.Adam(model.parameters())
-        >>> data = (torch.eye(2), torch.ones(2, 1))
-        >>> torch.nn.functional.mse_loss(model(data[0]), data[1]).backward()
-        >>> optimizer.step()
-        >>> objective = Objective(model, data, criterion=torch.nn.functional.mse_loss)
-        >>> seen = Preconditioned(Hessian(objective), step_preconditioner(optimizer, objective))
-        >>> ratio = top_eigenpairs(seen, seed=0).values[0] / stability_threshold(optimizer).value
-    """
-    rule = rule_for(optimizer)
-    if rule is None or rule.preconditioner is None:
-        why = "there is no rule for it" if rule is None else "its threshold is one for the Hessian itself"
-        raise SettingError(f"{type(optimizer).__name__} has no preconditioner: {why}")
-    found = {}
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if state := optimizer.state.get(p):
-                # Torch's optimizers treat a complex parameter as its real and imaginary parts.
-                state = {name: as_real(t) if isinstance(t, Tensor) else t for name, t in state.items()}
-                found[id(p)] = rule.preconditioner(group, state)
-    missing = [name for name, p in objective.parameters.items() if id(p) not in found]
-    if missing:
-        raise ParameterError(
-            f"the optimizer has not moved {', '.join(missing[:3])} yet ({len(missing)} of "
-            f"{len(objective.parameters)} parameters): measure after its first step, and freeze what it never moves "
-            "with requires_grad_(False)"
-        )
-    return {name: found[id(p)] for name, p in objective.parameters.items()}
-
-
-def _moving(optimizer: Optimizer) -> list[Settings]:
-    """The groups that have parameters and a rate; all at rate zero, as at the start of a warm-up, stay."""
+def stepping(optimizer: Optimizer) -> list[Settings]:
+    """The groups that have parameters, less those that it has never moved, as nothing of them is used."""
     groups = [group for group in optimizer.param_groups if group["params"]]
-    return [group for group in groups if float(group["lr"]) != 0] or groups
+    if (rule := rule_for(optimizer)) is None or rule.preconditioner is None:
+        return groups
+    return [group for group in groups if _state(optimizer, group)] or groups
+
+
+def moving(optimizer: Optimizer) -> list[Settings]:
+    """Those of them that have a rate; all at rate zero, as at the start of a warm-up, stay."""
+    groups = stepping(optimizer)
+    return [group for group in groups if _rate(group) != 0] or groups
+
+
+def _rate(group: Settings) -> float:
+    """The learning rate, NaN where what stands there is none."""
+    try:
+        return float(group["lr"])
+    except (TypeError, ValueError, KeyError):
+        return math.nan
 
 
 def _refusal(group: Settings) -> str:
     """Why no rule applies to a group, whatever the optimizer."""
-    rate = float(group["lr"])
+    rate = _rate(group)
     if group.get("maximize"):
         return "the optimizer maximises: its stability concerns -H"
     if rate == 0:
         return "the learning rate is 0: nothing moves"
     if not 0 < rate < math.inf:
-        return f"the learning rate is {rate:g}, which is not a positive number: there is no stable step"
+        shown = repr(group.get("lr")) if math.isnan(rate) else f"{rate:g}"
+        return f"the learning rate is {shown}, which is not a positive number: there is no stable step"
     return ""
 
 

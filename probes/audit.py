@@ -13,9 +13,11 @@ from .criterion import Assumption, Criterion
 from .evidence import evidence
 from .noise_criteria import noise_criteria
 from .preconditions import preconditions
+from .rates import WrongRates, is_wrong, wrong_rates
 from .records import Record
 from .run_html import audit_html
 from .same_data import along
+from .settled import settled_part, where_it_stays, why_unsettled
 from .unlike import covers_data, unlike
 from .window import Oscillation, ambiguity, curvature_records, fresh_bound, last_part, noted, observed
 
@@ -70,7 +72,9 @@ def audit(run: Run, player: str) -> Audit:
     """Audit the last quarter of a run (at least its last five stability measurements).
 
     Ratios are formed at each measurement with the rate of its own update, and their medians are
-    judged, so that a schedule of rates does not blur them. Measurements at a rate of zero are left out.
+    judged, so that a schedule of rates does not blur them. Measurements at a rate of zero are left out, and, where
+    there are others, those at which an optimizer's preconditioner moves, as in its first steps (`settled`). Where the
+    run ends at negative rates, it is those updates that are judged.
 
     Args:
         run: the run.
@@ -78,11 +82,16 @@ def audit(run: Run, player: str) -> Audit:
     """
     everything = run.select("stability", player, ok=False)
     measured = [r for r in everything if r.status == "ok"]
-    moving = [r for r in measured if r.values.get("threshold") is not None]
-    window = last_part(moving or measured)
+    wrong = wrong_rates(measured)
+    judged = [r for r in measured if r.values.get("threshold") is not None]
+    uphill = wrong.uphill_end(judged)
+    window = where_it_stays(last_part(settled_part(uphill or judged or measured)))
     curvature = curvature_records(run, player, window)
     facts = observed(run.meta.get("players", {}).get(player, {}), window, everything)
     facts["ambiguous"] = ambiguity(curvature)
+    facts["wrong_rates"] = wrong.words
+    facts["uphill"] = WrongRates(tuple(uphill)).words if _has_rule(facts, judged) else ""
+    facts["unsettled"] = why_unsettled(window)
     facts["clipped"] = clipping(window, measured, full_batch=facts["full_batch"], dtype=_dtype(facts)).share
     facts["unlike"] = _unlike(window, measured, facts)
     oscillation = Oscillation(run, player, window, facts)
@@ -90,17 +99,16 @@ def audit(run: Run, player: str) -> Audit:
     bound = fresh_bound(
         run, player, window, ("stability",) if facts.get("preconditioned") else ("stability", "sharpness")
     )
-    lines: tuple[Criterion, ...] = (
-        sharpness(window, bound, facts, oscillation),
-        *noise_criteria(window, facts, oscillation),
-    )
-    lost = [r for r in everything if r.status != "ok" and window and r.step > window[-1].step]
-    if lost:
-        lines = tuple(_lost_since(lost[0], line) for line in lines)
+    noise = noise_criteria(window, facts, oscillation)
+    facts["s_mu_applies"] = any(line.name == "s_mu" and line.verdict != "NOT_APPLICABLE" for line in noise)
+    lines: tuple[Criterion, ...] = (sharpness(window, bound, facts, oscillation), *noise)
+    if window and (said := _spoilt(window, everything, wrong)):
+        lines = tuple(_unless_above(line, said) for line in lines)
     steps = (window[0].step, window[-1].step) if window else None
+    above = lines[0].verdict == "ABOVE_EDGE"
     return Audit(
         player, steps, len(window), lines, oscillation.words, noted(curvature),
-        preconditions(run, player, window, facts), evidence(run, player, window, facts, oscillation),
+        preconditions(run, player, window, facts), evidence(run, player, window, facts, oscillation, above=above),
     )  # fmt: skip
 
 
@@ -121,10 +129,33 @@ def _dtype(facts: dict[str, Any]) -> str:
     return str(facts.get("weights_dtype") or facts.get("dtype") or "")
 
 
-def _lost_since(record: Record, line: Criterion) -> Criterion:
-    """What was below the edge before a run diverged, or before measuring failed, says nothing of its end."""
-    what = "the loss is not finite" if record.status == "nonfinite" else f"measuring fails ({record.reason})"
-    said = f"{what} from step {record.step} on"
+def _has_rule(facts: dict[str, Any], judged: Sequence[Record]) -> bool:
+    """Whether the optimizer's step is known, and minimises: it had a threshold, or lacked one for its rate alone."""
+    return bool(judged) or str(facts.get("threshold_reason") or "").startswith("the learning rate is")
+
+
+def _spoilt(window: Sequence[Record], everything: Sequence[Record], wrong: WrongRates) -> str:
+    """Why what was below the edge in the window says nothing of the run's end; empty where nothing came between.
+
+    Before a run diverged, before measuring failed, or while some rates had no stable step.
+    """
+    said = []
+    if (since := wrong.since(window[0].step)).records and not is_wrong(window[-1].lr):
+        said.append(f"the learning rate was {since.words}, and there is no stable step")
+    last = window[-1]
+    later = [r for r in everything if r.status == "ok" and r.step > last.step and r.values.get("threshold") is None]
+    bare = [r for r in later if r.lr != 0 and not is_wrong(r.lr)]
+    if bare and last.values.get("threshold") is not None:
+        said.append(f"there is no threshold from step {bare[0].step} on")
+    lost = [r for r in everything if r.status != "ok" and r.step > last.step]
+    if lost:
+        what = "the loss is not finite" if lost[0].status == "nonfinite" else f"measuring fails ({lost[0].reason})"
+        said.append(f"{what} from step {lost[0].step} on")
+    return "; ".join(said)
+
+
+def _unless_above(line: Criterion, said: str) -> Criterion:
+    """A line of a run of whose end the window does not tell."""
     if line.verdict == "NOT_APPLICABLE":
         return line
     if line.verdict == "ABOVE_EDGE":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CATALOGUE", "Entry"]
+__all__ = ["CATALOGUE", "Entry", "tex_of"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ _ENTRIES = (
     Entry(
         "sharpness", "lambda_max(H)", r"$\lambda_{\max}(H)$", "threshold", "2/lr", "necessary and sufficient",
         "Above it the linearised full-batch step grows along the top eigenvector; at it, training hovers (edge of "
-        "stability). For an optimizer with a preconditioner P, the eigenvalue is that of P^-1 H.",
+        "stability). For an optimizer with a preconditioner P, the eigenvalue is that of P^-1 H; rates "
+        "that differ between parameter groups are in P, so that there is one threshold.",
         "the quadratic model around the weights; full-batch steps (necessary only, in the mean, under gradient "
         "noise); settings and preconditioner change slowly",
         "Cohen et al. 2021, arXiv 2103.00065; Cohen et al. 2022, arXiv 2207.14484",
@@ -107,3 +108,20 @@ _ENTRIES = (
 
 CATALOGUE = {entry.name: entry for entry in _ENTRIES}
 """The criteria by name, in the order of the audit."""
+
+_SEEN = {
+    "sharpness": r"$\lambda_{\max}(P^{-1}H)$",
+    "batch_sharpness": r"$E[u^\top H_B u/g_B^\top u]$",
+    "batch_sharpness_ratio": r"$E[u^\top H_B u]/E[g_B^\top u]$",
+}
+"""What is compared where the optimizer divides by P, for a figure, with :math:`u = P^{-1} g_B`."""
+
+
+def tex_of(name: str, *, preconditioned: bool) -> str:
+    """What a criterion compares, for a figure.
+
+    Args:
+        name: of the criterion.
+        preconditioned: whether the optimizer divides the gradient by something.
+    """
+    return _SEEN.get(name, CATALOGUE[name].tex) if preconditioned else CATALOGUE[name].tex

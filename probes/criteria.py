@@ -9,7 +9,7 @@ from losscope.landscape.stability import judge
 
 from .criterion import Assumption, Criterion
 from .records import Record
-from .unlike import covers_data
+from .settled import spanned, staying
 from .window import Bound, Oscillation, Ratio, column, median, ratio_of
 
 __all__ = ["CLIPPED_SHARE", "not_applicable", "not_what_is_trained", "sharpness", "unchecked"]
@@ -26,6 +26,17 @@ NOTHING = "no measurement: it takes the Stability() probe, at a step that every=
 
 def not_applicable(facts: dict[str, Any], window: Sequence[Record]) -> str | None:
     """Why no criterion can apply, or None."""
+    if bar := _nothing_to_judge(facts, window):
+        return bar
+    if facts.get("uphill"):
+        return f"the learning rate is {facts['uphill']}: there is no 2/lr"
+    if window[-1].values.get("threshold") is None:
+        return str(facts.get("threshold_reason") or "the optimizer has no known threshold")
+    return None
+
+
+def _nothing_to_judge(facts: dict[str, Any], window: Sequence[Record]) -> str | None:
+    """What bars a verdict at whatever rate."""
     if facts.get("optimizers", 1) > 1:
         return f"{facts['optimizers']} optimizers move the parameters of this objective: it moves under each of them"
     if facts.get("coupled"):
@@ -37,18 +48,13 @@ def not_applicable(facts: dict[str, Any], window: Sequence[Record]) -> str | Non
         return f"every measurement failed: {failure}" if failure else NOTHING
     if facts.get("perturbed") and facts["full_batch"] is False:
         return "SAM's threshold is one of full batches: mini-batches perturb along gradients of their own norm"
-    if window[-1].values.get("threshold") is None:
-        return str(facts.get("threshold_reason") or "the optimizer has no known threshold")
     return None
 
 
 def not_what_is_trained(facts: dict[str, Any]) -> str | None:
     """Why what was measured is not what is trained, or None."""
-    if facts.get("mode_matters"):
-        return (
-            f"measured with mode={facts.get('mode')!r}, but the model computes something else in training (BatchNorm, "
-            'Dropout ...); pass mode="train" to watch'
-        )
+    if reason := _another_mode(facts):
+        return reason
     if facts.get("unlike"):
         return str(facts["unlike"])
     if facts.get("summed") and not facts["full_batch"]:
@@ -64,6 +70,15 @@ def not_what_is_trained(facts: dict[str, Any]) -> str | None:
             "loop's loss is scaled"
         )
     return None
+
+
+def _another_mode(facts: dict[str, Any]) -> str | None:
+    if not facts.get("mode_matters"):
+        return None
+    return (
+        f"measured with mode={facts.get('mode')!r}, but the model computes something else in training (BatchNorm, "
+        'Dropout ...); pass mode="train" to watch'
+    )
 
 
 def _deterministic(facts: dict[str, Any]) -> Assumption:
@@ -89,17 +104,19 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
     symbol = "lambda_max(P^-1 H)" if facts.get("preconditioned") else "lambda_max(H)"
     stochastic = not facts["full_batch"]
     kind = "necessary" if stochastic else "necessary and sufficient"
-    ratio = ratio_of(window, "sharpness", "threshold", "threshold_largest")
+    ratio = spanned(ratio_of(window, "sharpness", "threshold", "threshold_largest"), window)
     numbers: dict[str, Any] = ratio.fields()
     assumptions = [Assumption("local: the quadratic model around the weights", None), *unchecked(facts)]
     if not stochastic:
         assumptions.insert(0, _deterministic(facts))
     if facts.get("perturbed"):
         assumptions.append(Assumption("the gradient's norm, which SAM's step divides by, changes slowly", None))
-    if facts.get("preconditioned"):
-        assumptions.append(Assumption("the preconditioner changes slowly beside the oscillation", None))
+    if facts.get("divides", facts.get("preconditioned")):
+        assumptions.append(staying(window))
         assumptions += _where_gradients_are(window)
     line: dict[str, Any] = {"name": "sharpness", "symbol": symbol, "formula": formula, "kind": kind}
+    if facts.get("uphill") and not _nothing_to_judge(facts, window):
+        return _uphill(line | numbers, facts)
     if reason := not_applicable(facts, window):
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=reason, **numbers)
     if bound is not None and (carried := _carried(ratio, bound)) is not None:
@@ -107,13 +124,29 @@ def sharpness(window: list[Record], bound: Bound | None, facts: dict[str, Any], 
         percent = f"{bound.gap - 1:.0%}"
         assumptions.append(Assumption(f"the upper bound is still {percent} above, as at step {bound.step}", None))
     line |= numbers | {"assumptions": tuple(assumptions)}
-    if reason := facts.get("ambiguous") or not_what_is_trained(facts):
+    if reason := facts.get("ambiguous") or facts.get("unsettled") or not_what_is_trained(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
     ratio_high = numbers["ratio_high"]
     if not facts.get("covers_optimizer", True):
         ratio_high = None  # the rest of what the optimizer moves may be sharper
     verdict = judge(ratio.ratio, ratio.ratio_low, ratio_high, necessary=stochastic, oscillates=oscillation.seen)
     return Criterion(**line, verdict=verdict, reason=_sharpness_reason(verdict, ratio_high, facts, oscillation))
+
+
+def _uphill(line: dict[str, Any], facts: dict[str, Any]) -> Criterion:
+    """At a negative rate any positive curvature is above the edge; that of P^-1 H is positive where that of H is."""
+    line |= {"symbol": "lambda_max(H)", "formula": "0 (lr < 0)", "threshold": None}
+    line["assumptions"] = (Assumption("local: the quadratic model around the weights", None), *unchecked(facts))
+    said = f"the learning rate is {facts['uphill']}: steps lead uphill"
+    if reason := facts.get("ambiguous") or _another_mode(facts):
+        return Criterion(**line, verdict="INCONCLUSIVE", reason=f"{said}; {reason}")
+    if not facts.get("all_climb", True):
+        reason = "those of other parameter groups are not: such a game may be stable"
+        return Criterion(**line, verdict="INCONCLUSIVE", reason=f"{said}; {reason}")
+    if line["low"] is None or not line["low"] > 0:
+        return Criterion(**line, verdict="INCONCLUSIVE", reason=f"{said}; no positive curvature was found")
+    said += ", and the linearised step grows wherever the curvature is positive"
+    return Criterion(**line, verdict="ABOVE_EDGE", reason=said)
 
 
 def _carried(ratio: Ratio, bound: Bound) -> dict[str, float] | None:
@@ -151,7 +184,7 @@ def _sharpness_reason(verdict: str, ratio_high: float | None, facts: dict[str, A
     if verdict == "NOT_EXCLUDED":
         if facts["full_batch"] is None:
             return "holds; whether steps are full-batch is not known: pass batch_size= to watch"
-        see = "" if facts.get("preconditioned") or covers_data(facts) else ", see s_mu"
+        see = ", see s_mu" if facts.get("s_mu_applies") else ""
         return f"holds in the mean; under gradient noise the edge lies lower{see}"
     if verdict == "ABOVE_EDGE":
         return "the linearised step grows along the top eigenvector: a transient, a catapult or divergence"

@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from .records import Record
 from .smoothness import fit_smoothness
-from .window import Oscillation, column, median, ratio_of
+from .window import Oscillation, column, median
 
 if TYPE_CHECKING:
     from .run import Run
 
 __all__ = ["evidence"]
 
-ABOVE = 1.1
-"""Lower end of the ratio from which the audit says above the edge; then it matters where the loss goes."""
-
 Facts = dict[str, Any]
 
 
 def evidence(
-    run: Run, player: str, window: Sequence[Record], facts: Facts, oscillation: Oscillation
+    run: Run, player: str, window: Sequence[Record], facts: Facts, oscillation: Oscillation, *, above: bool
 ) -> tuple[str, ...]:
     """Sentences on what was measured, each with its numbers; what was not measured is not mentioned.
 
@@ -33,6 +30,7 @@ def evidence(
         window: the measurements that the audit rests on.
         facts: of the player, as `window.observed` completes them.
         oscillation: what was seen of it.
+        above: whether the audit says that the sharpness is above the edge; then it matters where the loss goes.
     """
     if not window:
         return ()
@@ -41,7 +39,7 @@ def evidence(
         _measured_rises(window, facts),
         _midpoint(run, player, window),
         _critical_sharpness(window),
-        _trend(window),
+        _trend(window) if above else None,
         _smoothness(run, player),
     ]
     return tuple(sentence for sentence in found if sentence)
@@ -89,15 +87,16 @@ def _critical_sharpness(window: Sequence[Record]) -> str | None:
     said = f"critical sharpness along the update: {ratio:.3g} of 2/lr"
     if ratio < 0.01:
         return f"{said}, the loss falls on far beyond the update's length{others}"
+    if f"{ratio:.3g}" == "1":
+        return f"{said}, so that it leaves the loss about as it is{others}"
     meaning = "so that it raises the loss" if ratio > 1 else "so that it lowers the loss"
     return f"{said}, {meaning}; at {1 / ratio:.3g} times its length it would leave the loss as it is{others}"
 
 
 def _trend(window: Sequence[Record]) -> str | None:
     """Where the loss goes above the edge: a transient's falls again, a divergence's does not."""
-    low = ratio_of(window, "sharpness", "threshold", "threshold_largest").ratio_low
     last = [(r.step, v) for r in window if (v := r.values.get("loss")) is not None and math.isfinite(v)][-3:]
-    if low is None or low <= ABOVE or len(last) < 3:
+    if len(last) < 3:
         return None
     losses = [loss for _, loss in last if loss is not None]
     shown = ", ".join(f"{loss:.3g}" for loss in losses)

@@ -433,11 +433,10 @@ class Follower:
 
     def _report(self, watches: Sequence[OscillationWatch]) -> None:
         for watch in watches:
-            flips, pairs = watch.result()
-            if pairs:
-                values: dict[str, float | None] = {"flips": float(flips), "pairs": float(pairs)}
+            found = watch.result()
+            if (flips := found["flips"]) is not None and (pairs := found["pairs"]):
                 record = Record(
-                    watch.step, self.player.name, "oscillation", value=flips / pairs, unit="share", values=values,
+                    watch.step, self.player.name, "oscillation", value=flips / pairs, unit="share", values=found,
                     time=time.time(),
                 )  # fmt: skip
                 self._emit(record, {})

@@ -26,6 +26,7 @@ class Memory:
         bound_step: step of the last cold start, which is what bounds the sharpness from above.
         seen: the same of the preconditioned Hessian.
         seen_bound_step: of that.
+        seen_step: step of the measurement that ``seen`` is of; None where its preconditioner was still being made.
         trace: the dominant subspace that the last trace has left for the next.
         critical_rate: that of the last update, where the search for the next begins.
         kept: what single probes keep, by their names.
@@ -35,6 +36,7 @@ class Memory:
     bound_step: int | None = None
     seen: TrackedPair | None = None
     seen_bound_step: int | None = None
+    seen_step: int | None = None
     trace: TrackedTrace = field(default_factory=TrackedTrace)
     critical_rate: float | None = None
     kept: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +54,8 @@ class Memory:
         for name, known, bound in (("pairs", self.pairs, self.bound_step), ("seen", self.seen, self.seen_bound_step)):
             if known is not None and (content := _as_much_as_fits(known, room)) is not None:
                 state[name] = content | {"bound_step": bound}
+                if name == "seen":
+                    state[name]["step"] = self.seen_step
         if room.takes((self.trace.basis, self.trace.leading)):
             trace = {"basis": stored(self.trace.basis), "leading": stored(self.trace.leading)}
             state["trace"] = trace | {"seen": None if self.trace.seen is None else list(self.trace.seen)}
@@ -75,6 +79,7 @@ class Memory:
             self.pairs, self.bound_step = known(found), found["bound_step"]
         if found := state.get("seen"):
             self.seen, self.seen_bound_step = known(found), found["bound_step"]
+            self.seen_step = found.get("step")
         if found := state.get("trace"):
             self.trace.basis, self.trace.leading = here(found["basis"]), here(found["leading"])
             self.trace.seen = tuple(found["seen"]) if found.get("seen") else None

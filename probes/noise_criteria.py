@@ -27,7 +27,15 @@ def noise_criteria(window: list[Record], facts: Facts, oscillation: Oscillation)
         facts: of the player, as `window.observed` completes them.
         oscillation: what was seen of it.
     """
-    return tuple(_line(entry, window, facts, oscillation) for entry in CATALOGUE.values() if entry.name != "sharpness")
+    lines = tuple(_line(entry, window, facts, oscillation) for entry in CATALOGUE.values() if entry.name != "sharpness")
+    applies = any(line.name == "s_mu" and line.verdict != "NOT_APPLICABLE" for line in lines)
+    return tuple(_pointed(line) if line.name == "trace" and applies else line for line in lines)
+
+
+def _pointed(line: Criterion) -> Criterion:
+    """Where only the trace does not apply, the criterion that is made for what it is not."""
+    barred = line.verdict == "NOT_APPLICABLE"
+    return dataclasses.replace(line, reason=f"{line.reason}: s_mu carries the verdict") if barred else line
 
 
 def _line(entry: Entry, window: list[Record], facts: Facts, oscillation: Oscillation) -> Criterion:
@@ -42,7 +50,7 @@ def _line(entry: Entry, window: list[Record], facts: Facts, oscillation: Oscilla
     if bar:
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=bar)
     ambiguous = None if entry.name in ("s_mu", "aligned_trace") else facts.get("ambiguous")  # gradients only
-    if reason := ambiguous or not_what_is_trained(facts):
+    if reason := ambiguous or facts.get("unsettled") or not_what_is_trained(facts):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
     verdict, reason = _judged(entry, ratio, facts, oscillation, edge)
     return Criterion(**line, verdict=verdict, reason=reason)
@@ -97,10 +105,14 @@ def _minibatches(facts: Facts) -> str | None:
 
 def _linear_theory(facts: Facts) -> str | None:
     """What bars the criteria that are derived for SGD on a linear model with squared loss."""
+    if facts.get("folded") and not facts.get("divides"):
+        return "derived for one learning rate, and parameter groups differ"
     if facts.get("preconditioned"):
         return f"derived for SGD, and the optimizer is {facts.get('optimizer')}"
     if facts.get("momentum"):
-        return "with momentum the mini-batch threshold depends on the batch size, from 2(1-b)/lr to 2(1+b)/lr"
+        large = facts.get("threshold_formula")
+        up_to = f", up to {large} for large batches" if large else ""
+        return f"with momentum the mini-batch threshold depends on the batch size{up_to}"
     if facts.get("loss_family") in ("cross-entropy", "other"):
         return f"derived for the squared loss, this one is {facts['loss_family']}"
     return None
@@ -116,16 +128,18 @@ def _trace(facts: Facts) -> str | None:
         return "full-batch training has no gradient noise: lambda_max carries the verdict"
     if batch is None:
         return "tr(H) <= 2/lr concerns SGD's noise: pass batch_size= to watch"
+    if bar := _linear_theory(facts):
+        return bar
     if outputs is None:
-        return "for scalar outputs only, and outputs are hidden (loss_fn, or several tensors): s_mu carries the verdict"
+        return "for scalar outputs only, and outputs are hidden (loss_fn, or several tensors)"
     if outputs > 1:
-        return f"for scalar outputs only, and there are {outputs}: s_mu carries the verdict"
-    if batch > 1:
-        return f"derived for batch size 1, training uses {batch}: s_mu carries the verdict"
-    return _linear_theory(facts)
+        return f"for scalar outputs only, and there are {outputs}"
+    return f"derived for batch size 1, training uses {batch}" if batch > 1 else None
 
 
 def _hessian_of_gradients(facts: Facts) -> str | None:
+    if facts.get("folded") and not facts.get("divides"):
+        return _minibatches(facts) or "defined for one learning rate, and parameter groups differ"
     if facts.get("preconditioned"):
         return _minibatches(facts) or f"defined for SGD, and the optimizer is {facts.get('optimizer')}"
     return _minibatches(facts)
@@ -210,6 +224,8 @@ def _judged(entry: Entry, ratio: Ratio, facts: Facts, oscillation: Oscillation, 
     if verdict == "INCONCLUSIVE" and edge.moves:
         return verdict, "between the edges of small and of large batches, which differ under momentum"
     said = _REASONS["necessary" if necessary else entry.kind].get(verdict)
+    if said and "SGD is seen" in said and facts.get("divides", facts.get("preconditioned")):
+        said += f"; for {facts.get('optimizer')} by analogy"
     return verdict, said or (oscillation.words if seen is not None else "near the threshold")
 
 

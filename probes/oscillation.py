@@ -92,10 +92,21 @@ class OscillationWatch:
         moved = torch.stack(self._weights).sub_(_flatten_dense_tensors(self._origin)).mul_(self._direction)
         return moved.sum(dim=1, dtype=torch.float64)
 
-    def result(self) -> tuple[int, int]:
-        """Number of sign flips of the motion, and of pairs of steps looked at (steps at rest are left out)."""
+    def result(self) -> dict[str, float | None]:
+        """How often the motion turned, ``flips`` of ``pairs``, and the oscillation, ``swings`` of ``swing_pairs``.
+
+        The oscillation is how far each position is from the midpoint (x- + 2x + x+)/4 about it, in which what has
+        period two cancels: without the drift, which hides it between bursts. Steps at rest are left out.
+        """
         positions = torch.stack(self._positions).tolist() if self._positions else []
         positions += self._of_weights().tolist() if self._weights else []
         moves = [b - a for a, b in itertools.pairwise(positions)]
-        pairs = [(a, b) for a, b in itertools.pairwise(moves) if a * b != 0 and math.isfinite(a * b)]
-        return sum(a * b < 0 for a, b in pairs), len(pairs)
+        flips, pairs = _turns(moves)
+        swings, swing_pairs = _turns([a - b for a, b in itertools.pairwise(moves)])
+        return {"flips": flips, "pairs": pairs, "swings": swings, "swing_pairs": swing_pairs}
+
+
+def _turns(values: Sequence[float]) -> tuple[float, float]:
+    """Changes of sign from one value to the next, and of how many."""
+    pairs = [(a, b) for a, b in itertools.pairwise(values) if a * b != 0 and math.isfinite(a * b)]
+    return float(sum(a * b < 0 for a, b in pairs)), float(len(pairs))

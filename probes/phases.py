@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from .settled import is_being_made
 from .window import SAME_GRADIENT, column, median
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def phases(run: Run, player: str | None = None) -> tuple[Phase, ...]:
     least, and beyond what its noise explains. Edge of stability: hovering between 0.9 and 1.15 (Cohen et al. 2021,
     arXiv 2103.00065). Catapult: above 1.15 and coming down while the loss rises and falls again (Lewkowycz et al.
     2020, arXiv 2003.02218). What is none of these has no name: below and flat or falling, or growing without end.
-    Each ratio is formed with the rate of its own update, so that schedules of rates do not matter.
+    Each ratio is formed with the rate of its own update, so that schedules of rates do not matter. The first steps,
+    in which an adaptive optimizer's preconditioner is still being made, are in no phase.
 
     Args:
         run: a run with probe ``stability`` or ``sharpness``.
@@ -106,6 +108,8 @@ def _points(run: Run, player: str | None) -> list[_Point]:
         values = record.values
         sharpness = record.value if record.probe == "sharpness" else values.get("sharpness")
         threshold = values.get("threshold")
+        if is_being_made(values):  # of an adaptive optimizer in its first steps: no ratio to speak of
+            continue
         if sharpness is not None and threshold and math.isfinite(sharpness) and math.isfinite(threshold):
             loss = values.get("loss")
             found[record.step] = _Point(
@@ -173,6 +177,8 @@ def _comes_down(
     within = slice(bisect.bisect_left(logged, (a, -math.inf)), bisect.bisect_left(logged, (b + 1, -math.inf)))
     losses = [v for _, v in logged[within]] or [p.loss for p in points[first : end + 1]]
     losses = [v for v in losses if math.isfinite(v)]
+    if end == len(ratios) and losses and losses[-1] * SPIKE > max(losses):  # still up, as where it grows without end
+        return False
     return len(losses) > 1 and losses[0] > 0 and max(losses) > SPIKE * losses[0]
 
 

@@ -16,8 +16,11 @@ from torch.optim import Optimizer
 from losscope.landscape import DataError, Hessian, LosscopeError, Objective, ParameterError, SettingError
 from losscope.landscape.batches import is_one_shot
 from losscope.landscape.distributed import ALONE, Alone
+from losscope.landscape.optimizer_rules import rule_for
 from losscope.landscape.stability import Threshold, stability_threshold
+from losscope.landscape.step_metric import rates_differ
 
+from .rates import is_wrong
 from .seen import SeenCurvature, seen_by, why_unseen
 from .skipped import checked_scaler
 from .steps import deciding, steps_off, unwrapped
@@ -89,7 +92,8 @@ class Player:
         """The objective, after everything that can be refused beforehand has been.
 
         Raises:
-            SettingError: for options that mean nothing, and finite differences in half precision.
+            SettingError: for options that mean nothing, an optimizer without a learning rate, and finite differences
+                in half precision.
             DataError: if the data cannot be read again and again, or is empty.
             ParameterError: if there is nothing to measure.
             LossError: if the loss is not a scalar connected to the parameters.
@@ -107,6 +111,11 @@ class Player:
         if not self.optimizers or not all(hasattr(o, "param_groups") for o in self.optimizers):
             kind = type(self.optimizer).__name__
             raise SettingError(f"optimizer must be a torch.optim.Optimizer or a list of them, got {kind}")
+        for given in map(deciding, self._given):
+            if rule_for(given) is not None and any(group.get("lr") is None for group in given.param_groups):
+                raise SettingError(
+                    f"the learning rate of {type(given).__name__} is None: set lr in its param_groups to a number"
+                )
         checked_scaler(self.scaler)
         objective = self.objective(seed, ranks)
         Hessian(objective, self.kernel)
@@ -146,10 +155,17 @@ class Player:
         return (lambda _, p: id(p) in moved) if own else None
 
     def rate(self) -> float | None:
-        """The learning rate, None where parameter groups or optimizers differ, or say nothing of one."""
-        groups = (group for o in self.optimizers for group in o.param_groups)
-        rates = {float(rate) for group in groups if (rate := group.get("lr")) is not None}
-        return rates.pop() if len(rates) == 1 else None
+        """The learning rate, None where parameter groups or optimizers differ, or say nothing of one.
+
+        Where they differ and one's is negative or not finite, that one: it decides what becomes of the loss.
+        """
+        rates = self._rates()
+        wrong = min(filter(is_wrong, rates), default=None)
+        return rates.pop() if len(rates) == 1 else wrong
+
+    def _rates(self) -> set[float]:
+        groups = (group for o in self.optimizers for group in o.param_groups if group["params"])
+        return {float(rate) for group in groups if (rate := group.get("lr")) is not None}
 
     def threshold(self) -> Threshold:
         """The stability threshold of the Hessian's eigenvalues at the present settings."""
@@ -167,9 +183,16 @@ class Player:
     def seen_facts(self, objective: Objective, seen: SeenCurvature | None) -> dict[str, Any]:
         """What the audit is told of what the optimizer saw, or why there is nothing of it to see."""
         if seen is not None:
-            return {"seen_formula": seen.threshold.formula, "threshold_reason": self._elsewhere()}
+            optimizer = deciding(self._given[0])
+            folded = rates_differ(optimizer)
+            facts = {"seen_formula": _formula(seen.threshold, folded=folded), "preconditioned": True, "folded": folded}
+            facts["unused"] = list(seen.unused)
+            return facts | ({"threshold_reason": self._elsewhere()} if self._limits().preconditioned else {})
         reason = why_unseen(deciding(self._given[0]), objective) if len(self.optimizers) == 1 else ""
-        return {"threshold_reason": reason} if reason else {}
+        told: dict[str, Any] = {"threshold_reason": reason} if reason else {}
+        if any(map(is_wrong, rates := self._rates())):  # ascent of some groups beside descent of others may be stable
+            told["all_climb"] = max(rates) < 0
+        return told
 
     def _elsewhere(self) -> str:
         """Why the Hessian's eigenvalues have no threshold where the optimizer divides by something."""
@@ -180,6 +203,10 @@ class Player:
         if len(self.optimizers) > 1:
             return Threshold((), "", "several optimizers move this objective")
         return stability_threshold(deciding(self._given[0]))
+
+    def _folded(self) -> bool:
+        """Whether the rates of the optimizer's groups are in what it measures curvature with."""
+        return len(self.optimizers) == 1 and rates_differ(deciding(self._given[0]))
 
     def _is_whole(self) -> bool:
         """Whether all that the optimizer moves is measured."""
@@ -209,7 +236,9 @@ class Player:
             "scaled": checked_scaler(self.scaler) is not None,
             "threshold_formula": threshold.formula,
             "threshold_reason": "" if threshold.perturbed else threshold.reason,
-            "preconditioned": self._limits().preconditioned,
+            "divides": self._limits().preconditioned,
+            "preconditioned": self._limits().preconditioned or self._folded(),
+            "folded": self._folded(),
             "perturbed": bool(threshold.perturbed),
             "batch_size": self.batch_size,
             "mode": self.mode,
@@ -220,6 +249,10 @@ class Player:
             "weights_dtype": str(max(objective.space.dtypes, key=lambda d: torch.finfo(d).eps)).removeprefix("torch."),
             "device": str(objective.space.device),
         }
+
+
+def _formula(threshold: Threshold, *, folded: bool) -> str:
+    return f"{threshold.formula} of the strictest group" if folded else threshold.formula
 
 
 def _name(optimizer: Any) -> str:

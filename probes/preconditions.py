@@ -11,6 +11,7 @@ from .clipping import clipping
 from .criterion import Assumption
 from .records import Record
 from .same_data import LEAST_DRAWS, along, squares, trains_on_more
+from .settled import staying
 from .unlike import covers_data, unlike
 from .window import BOUND_STAYS_FRESH, column, median
 
@@ -49,7 +50,10 @@ def preconditions(run: Run, player: str, window: Sequence[Record], facts: Facts)
         _mode(facts),
         _data(run, player, window, everything, facts),
         _precision(facts),
+        _rates(facts),
         _one_rate(window, facts),
+        _unused(facts),
+        staying(window) if facts.get("preconditioned") and window else None,
         _negative_curvature(window, everything),
         _weight_decay(facts),
     ]
@@ -211,10 +215,26 @@ def _weights(facts: Facts) -> str:
     return str(facts.get("weights_dtype") or facts.get("dtype") or "")
 
 
+def _rates(facts: Facts) -> Assumption | None:
+    wrong = facts.get("wrong_rates")
+    return Assumption(f"the learning rate is a positive number (it is {wrong})", False) if wrong else None
+
+
 def _one_rate(window: Sequence[Record], facts: Facts) -> Assumption | None:
     if not window or facts.get("optimizers", 1) > 1 or window[-1].lr is not None:
         return None
+    if facts.get("folded"):
+        return Assumption("parameter groups differ in their rates, which P has in it", True)
     return Assumption("one learning rate (parameter groups differ)", False)
+
+
+def _unused(facts: Facts) -> Assumption | None:
+    """What has no part in P^-1 H, as the optimizer has no P there."""
+    names = facts.get("unused") or []
+    if not names:
+        return None
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return Assumption(f"the loss uses all parameters (left out, as it does not use them: {shown})", False)
 
 
 def _negative_curvature(window: Sequence[Record], everything: Sequence[Record]) -> Assumption | None:
@@ -237,6 +257,6 @@ def _negative_curvature(window: Sequence[Record], everything: Sequence[Record]) 
 
 def _weight_decay(facts: Facts) -> Assumption | None:
     decay = facts.get("weight_decay")
-    if not decay or facts.get("full_batch"):  # the sharpness's threshold has it in it
+    if not decay or facts.get("full_batch") or "weight_decay" in str(facts.get("seen_formula")):  # thresholds have it
         return None
     return Assumption(f"no weight decay ({decay:g}; the criteria of gradient noise leave it out)", None)

@@ -29,7 +29,8 @@ class Record:
         probe: name of the probe; ``"log"`` for logged values.
         status: one of ``ok``, ``nonfinite``, ``error``, ``skipped``.
         reason: why it is not ok; where it is, what is to be known of it, e.g. that the Hessian is ambiguous.
-        lr: the learning rate that update t used; None where parameter groups differ.
+        lr: the learning rate that update t used; None where parameter groups differ, but for one that is negative or
+            not finite.
         value: the main number.
         low: lower end of its interval, None where nothing is known.
         high: upper end of its interval, None where nothing is known.

@@ -26,6 +26,9 @@ __all__ = ["Smoothness", "fit_smoothness", "smoothness_of"]
 LEAST = 20
 """Measurements from which a fit says something: they are autocorrelated, and count for fewer."""
 
+SEVERAL = 5
+"""Independent measurements with which a slope is more than chance."""
+
 MOST = 2000
 """More are thinned out evenly."""
 
@@ -68,14 +71,23 @@ class Smoothness:
     @property
     def explains(self) -> bool:
         """Whether the sharpness grows with the gradient beyond chance, and that is a good part of its scatter."""
-        return self.L1_low > 0 and self.explained >= 0.2 and self.effective >= 5
+        return self.L1_low > 0 and self.explained >= 0.2 and self.effective >= SEVERAL
 
     @property
     def words(self) -> str:
         """One sentence."""
         seen = f"rank correlation {self.correlation:.2f} in {self.measurements} measurements"
+        nothing = "(L0, L1)-smoothness explains nothing here"
+        if self.correlation <= 0:
+            return f"the sharpness does not grow with |gradient| ({seen}): {nothing}"
+        if not self.L1_low > 0 or self.effective < SEVERAL:  # whatever the correlation: few count, or chance does it
+            seen += f", worth {self.effective:.0f} independent ones"
+            return f"that the sharpness grows with |gradient| does not show ({seen}): {nothing}"
         if not self.explains:
-            return f"the sharpness does not go with |gradient| ({seen}): (L0, L1)-smoothness explains nothing here"
+            return (
+                f"the sharpness grows with |gradient| ({seen}), but a line takes away {self.explained:.0%} of its "
+                "scatter: (L0, L1)-smoothness explains little here"
+            )
         return (
             f"(L0, L1)-smoothness: sharpness = {self.L0:.3g} + {self.L1:.3g} |gradient|, L1 from {self.L1_low:.3g} to "
             f"{self.L1_high:.3g}, takes away {self.explained:.0%} of its scatter ({seen})"

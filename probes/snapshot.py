@@ -34,6 +34,7 @@ from losscope.landscape.tracked_pair import TrackedPair
 from .memory import Memory
 from .probe import Needs
 from .seen import SeenCurvature
+from .settled import how_it_moves, is_being_made
 from .update import Update, sharpness_along
 
 __all__ = ["Memory", "Snapshot"]
@@ -66,6 +67,7 @@ class Snapshot:
 
     Attributes:
         gradient_seconds: what the loss and its gradient took; None where no probe has asked for them.
+        preconditioner: how P moves, as `losscope.probes.settled` reads it; empty before `seen_pair`, and without P.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Snapshot:
         self.gradient_seconds: float | None = None
         self._eigenpairs: Eigenpairs | None = None
         self._seen_pair: tuple[Preconditioned, Eigenpairs] | None = None
+        self.preconditioner: dict[str, float] = {}
         self._trace: Estimate | None = None
         self._trace_asked = (math.inf, 0)
         self._leading: Tensor | None = None
@@ -266,8 +269,11 @@ class Snapshot:
         if not tol < 1:
             raise KernelError(f"{operator.kernel} resolves nothing of P^-1 H: its error is {tol:.2g} times the largest")
         cold = self.memory.seen is None or self._bound_is_due(self.memory.seen_bound_step)
+        before = self.memory.seen, self.memory.seen_step
         found = _followed(operator, self.memory.seen, tol, 100, lambda: self._seed_of("seen"), cold=cold)
         pair, self.memory.seen = found
+        self.preconditioner = how_it_moves(self.seen, operator, pair.vectors[:, 0], self.step, *before)
+        self.memory.seen_step = None if is_being_made(self.preconditioner) else self.step
         if cold:
             self.memory.seen_bound_step = self.step
         self._seen_pair = operator, pair

@@ -115,6 +115,7 @@ class Stability(Probe):
         }
         if snapshot.seen is not None and seen is not None:
             values["dead_share"] = snapshot.seen.dead_share(seen[0], pairs.vectors[:, 0])
+            values |= snapshot.preconditioner
         if snapshot.lr is not None and snapshot.lr > 0:
             values |= {"one_over_lr": 1 / snapshot.lr, "two_over_lr": 2 / snapshot.lr}
         if (match := snapshot.gradient_match()) is not None:
@@ -151,7 +152,7 @@ class Stability(Probe):
         Coordinates that only epsilon moves are dead. The sharpness falls as epsilon grows, so that what a hundred
         times it leaves, ten times it does.
         """
-        if snapshot.seen is None or (pair := snapshot.seen_pair(self.tol)) is None:
+        if snapshot.seen is None or not snapshot.seen.has_epsilon or (pair := snapshot.seen_pair(self.tol)) is None:
             return {}
         values: Values = {}
         direction = pair[0].to_parameters(pair[1].vectors)

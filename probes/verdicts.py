@@ -94,7 +94,7 @@ class LiveAudit:
 
 
 def _moves(record: Record) -> bool:
-    return record.values.get("threshold") is not None
+    return record.values.get("threshold") is not None or record.lr != 0
 
 
 class Verdicts:

@@ -43,6 +43,13 @@ SAME_GRADIENT = 0.995
 """Cosine from which a step's gradient counts as that of all the data; mini-batches are far below late in training."""
 
 
+FLIPS = 0.75
+"""Share of pairs of steps in which motion that oscillates changes its sign; at the edge it is nearly all."""
+
+ROUNDING = 2 / 3
+"""The same of second differences of a random walk, which is what rounding makes of weights."""
+
+
 class Window(list[Record]):
     """Measurements whose columns are read once, however many criteria ask for them.
 
@@ -160,17 +167,28 @@ class Oscillation:
         if window:
             first, last = window[0].step, window[-1].step
             records = [r for r in run.select("oscillation", player) if first <= r.step <= last]
-            pairs = sum(r.values.get("pairs") or 0 for r in records)
+            share, pairs = _share(records, "flips", "pairs")
             if pairs >= 6:
-                share = sum(r.values.get("flips") or 0 for r in records) / pairs
                 said.append(
                     f"the step along the top eigenvector changed sign in {share:.0%} of {pairs:.0f} pairs of steps"
                 )
-                self.seen = share >= 0.75
+                self.seen = share >= FLIPS
             if facts.get("full_batch"):
+                self._add_swings(records, said)
                 self._add_loss(run, player, first, last, said)
         self.said = tuple(said)
         self.words = "; ".join(said) or "oscillation was not observed: too few steps followed"
+
+    def _add_swings(self, records: Sequence[Record], said: list[str]) -> None:
+        """Oscillation that comes in bursts, as with momentum, is hidden by the drift in between, though it goes on.
+
+        Where weights are at rest but for rounding, that makes two signs of three change, and mini-batches make more.
+        """
+        share, pairs = _share(records, "swings", "swing_pairs")
+        chance = ROUNDING + 2 * math.sqrt(ROUNDING * (1 - ROUNDING) / pairs) if pairs else 1.0
+        if self.seen is False and share >= max(FLIPS, chance):
+            said.append(f"less its drift, the motion there changed sign in {share:.0%} of {pairs:.0f}")
+            self.seen = True
 
     def _add_loss(self, run: Run, player: str, first: int, last: int, said: list[str]) -> None:
         steps, losses = run.logged("loss", player)
@@ -180,6 +198,12 @@ class Oscillation:
             share = sum(rises) / len(rises)
             said.append(f"the full-batch loss rose in {share:.0%} of {len(rises)} steps")
             self.seen = bool(self.seen) or share >= 0.1
+
+
+def _share(records: Sequence[Record], name: str, of: str) -> tuple[float, float]:
+    """The share over all records, and of how many."""
+    total = sum(r.values.get(of) or 0 for r in records)
+    return (sum(r.values.get(name) or 0 for r in records) / total if total else 0.0), total
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from losscope.probes import Record, Run
 from losscope.probes.phases import CATAPULT, EDGE, SHARPENING, Phase
+from losscope.probes.rates import wrong_rates
 
 from . import series
 from .sentences import Sentence, step, steps_between
@@ -75,10 +76,14 @@ def edge_story(run: Run, player: str | None = None) -> list[Sentence]:
         return _without_threshold(run, player)
     said = [_crossing(found, run, player), *_unseen(found)]
     said += [_phase(phase, found) for phase in run.phases(player)]
+    wrong = wrong_rates(run.select("stability", player))
     if len(found) > 1:
-        last = found[-1]
-        text = f"At the last measurement, {step(last.step)}, it was {times(last.ratio)} times the threshold."
+        last, which = found[-1], " with a threshold" if wrong.since(found[-1].step).records else ""
+        text = f"At the last measurement{which}, {step(last.step)}, it was {times(last.ratio)} times the threshold."
         said.append(Sentence("edge", text, (last.step,)))
+    if wrong.records:
+        ends = wrong.records[0].step, wrong.records[-1].step
+        said.append(Sentence("edge", f"The learning rate was {wrong.words}: there is no stable step.", ends))
     return said + _no_verdict(run, player)
 
 

@@ -62,6 +62,11 @@ def interactive_stability(run: Run, *, player: str | None = None) -> Figure:
     for line, data in lines:
         kept = _kept(data)
         figure.add_trace(graph.Scatter(**_criterion(line, data, kept, [records[i] for i in kept])))
+    steps, words = series.no_stable_step(records)
+    if len(steps):
+        mark = {"symbol": "triangle-up", "size": 8, "color": style.VERMILLION}
+        at = {"x": steps.tolist(), "y": [1.0] * len(steps)}
+        figure.add_trace(graph.Scatter(**at, mode="markers", marker=mark, name=words, hoverinfo="name"))
     figure.add_hrect(y0=0.9, y1=1.1, fillcolor=style.VERMILLION, opacity=0.1, line_width=0)
     figure.add_hline(y=1, line={"color": style.VERMILLION, "dash": "dash", "width": 1.5})
     shown = np.concatenate([data.value[np.isfinite(data.value)] for line, data in lines if _applies(line)] or [[1.0]])

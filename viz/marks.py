@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from losscope.probes import Record
 from losscope.probes.phases import CATAPULT, EDGE, SHARPENING, Phase
 
 from . import style
-from .series import LARGEST, Series, Unmeasured
+from .series import LARGEST, Series, Unmeasured, no_stable_step
 from .style import MUTED, ORANGE, PURPLE, SKY, VERMILLION
 from .words import number
 
-__all__ = ["Threshold", "mark_unmeasured", "shade_phases", "spread"]
+__all__ = ["Threshold", "mark_unmeasured", "mark_wrong_rates", "shade_phases", "spread"]
 
 MOST_PLATEAUS = 4
 
@@ -124,6 +125,19 @@ def mark_unmeasured(ax: Axes, missing: Unmeasured, what: str) -> None:
                 markersize=5, markeredgewidth=1.1, color=colour, clip_on=False, zorder=6,
                 label=f"{words} ({len(steps)})", gid="unmeasured",
             )  # fmt: skip
+
+
+def mark_wrong_rates(ax: Axes, records: Sequence[Record]) -> None:
+    """Mark at the top the updates whose rate lets no step be stable, so that there is no ratio to draw."""
+    steps, words = no_stable_step(records)
+    if not len(steps):
+        return
+    if len(steps) > 60:
+        steps = steps[np.unique(np.linspace(0, len(steps) - 1, 60).astype(int))]
+    ax.plot(
+        steps, np.full(len(steps), 0.975), transform=ax.get_xaxis_transform(), linestyle="none", marker="^",
+        markersize=6, color=VERMILLION, clip_on=False, zorder=6, label=words, gid="wrong-rates",
+    )  # fmt: skip
 
 
 SHADES = {SHARPENING: SKY, EDGE: ORANGE, CATAPULT: PURPLE}

@@ -53,7 +53,8 @@ def _sharpness(run: Run, player: str) -> Drawn:
 
 def _stability(run: Run, player: str) -> Drawn:
     traces: list[dict[str, Any]] = []
-    shown, table = [np.ones(1)], series.Table(run.select("stability", player))
+    records = run.select("stability", player)
+    shown, table = [np.ones(1)], series.Table(records)
     for line in run.audit(player).criteria:
         if line.name not in CATALOGUE or line.verdict == "NOT_APPLICABLE":
             continue
@@ -62,6 +63,8 @@ def _stability(run: Run, player: str) -> Drawn:
         name = f"{short_symbol(line)}: {verdict(line.verdict).words}"
         traces += curve(data.steps, data.value, name, colour, low=data.low, high=data.high, dash=dash)
         shown.append(data.value)
+    steps, words = series.no_stable_step(records)
+    traces += curve(steps, np.ones(len(steps)), words, "vermillion", mode="markers", every=True)
     shapes = [span(0.9, 1.1, "vermillion", across="y", strength=0.12), level(1, "vermillion"), *_phases(run, player)]
     rows = [{"title": "measured / threshold", "type": scale(np.concatenate(shown), 8)}]
     return traces, layout(rows, shapes=shapes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from losscope.probes import Record, Run
-from losscope.probes.catalogue import CATALOGUE
+from losscope.probes.catalogue import CATALOGUE, tex_of
 
 from . import series
 from .series import Series, Unmeasured
@@ -90,7 +90,8 @@ def quantity(run: Run, name: str, player: str | None = None) -> Quantity:
         return Quantity(name, what, _curve(steps, values), _lost(steps, values))
     criterion = name.removesuffix(RATIO)
     if name.endswith(RATIO) and criterion in CATALOGUE:
-        label = rf"{CATALOGUE[criterion].tex} / threshold"
+        seen = bool(series.facts(run, player).get("preconditioned"))
+        label = rf"{tex_of(criterion, preconditioned=seen)} / threshold"
         data = _unit_threshold(series.ratios(run, criterion, player))
         below = criterion == "sharpness"
         return Quantity(name, label, data, series.unmeasured(run, "stability", player, value=criterion), below)
@@ -159,15 +160,17 @@ def _number(run: Run, probe: str, key: str, name: str, player: str | None) -> Qu
     numbers = [tuple(r.values.get(f"{key}{end}") for end in ("", "_low", "_high")) for r in kept]
     threshold = "threshold" if key in OWN_THRESHOLD else None
     data = _series(kept, numbers, threshold)
-    return Quantity(name, _label(key), data, series.unmeasured(run, probe, player, value=key), key == "sharpness")
+    seen = probe == "stability" and bool(series.facts(run, player).get("preconditioned"))
+    label = _label(key, seen=seen)
+    return Quantity(name, label, data, series.unmeasured(run, probe, player, value=key), key == "sharpness")
 
 
-def _label(name: str, unit: str = "") -> str:
+def _label(name: str, unit: str = "", *, seen: bool = False) -> str:
     if name in LABELS:
         return LABELS[name]
     if name.endswith("/trace"):
         return rf"$\mathrm{{tr}}(H_{{\ell\ell}})$ {CURVATURE}"  # of a layer, by probe layer_traces
-    words = CATALOGUE[name].tex if name in CATALOGUE else name.replace("_", " ").replace("$", r"\$")
+    words = tex_of(name, preconditioned=seen) if name in CATALOGUE else name.replace("_", " ").replace("$", r"\$")
     return f"{words} {UNITS.get(unit, f'[{unit}]' if unit else '')}".strip()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from losscope.probes import Record, Run
 from losscope.probes.catalogue import CATALOGUE
+from losscope.probes.rates import wrong_rates
 
 __all__ = [
     "LARGEST", "LEAST", "Series", "Table", "Unmeasured", "column", "decimate", "drawable", "facts", "keep", "loss",
@@ -166,6 +167,12 @@ def unmeasured(run: Run, probe: str, player: str | None = None, *, value: str | 
         elif number is not None and abs(number) > LARGEST:
             beyond.append(record.step)
     return Unmeasured(tuple(nonfinite), tuple(errors), tuple(beyond))
+
+
+def no_stable_step(records: Sequence[Record]) -> tuple[np.ndarray, str]:
+    """The steps whose rate is negative or no number, so that there is no ratio to draw, and words for a legend."""
+    wrong = wrong_rates(records)
+    return np.array([r.step for r in wrong.records]), f"no stable step: lr {wrong.rates} ({len(wrong.records)})"
 
 
 def decimate(steps: np.ndarray, values: np.ndarray, most: int = 2000) -> tuple[np.ndarray, np.ndarray]:

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from losscope.probes import Audit, Criterion, Run
-from losscope.probes.catalogue import CATALOGUE
+from losscope.probes.catalogue import CATALOGUE, tex_of
 
 from . import series, style
 from .lines import draw_bounds
-from .marks import mark_unmeasured, shade_phases, spread
+from .marks import mark_unmeasured, mark_wrong_rates, shade_phases, spread
 from .sharpness import _title
 from .style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION
 from .words import verdict
@@ -104,6 +104,7 @@ def plot_stability(
     else:
         style.say(ax, _nothing(run, player))
     mark_unmeasured(ax, series.unmeasured(run, "stability", player), "measurement")
+    mark_wrong_rates(ax, records)
     style.step_axis(ax, curves[0].data.steps if curves else np.array([]))
     if curves:
         shade_phases(ax, run.phases(player))
@@ -134,8 +135,7 @@ class _Curve:
         """None where there is nothing to draw."""
         if line.name not in LOOKS or not np.isfinite((data := series.ratios_of(table, line.name)).value).any():
             return None
-        own = line.name == "sharpness" and preconditioned
-        return cls(line, data.thinned(), r"$\lambda_{\max}(P^{-1}H)$" if own else CATALOGUE[line.name].tex)
+        return cls(line, data.thinned(), tex_of(line.name, preconditioned=preconditioned))
 
     @property
     def applies(self) -> bool:
@@ -155,7 +155,8 @@ class _Curve:
         data, look = self.data, self.look
         room = style.width_of(ax) - style.LEFT - HANDLE
         letters = min(int((room - style.inches(self.symbol, style.FONT - 1)) / style.LETTER) - 4, 40)
-        against = "" if many and self.line.name != "sharpness" else f" / {self._divisor(max(letters, 12))}"
+        bare = self.line.threshold is None or (many and self.line.name != "sharpness")
+        against = "" if bare else f" / {self._divisor(max(letters, 12))}"
         label = f"{self.symbol}{against}: {verdict(self.line.verdict).words}" if self.applies else None
         if label and style.inches(label, style.FONT - 1) > room:
             label = label.replace(": ", ":\n")

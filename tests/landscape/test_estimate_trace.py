@@ -139,13 +139,34 @@ def test_sketches_cover_with_any_number_of_products(method: type, name: str) -> 
         assert is_honest(intervals, float(values.sum())), products
 
 
+@pytest.mark.parametrize(("method", "rate"), [("xtrace", 0.75), ("xnystrace", 0.6), ("xnystrace", 0.75)])
+def test_eigenvalues_that_fall_exponentially_are_covered(method: str, rate: float) -> None:
+    """The covariance of a sketch's estimates is mostly far too large there, or negative."""
+    values = rate ** torch.arange(300, dtype=F64)
+    estimates = [trace(Diagonal(values), method=method, rtol=1e-15, max_matvecs=30, seed=seed) for seed in range(200)]
+    assert is_honest([(e.low, e.value, e.high) for e in estimates], float(values.sum()))
+
+
 @pytest.mark.parametrize("method", ["xtrace", "xnystrace"])
-def test_eigenvalues_that_fall_exponentially_are_covered(method: str) -> None:
-    """Errors are heavy-tailed there, so intervals are wider than elsewhere."""
-    values = 0.5 ** torch.arange(150, dtype=F64)
-    estimates = [trace(Diagonal(values), method=method, rtol=1e-15, max_matvecs=30, seed=seed) for seed in range(100)]
-    assert np.mean([covers(e, 2.0) for e in estimates]) >= 0.92
-    assert np.median([e.high - e.low for e in estimates]) < 1e-3
+@pytest.mark.parametrize("more", [0, 1])
+def test_as_many_vectors_as_large_eigenvalues_are_covered(method: str, more: int) -> None:
+    """The last vector takes much there, as where eigenvalues fall fast, but the covariance is large."""
+    count = (15 if method == "xtrace" else 30) + more
+    values = torch.cat([torch.linspace(50, 100, count, dtype=F64), torch.linspace(0.01, 0.03, 300, dtype=F64)])
+    estimates = [trace(Diagonal(values), method=method, rtol=1e-15, max_matvecs=30, seed=seed) for seed in range(300)]
+    assert np.mean([covers(e, float(values.sum())) for e in estimates]) >= 0.92
+
+
+@pytest.mark.parametrize("method", ["xtrace", "xnystrace"])
+def test_eigenvalues_that_fall_exponentially_take_few_more_products(method: str) -> None:
+    """Half a digit more is a few vectors away, however many there are; errors are not far below what was asked for."""
+    values = 0.75 ** torch.arange(700, dtype=F64)
+    exact, A = float(values.sum()), Diagonal(values)
+    first = [trace(A, method=method, rtol=1e-15, max_matvecs=60, min_matvecs=60, seed=seed) for seed in range(50)]
+    half = float(np.median([(e.high - e.low) / 2 for e in first]))
+    further = [trace(A, method=method, rtol=0.1 * half / exact, min_matvecs=60, seed=seed) for seed in range(100)]
+    assert np.mean([covers(e, exact) for e in further]) >= 0.92
+    assert np.mean([e.matvecs for e in further]) <= 100  # 120, when it took a power law's word for it
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -161,6 +162,35 @@ def test_unbiased_with_a_variance_that_is_unbiased_too(method: type, name: str) 
     squares = (means - values.sum()).square()
     apart = squares - variances
     assert abs(float(apart.mean())) <= 3.5 * float(apart.std()) / math.sqrt(seeds)
+
+
+@pytest.mark.parametrize("method", [XTrace, XNysTrace])
+@pytest.mark.parametrize(("rate", "least", "most"), [(0.6, 0.25, 0.5), (0.8, 0.5, 0.8), (1.0, 0.99, 1.0)])
+def test_how_much_a_vector_narrows_shows_how_eigenvalues_fall(
+    method: type, rate: float, least: float, most: float
+) -> None:
+    """By its square, in the middle of many sketches; XNysTrace believes so much of its products."""
+    values, seen = (
+        rate ** torch.arange(400, dtype=F64) + (0.1 * torch.linspace(0, 1, 400, dtype=F64) if rate == 1 else 0),
+        [],
+    )
+    for seed in range(60):
+        estimator = method(sketch_of(Diagonal(values), seed))
+        estimator.grow(15)
+        found = estimator.leave_out()
+        believed, products = estimator.covariance(found), found.covariance_in_size
+        if method is XTrace:
+            assert believed == max(0.0, found.covariance)
+        else:
+            assert found.narrowing * products <= believed <= products * (0.8 if rate < 0.7 else 1)
+        seen.append(found.narrowing)
+    assert max(seen) <= 1 and least <= float(np.median(seen)) <= most
+
+
+def test_two_estimates_say_nothing_of_how_they_narrow() -> None:
+    estimator = XTrace(sketch_of(Diagonal(SPECTRA["bulk"])))
+    estimator.grow(2)
+    assert estimator.leave_out().narrowing == 1.0
 
 
 def test_a_rank_that_the_sketch_exceeds_is_found_exactly() -> None:

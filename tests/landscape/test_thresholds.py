@@ -179,6 +179,14 @@ def test_a_rate_that_a_schedule_has_made_meaningless(cls: type, rate: float) -> 
     assert f"learning rate is {rate:g}, which is not a positive number" in threshold.reason
 
 
+@pytest.mark.parametrize("rate", [None, "fast", [0.1]])
+def test_what_is_no_rate_is_named(rate: object) -> None:
+    optimizer = SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    optimizer.param_groups[0]["lr"] = rate
+    found = stability_threshold(optimizer)
+    assert found.value is None and f"the learning rate is {rate!r}" in found.reason
+
+
 @pytest.mark.parametrize("cls", BUILT_IN)
 def test_groups_at_rate_zero_and_without_parameters_are_left_out(cls: type) -> None:
     alone = stability_threshold(stepped(cls, [parameter()], lr=0.1))

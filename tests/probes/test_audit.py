@@ -1,7 +1,9 @@
 """Verdicts from drawn records: sharpness, and what bars every line."""
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -71,8 +73,100 @@ def test_measurements_that_fail_at_the_end_leave_nothing_to_say():
 
 
 def test_a_last_rate_of_zero_does_not_lose_the_audit():
-    still = stability(900, 0.0, threshold=None, rate=None)
+    still = dataclasses.replace(stability(900, 0.0, threshold=None, rate=None), lr=0.0)
     assert audit_of([*with_gradient(steady(0.5), 1.0), still], **FULL)["sharpness"].verdict == "BELOW_EDGE"
+
+
+def swinging(flips: float, swings: float, steps: int = 12) -> list[Record]:
+    """What was seen of the motion after each measurement: shares of steps, and of places about their midpoints."""
+    values = {"flips": 6 * flips, "pairs": 6.0, "swings": 5 * swings, "swing_pairs": 5.0}
+    return [Record(50 * i, "model", "oscillation", values=values) for i in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("swings", "facts", "verdict"),
+    [
+        (1.0, FULL, "AT_EDGE"),
+        (0.95, FULL, "AT_EDGE"),
+        (0.85, FULL, "NEAR_EDGE_NO_OSCILLATION"),  # of 25 pairs rounding alone gives as much
+        (0.2, FULL, "NEAR_EDGE_NO_OSCILLATION"),
+        (1.0, SMALL, "NEAR_EDGE_NO_OSCILLATION"),  # noise of mini-batches swings too
+    ],
+)
+def test_oscillation_in_bursts_is_seen_about_its_midpoint(swings: float, facts: dict[str, Any], verdict: str) -> None:
+    line = audit_of([*steady(1.0), *swinging(0.5, swings)], **facts)["sharpness"]
+    assert line.verdict == verdict
+    assert ("less its drift" in line.reason) == (verdict == "AT_EDGE")
+    assert audit_of([*steady(0.5), *swinging(0.5, swings)], **FULL)["sharpness"].verdict == "BELOW_EDGE"
+
+
+def at_rate(rate: float, count: int = 6, first: int = 600, **values: float) -> list[Record]:
+    """Measurements at a rate that has no threshold."""
+    bare = [stability(first + 50 * i, 0.5, threshold=None, rate=None) for i in range(count)]
+    return [dataclasses.replace(r, lr=rate, values=r.values | values) for r in bare]
+
+
+@pytest.mark.parametrize("facts", [FULL, SMALL], ids=["full batch", "mini-batches"])
+@pytest.mark.parametrize("before", [12, 0], ids=["at the end", "from the start"])
+def test_a_negative_rate_climbs(before: int, facts: dict[str, Any]) -> None:
+    known = {} if before else {"threshold_reason": "the learning rate is -0.1, which is not a positive number"}
+    records = [*steady(0.5, before), *at_rate(-0.1)]
+    audit = audit_of(records, **facts, **known)
+    line = audit["sharpness"]
+    assert (line.verdict, line.ratio, line.threshold) == ("ABOVE_EDGE", None, None) and audit.above_edge
+    assert "the learning rate is -0.1 in 6 measured updates, steps 600 to 850" in line.reason
+    assert {c.verdict for c in audit.criteria[1:]} == {"NOT_APPLICABLE"}
+    assert any(a.holds is False and "-0.1" in a.text and "600 to 850" in a.text for a in audit.preconditions)
+
+
+@pytest.mark.parametrize(
+    ("values", "facts", "words"),
+    [
+        ({"sharpness": -1.0, "sharpness_low": -1.1}, FULL, "no positive curvature"),
+        ({}, {**FULL, "mode_matters": True, "mode": "eval"}, "mode='eval'"),
+    ],
+)
+def test_a_negative_rate_climbs_where_curvature_is_positive_only(
+    values: dict[str, float], facts: dict[str, Any], words: str
+) -> None:
+    line = audit_of([*steady(0.5), *at_rate(-0.1, **values)], **facts)["sharpness"]
+    assert line.verdict == "INCONCLUSIVE" and words in line.reason and "-0.1" in line.reason
+
+
+@pytest.mark.parametrize("facts", [{"optimizers": 2}, {"coupled": True}, {"threshold_reason": "no stability rule"}])
+def test_of_what_moves_otherwise_a_negative_rate_says_nothing(facts: dict[str, Any]) -> None:
+    audit = audit_of(at_rate(-0.1), **FULL, **facts)
+    assert set(verdicts(audit).values()) == {"NOT_APPLICABLE"}
+    assert any("-0.1" in a.text for a in audit.preconditions)
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -math.inf])
+def test_a_rate_that_is_no_number_is_named(rate: float) -> None:
+    lost = [Record(700, "model", "stability", status="nonfinite", reason="the loss is nan")]
+    line = audit_of([*steady(0.5), *at_rate(rate, 1), *lost], **FULL)["sharpness"]
+    assert line.verdict == "INCONCLUSIVE"
+    assert f"{rate:g} at step 600" in line.reason and "not finite from step 700 on" in line.reason
+
+
+def test_wrong_rates_in_between() -> None:
+    records = [*steady(0.5), *at_rate(-0.1, 3), *(stability(750 + 50 * i, 0.5) for i in range(3))]
+    line = audit_of(records, **FULL)["sharpness"]
+    assert line.verdict == "INCONCLUSIVE" and "-0.1 in 3 measured updates, steps 600 to 700" in line.reason
+    records += [stability(900 + 50 * i, 0.5) for i in range(60)]
+    audit = audit_of(records, **FULL)
+    assert audit["sharpness"].verdict == "BELOW_EDGE"  # long ago; it stays among the preconditions
+    assert any(a.holds is False and "steps 600 to 700" in a.text for a in audit.preconditions)
+
+
+def test_what_rounding_makes_of_zero_is_no_negative_rate() -> None:
+    audit = audit_of([*steady(0.5), *at_rate(-1e-17)], **FULL)
+    assert audit["sharpness"].verdict == "BELOW_EDGE" and not any("rate" in a.text for a in audit.preconditions)
+
+
+def test_a_threshold_that_goes_away_is_not_forgotten() -> None:
+    line = audit_of([*steady(0.5), *at_rate(0.1)], **FULL)["sharpness"]
+    assert line.verdict == "INCONCLUSIVE" and "no threshold from step 600 on" in line.reason
+    assert audit_of([*steady(1.5), *at_rate(0.1)], **FULL)["sharpness"].verdict == "ABOVE_EDGE"
 
 
 def test_an_older_upper_bound_counts_relative_to_its_value():

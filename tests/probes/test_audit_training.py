@@ -1,5 +1,6 @@
 """The audit of real training runs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,3 +222,61 @@ def test_a_partner_that_somebody_else_moves_is_noticed():
     line = run.run.audit()["sharpness"]
     assert line.verdict == "NOT_APPLICABLE"
     assert "moves" in line.reason
+
+
+def climbing(optimizer: torch.optim.Optimizer, after: int, factor: float = -1.0) -> torch.optim.Optimizer:
+    """Its rates turn negative, or what else, after so many updates, as with a schedule that runs past its end."""
+    made = 0
+
+    def turn(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made == after:
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
+
+    optimizer.register_step_post_hook(turn)
+    return optimizer
+
+
+def negative(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        group["lr"] *= -1
+    return optimizer
+
+
+BUILT = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.05),
+    "heavy ball": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "AdamW, two rates": lambda p: torch.optim.AdamW([{"params": p[:1]}, {"params": p[1:], "lr": 0.02}], lr=0.01),
+}
+
+
+@pytest.mark.parametrize("batch", [32, 4])
+@pytest.mark.parametrize("after", [0, 80], ids=["from the start", "at the end"])
+@pytest.mark.parametrize("name", BUILT)
+def test_negative_rates_climb(name: str, after: int, batch: int, tmp_path: Path) -> None:
+    inputs, targets = torch.randn(32, 3, dtype=torch.float64), torch.randn(32, 2, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    optimizer = BUILT[name](list(model.parameters()))
+    optimizer = climbing(optimizer, after) if after else negative(optimizer)
+    run = train(model, inputs, targets, optimizer, steps=120, batch=batch, batch_size=batch, out=tmp_path / "run")
+    for read in (run, Run(tmp_path / "run")):
+        audit = read.audit()
+        line = audit["sharpness"]
+        assert line.verdict == "ABOVE_EDGE" and audit.above_edge, (line.verdict, line.reason)
+        assert "the learning rate is -0.0" in line.reason and f"steps {after or 0}" in line.reason
+        assert {c.verdict for c in audit.criteria[1:]} == {"NOT_APPLICABLE"}
+
+
+def test_one_group_that_climbs() -> None:
+    """Descent and ascent together are a game, which may be stable."""
+    model, inputs, targets, _ = regression()
+    other = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([{"params": model.parameters()}, {"params": [other], "lr": 0.02}], lr=0.01)
+    optimizer.param_groups[1]["lr"] = -0.02
+    model.register_parameter("other", other)
+    audit = train(model, inputs, targets, optimizer, criterion=lambda o, t: half_squares(o, t) + other**2 / 2).audit()
+    assert audit["sharpness"].verdict == "INCONCLUSIVE" and "-0.02" in audit["sharpness"].reason
+    assert "other parameter groups" in audit["sharpness"].reason

@@ -262,6 +262,14 @@ def test_no_optimizer_and_things_that_are_none(refused):
     refused(SettingError, "optimizer must be", model, list(model.parameters()))
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_without_a_rate(refused, kind):
+    model = nn.Linear(3, 1)
+    optimizer = kind([{"params": [model.weight]}, {"params": [model.bias]}], lr=0.1)
+    optimizer.param_groups[1]["lr"] = None
+    refused(SettingError, f"learning rate of {kind.__name__} is None: set lr", model, optimizer)
+
+
 def test_players():
     model = nn.Linear(3, 1)
     player = Player("a", model, sgd(model), (X, Y), criterion=MSE)

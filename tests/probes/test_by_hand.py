@@ -51,7 +51,8 @@ def test_driven_by_hand_the_motion_along_the_top_eigenvector_is_followed_too() -
                 update(line, optimizer)
                 if drive == "manual":
                     run.step()
-        found.append([(r.step, r.values) for r in run.run.select("oscillation")])
+        turns = [(r.step, r.values["flips"], r.values["pairs"]) for r in run.run.select("oscillation")]
+        found.append(turns)  # swings of a motion without any are rounding
     assert found[0] == found[1] and len(found[0]) == 1
 
 

@@ -72,6 +72,19 @@ def test_where_the_trace_does_not_apply_it_says_why_and_shows_its_numbers(facts,
 
 
 @pytest.mark.parametrize(
+    "facts", [ADAM, {"momentum": 0.9}, {"loss_family": "cross-entropy"}], ids=["Adam", "momentum", "cross-entropy"]
+)
+@pytest.mark.parametrize("outputs", [None, 1, 10])
+def test_no_line_points_to_one_that_does_not_apply(facts, outputs):
+    audit = audit_of(steady(0.3), **SMALL, outputs=outputs, **facts)
+    assert audit["s_mu"].verdict == "NOT_APPLICABLE"
+    assert not any("s_mu" in line.reason for line in audit.criteria)
+    assert audit["trace"].reason == audit["s_mu"].reason
+    unmeasured = audit_of(steady(0.3, s_mu=None), **SMALL, outputs=10)
+    assert not any("s_mu" in line.reason for line in unmeasured.criteria)
+
+
+@pytest.mark.parametrize(
     ("facts", "words"),
     [
         (UNSET, ["batch size", "batch_size="]),
@@ -198,3 +211,15 @@ def test_every_line_of_the_catalogue_has_a_place_in_the_audit():
     audit = audit_of(steady(0.3), **SMALL)
     assert [c.name for c in audit.criteria] == list(CATALOGUE)
     assert [c.kind for c in audit.criteria][1:] == [entry.kind for entry in CATALOGUE.values()][1:]
+
+
+def test_what_sgd_does_is_said_of_others_by_analogy_only():
+    records = steady(0.3)
+    for name in ("batch_sharpness", "batch_sharpness_ratio"):
+        assert audit_of(records, **SMALL, **ADAM)[name].reason.endswith("; for Adam by analogy")
+        assert "analogy" not in audit_of(records, **SMALL)[name].reason
+
+
+def test_under_momentum_the_edge_of_large_batches_is_the_optimizers_own():
+    nesterov = {"momentum": 0.9, "threshold_formula": "(2+2b)/(lr(1+2b))"}
+    assert "up to (2+2b)/(lr(1+2b)) for large batches" in audit_of(steady(0.3), **SMALL, **nesterov)["s_mu"].reason

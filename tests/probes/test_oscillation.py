@@ -1,5 +1,7 @@
 """Following the weights along a direction."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -53,3 +55,25 @@ def test_parameters_of_another_precision_are_followed_too() -> None:
         half.add_(1), full.add_(2)
     watch.follow()
     assert float(watch.positions()[0]) == 6.0
+
+
+def counted(places: list[float]) -> dict[str, float | None]:
+    """What is counted where the weights go through these places along the direction."""
+    only = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    watch = OscillationWatch(0, torch.ones(1, dtype=torch.float64), {only: only.detach().clone()}, len(places))
+    for place in places:
+        with torch.no_grad():
+            only.fill_(place)
+        watch.follow()
+    return watch.result()
+
+
+def test_oscillation_is_counted_about_its_midpoint_too() -> None:
+    """A drift that is longer than the oscillation hides it from the steps' signs."""
+    drift = [1.0 * t for t in range(8)]
+    about = [x + 0.1 * (-1) ** t for t, x in enumerate(drift)]
+    assert counted(about) == {"flips": 0.0, "pairs": 6.0, "swings": 5.0, "swing_pairs": 5.0}
+    assert counted([0.5 * (-1) ** t for t in range(8)]) == {"flips": 6, "pairs": 6, "swings": 5, "swing_pairs": 5}
+    smooth = [math.exp(0.1 * t) for t in range(8)]
+    assert counted(smooth) == {"flips": 0, "pairs": 6, "swings": 0, "swing_pairs": 5}
+    assert counted([0.0] * 8) == {"flips": 0, "pairs": 0, "swings": 0, "swing_pairs": 0}

@@ -99,6 +99,13 @@ def test_a_catapult_needs_a_spike_of_the_loss(spike: bool):
     assert named(course(ratios, losses=losses)) == ([(CATAPULT, 0, 50)] if spike else [])
 
 
+def test_a_loss_that_grows_without_end_is_no_catapult():
+    """The sharpness may fall all the while, where the network saturates or the loss turns flat."""
+    ratios = [4.0, 8.0, 6.0, 3.0, 2.0, 1.5, 1.4]
+    assert named(course(ratios, losses=[10.0**i for i in range(7)])) == []
+    assert named(course(ratios, losses=[1.0, 10.0, 100.0, 50.0, 10.0, 5.0, 2.0])) == [(CATAPULT, 0, 60)]
+
+
 def test_growth_without_end_is_no_catapult():
     assert named(course(climb(1.2, 50, 20), losses=climb(1, 1e6, 20))) == []
     assert CATAPULT not in [p.name for p in phases(run_of(diverging()))]

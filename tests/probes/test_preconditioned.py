@@ -20,7 +20,6 @@ BUILDS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "NAdam": lambda m: NAdam(m.parameters(), lr=0.01),
     "RMSprop": lambda m: RMSprop(m.parameters(), lr=0.01, momentum=0.5),
     "Adagrad": lambda m: Adagrad(m.parameters(), lr=0.05, lr_decay=0.1),
-    "two rates": lambda m: Adam([{"params": m[0].parameters()}, {"params": m[2].parameters(), "lr": 0.03}], lr=0.01),
 }
 
 
@@ -105,10 +104,56 @@ def test_early_steps_of_adam_have_their_own_threshold() -> None:
     assert thresholds == pytest.approx([3800 * (1 - 0.9 ** (t + 1)) for t in range(6)], rel=1e-5)
 
 
-def test_groups_of_different_rates_have_an_interval() -> None:
-    found, _, _ = run(BUILDS["two rates"], [Stability()])
-    last = records(found)[-1].values
-    assert last["threshold_largest"] == pytest.approx(3 * last["threshold"])
+def folded(optimizer: Optimizer) -> Tensor:
+    """How many times the lowest group's threshold that of each coordinate's group is."""
+    rates = torch.cat(
+        [torch.full((p.numel(),), g["lr"], dtype=F64) for g in optimizer.param_groups for p in g["params"]]
+    )
+    return rates.max() / rates
+
+
+BY_GROUPS = {
+    "Adam": lambda m: Adam([{"params": m[0].parameters()}, {"params": m[2].parameters(), "lr": 0.03}], lr=0.01),
+    "SGD": lambda m: SGD([{"params": m[0].parameters(), "lr": 0.002}, {"params": m[2].parameters()}], lr=0.01),
+    "Adam, one decays": lambda m: Adam(
+        [{"params": m[0].parameters(), "weight_decay": 0.5}, {"params": m[2].parameters(), "lr": 0.02}], lr=0.01
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_GROUPS)
+def test_groups_of_different_rates_have_one_threshold(name: str) -> None:
+    found, seen, optimizer = run(BY_GROUPS[name], [Stability(tol=1e-6), Sharpness(tol=1e-6)])
+    groups = optimizer.param_groups
+    decay = torch.cat([torch.full((p.numel(),), g["weight_decay"], dtype=F64) for g in groups for p in g["params"]])
+    for record, plain, (hessian, P) in zip(records(found), found.select("sharpness"), seen, strict=True):
+        root = ((1.0 if P is None else P) * folded(optimizer)).rsqrt()
+        exact = float(torch.linalg.eigvalsh(root[:, None] * (hessian + torch.diag(decay)) * root)[-1])
+        assert record.values["sharpness"] == pytest.approx(exact, rel=1e-6)
+        assert record.values["threshold_largest"] == record.values["threshold"]
+        assert plain.value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
+    (facts,) = found.meta["players"].values()
+    assert facts["preconditioned"] is facts["folded"] is True and facts["divides"] is (name != "SGD")
+    audit = found.audit()
+    assert audit["sharpness"].symbol == "lambda_max(P^-1 H)" and "of the strictest group" in audit["sharpness"].formula
+    assert audit["s_mu"].verdict == "NOT_APPLICABLE"
+    slowly = any("changes slowly" in a.text for a in audit["sharpness"].assumptions)
+    assert slowly is (name != "SGD")
+
+
+def test_groups_that_come_apart_on_the_way() -> None:
+    """As where layers are unfrozen with a lower rate: from then on their rates are in the metric."""
+    model, x, y = problem()
+    optimizer = SGD([{"params": m.parameters()} for m in (model[0], model[2])], lr=0.01)
+    with watch(model, optimizer, data=(x, y), criterion=nn.functional.mse_loss, probes=[Stability()], every=1) as live:
+        for rate in (0.01, 0.002):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+            (facts,) = live.run.meta["players"].values()
+            assert facts["preconditioned"] is facts["folded"] is (rate == 0.002)
+    assert all(r.values["threshold_largest"] == r.values["threshold"] == 200 for r in records(live.run))
 
 
 def test_the_sharpness_probe_stays_with_the_hessian() -> None:
@@ -134,14 +179,10 @@ def test_the_audit_says_why_there_is_no_threshold() -> None:
     def apart(model: nn.Module) -> Optimizer:
         return AdamW([{"params": model[0].parameters(), "betas": (0.8, 0.99)}, {"params": model[2].parameters()}])
 
-    def frozen(model: nn.Module) -> Optimizer:
-        model.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=F64)))
-        return Adam(model.parameters())
-
-    for build, words in ((apart, "parameter groups differ in their dynamics"), (frozen, "has not moved unused yet")):
-        found, _, _ = run(build, [Stability(), Sharpness()], compared=False)
-        assert words in found.audit()["sharpness"].reason
-        assert words in next(iter(found.meta["players"].values()))["threshold_reason"]
+    found, _, _ = run(apart, [Stability(), Sharpness()], compared=False)
+    assert "parameter groups differ in their dynamics" in found.audit()["sharpness"].reason
+    reason = next(iter(found.meta["players"].values()))["threshold_reason"]
+    assert "parameter groups differ in their dynamics" in reason
 
 
 def test_every_group_has_an_epsilon_of_its_own() -> None:
@@ -227,3 +268,98 @@ def test_training_is_the_same_to_the_bit() -> None:
 
     for watched, alone in zip(trained(True), trained(False), strict=True):
         assert torch.equal(watched, alone)
+
+
+# --------------------------------------------------------------------------- what the loss does not use
+
+
+class WithHead(nn.Module):
+    """A network, and a head that only some other loss would use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = problem()[0], nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def apart(model: WithHead) -> list[dict]:
+    return [{"params": model.body.parameters()}, {"params": model.head.parameters(), "lr": 7.0}]
+
+
+UNUSED = {
+    "Adam": lambda m: Adam(m.parameters(), lr=0.01),
+    "Adam with decay": lambda m: Adam(m.parameters(), lr=0.01, weight_decay=0.5),
+    "AdamW": lambda m: AdamW(m.parameters(), lr=0.01),
+    "RMSprop": lambda m: RMSprop(m.parameters(), lr=0.01),
+    "Adam, a group of its own": lambda m: Adam(apart(m), lr=0.01),
+}
+
+
+def trained(model: nn.Module, optimizer: Optimizer, steps: int = 6, uses: Callable | None = None) -> Run:
+    _, x, y = problem()
+    mse = nn.functional.mse_loss
+    with watch(
+        model, optimizer, data=(x, y), criterion=mse, probes=[Stability(tol=1e-6)], every=1, seed=0, batch_size=2
+    ) as live:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (mse(model(x), y) + (0 if uses is None else uses(model, x))).backward()
+            optimizer.step()
+    return live.run
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_parameters_that_the_loss_does_not_use_are_left_out_by_name(name: str) -> None:
+    model, alone = WithHead(), problem()[0]
+    kind = UNUSED[name](model)
+    same = type(kind)(alone.parameters(), lr=0.01, weight_decay=kind.param_groups[0]["weight_decay"])
+    found, expected = trained(model, kind), trained(alone, same)
+    assert len(records(found)) == 6
+    for one, other in zip(records(found), records(expected), strict=True):
+        for key in ("sharpness", "threshold", "threshold_largest", "batch_sharpness", "batch_sharpness_ratio"):
+            assert one.values[key] == pytest.approx(other.values[key], rel=1e-5), key
+    audit = found.audit()
+    assert audit["sharpness"].verdict == expected.audit()["sharpness"].verdict != "NOT_APPLICABLE"
+    (said,) = [each for each in audit.preconditions if "does not use" in each.text]
+    assert said.holds is False and "head.weight, head.bias" in said.text
+    assert not any("does not use" in each.text for each in expected.audit().preconditions)
+    assert not found.meta["players"]["model"]["folded"]
+
+
+def test_parameters_that_the_loss_uses_are_not_left_out() -> None:
+    """The optimizer has not moved them, as the loop's loss is another one than that of watch."""
+
+    class Both(WithHead):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x) + (self.head.weight.sum() if self.measured else 0)
+
+        measured = False
+
+    model = Both()
+    optimizer = Adam(model.parameters(), lr=0.01)
+    _, x, y = problem()
+    mse = nn.functional.mse_loss
+    with watch(model, optimizer, data=(x, y), criterion=mse, probes=[Stability()], every=2) as live:
+        for _ in range(4):
+            optimizer.zero_grad()
+            mse(model(x), y).backward()
+            model.measured = True
+            optimizer.step()
+            model.measured = False
+    line = live.run.audit()["sharpness"]
+    assert line.verdict == "NOT_APPLICABLE" and "head.weight" in line.reason
+
+
+def test_an_unused_head_changes_no_bit_of_the_training() -> None:
+    models = WithHead(), WithHead()
+    models[1].load_state_dict(models[0].state_dict())
+    _, x, y = problem()
+    trained(models[0], Adam(models[0].parameters(), lr=0.01))
+    optimizer = Adam(models[1].parameters(), lr=0.01)
+    for _ in range(6):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(models[1](x), y).backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))

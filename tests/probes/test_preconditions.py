@@ -99,12 +99,14 @@ def test_another_loss() -> None:
 
 
 def test_weight_decay_and_two_rates() -> None:
-    def make(parameters: Any) -> torch.optim.Optimizer:
+    def make(parameters: Any, kind: Any = torch.optim.SGD) -> torch.optim.Optimizer:
         first, *others = parameters
-        return torch.optim.SGD([{"params": [first], "lr": 0.02}, {"params": others}], lr=0.05, weight_decay=1e-3)
+        return kind([{"params": [first], "lr": 0.02}, {"params": others}], lr=0.05, weight_decay=1e-3)
 
+    without_rule = assumed(observed_run(size=8, make=lambda parameters: make(parameters, torch.optim.ASGD)))
+    assert without_rule["one learning rate"].holds is False
     found = assumed(observed_run(size=8, make=make))
-    assert found["one learning rate"].holds is False
+    assert found["parameter groups differ in their rates, which P has in it"].holds is True
     assert found["no weight decay"].holds is None and "0.001" in found["no weight decay"].text
 
 

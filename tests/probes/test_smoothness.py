@@ -121,6 +121,19 @@ def test_what_goes_the_other_way_has_no_slope() -> None:
     assert not found.explains and "explains nothing" in found.words
 
 
+def test_what_is_said_is_true_of_the_correlation() -> None:
+    t = torch.arange(26, dtype=torch.float64)
+    slow = fitted(1 + t / 26, 10 + (t / 26) ** 4)  # both rise all the time, which is worth few measurements
+    assert slow.correlation == pytest.approx(1) and not slow.explains
+    assert "does not show (rank correlation 1.00" in slow.words and "worth 6 independent" in slow.words
+    found = [fitted((0.4 * wandering(400, 0, s)).exp(), 3 + wandering(400, 0, s + 900).exp()) for s in range(20)]
+    for each in found:
+        assert each.correlation > 0 or "does not grow with |gradient|" in each.words
+    x = (0.4 * wandering(2000, 0, 7)).exp()
+    weak = fitted(x, 3 + 0.15 * x + 0.5 * wandering(2000, 0, 8))
+    assert weak.L1_low > 0 and not weak.explains and "the sharpness grows with |gradient|" in weak.words
+
+
 # --------------------------------------------------------------------------- from runs
 
 

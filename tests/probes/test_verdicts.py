@@ -288,10 +288,18 @@ def test_it_rests_on_the_last_five_where_they_are_unevenly_spaced():
 
 
 def test_a_pause_at_a_rate_of_zero_pushes_no_measurement_out():
-    paused = [dataclasses.replace(r, step=r.step + 600) for r in steady(0.5, threshold=None, rate=None)]
+    paused = [dataclasses.replace(r, step=r.step + 600, lr=0.0) for r in steady(0.5, threshold=None, rate=None)]
     seen = live_audit([*steady(0.5), *paused])
     assert seen.steps == (350, 550) and seen["sharpness"].verdict == "BELOW_EDGE"
     assert live_audit(paused)["sharpness"].verdict == "NOT_APPLICABLE"
+
+
+def test_a_rate_that_turns_negative_is_told_at_once() -> None:
+    climbing = dataclasses.replace(stability(600, 0.5, threshold=None, rate=None), lr=-0.1)
+    line = live_audit([*steady(0.5), climbing])["sharpness"]
+    assert line.verdict == "ABOVE_EDGE" and "-0.1 at step 600" in line.reason
+    later = [stability(650 + 50 * i, 0.5) for i in range(5)]
+    assert live_audit([*steady(0.5), climbing, *later])["sharpness"].verdict == "BELOW_EDGE"
 
 
 def test_failures_push_no_measurement_out():

@@ -11,6 +11,7 @@ from losscope.landscape import RunError
 from losscope.probes import Record, Run
 from losscope.viz import interactive_density, interactive_layers, interactive_sharpness, interactive_stability
 from losscope.viz.inert import inert
+from losscope.viz.page_figures import drawn
 
 pytest.importorskip("plotly")
 
@@ -58,6 +59,15 @@ def test_what_does_not_apply_waits_in_the_legend() -> None:
     assert shown == {"lambda_max(H): at the edge": True, "tr(H): does not apply": "legendonly"}
     modes = [button.args[0]["hovermode"] for button in figure.layout.updatemenus[0].buttons]
     assert modes == ["closest", "x unified"]
+
+
+def test_rates_without_a_stable_step_are_marked() -> None:
+    wrong = [Record(t, "model", "stability", lr=-0.1, values={"sharpness": 3.0}) for t in (600, 625)]
+    run = run_of([*hovering(600), *wrong])
+    (mark,) = [trace for trace in interactive_stability(run).data if trace.name == "no stable step: lr -0.1 (2)"]
+    assert list(mark.x) == [600, 625]
+    traces, _ = drawn(run, "stability", "model") or ([], {})
+    assert [t["x"] for t in traces if t["name"] == "no stable step: lr -0.1 (2)"] == [[600, 625]]
 
 
 def test_bars_are_the_intervals() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 
 import matplotlib
@@ -17,6 +18,7 @@ from losscope.probes.catalogue import CATALOGUE
 from losscope.probes.phases import phases
 from losscope.viz import plot_stability
 from losscope.viz.marks import SHADES
+from losscope.viz.quantities import quantity
 from losscope.viz.stability import LOOKS
 from losscope.viz.style import MUTED
 
@@ -190,6 +192,32 @@ def test_a_preconditioned_optimizer_is_compared_with_its_own_threshold() -> None
     ax = plot_stability(Run.from_records({"players": {"model": facts}}, records))
     labels = [line.get_label() for line in ax.get_lines()]
     assert any("P^{-1}H" in label and "(2+2b)/((1-b)lr)" in label for label in labels)
+
+
+def test_batch_sharpness_is_labelled_as_the_preconditioner_shows_it() -> None:
+    values = {"sharpness": 37000.0, "threshold": 38000.0} | dict.fromkeys(
+        ("batch_sharpness", "batch_sharpness_ratio"), 3e4
+    )
+    records = [Record(step, "model", "stability", value=37 / 38, values=values) for step in range(9)]
+    facts = {"preconditioned": True, "optimizer": "Adam", "batch_size": 8, "samples": 100}
+    run = Run.from_records({"players": {"model": facts}}, records)
+    said = " ".join([*entries(plot_stability(run)), quantity(run, "batch_sharpness").label])
+    assert r"E[u^\top H_B u/g_B^\top u]" in said and r"E[u^\top H_B u]/E[g_B^\top u]" in said
+    assert "|g_B|^2" not in said
+
+
+@pytest.mark.parametrize("size", [(6.4, 4.2), (3.9, 4.8)])
+@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf])
+def test_steps_that_are_not_stable_at_any_curvature_are_marked(rate: float, size: tuple[float, float]) -> None:
+    wrong = [Record(t, "model", "stability", lr=rate, values={"sharpness": 3.0}) for t in range(200, 500)]
+    ax = plot_stability(run_of([*hovering(200), *wrong]), size=size)
+    assert f"no stable step: lr {rate:g} (300)" in entries(ax)
+    steps = line(ax, "wrong-rates").get_xdata()
+    assert (steps.min(), steps.max()) == (200, 499) and len(steps) <= 60
+    assert ax.get_xlim()[1] > 499
+    inside(ax.get_figure())
+    still = [dataclasses.replace(record, lr=0.0) for record in wrong]
+    assert not any("no stable step" in each for each in entries(plot_stability(run_of([*hovering(200), *still]))))
 
 
 def test_ratios_far_apart_of_which_some_are_negative_can_be_read() -> None:

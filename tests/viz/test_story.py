@@ -98,6 +98,14 @@ def test_a_threshold_that_moves_is_that_of_each_step() -> None:
     assert "The learning rate was between 0.001 and 0.1, and 0.001 at the last record." in told(run, "training")
 
 
+def test_rates_without_a_stable_step() -> None:
+    wrong = [Record(t, "model", "stability", lr=-0.1, values={"sharpness": 3.0}) for t in (400, 425)]
+    said = told(run_of([*hovering(400), *wrong]), "edge")
+    assert "The learning rate was -0.1 in 2 measured updates, steps 400 to 425: there is no stable step." in said
+    assert "At the last measurement with a threshold, step 3" in said
+    assert "stable step" not in told(run_of(hovering(400)), "edge")
+
+
 def test_no_threshold() -> None:
     records = [Record(t, "model", "sharpness", value=3.0 + t) for t in range(3)]
     run = run_of(records, model={"threshold_formula": None, "threshold_reason": "Muon has none"})

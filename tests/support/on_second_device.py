@@ -1,0 +1,219 @@
+"""Measure on the host and on the device of `second_device`; says, as JSON, what differs and what was copied.
+
+python on_second_device.py BUILD
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import second_device
+from losscope.landscape import (
+    BlockDiagonal,
+    EmpiricalFisher,
+    Estimate,
+    GaussNewton,
+    Hessian,
+    Jacobian,
+    MonteCarloFisher,
+    Objective,
+    block_densities,
+    class_structure,
+    diagonal,
+    frobenius_norm,
+    gradient_noise,
+    layer_traces,
+    line,
+    merge,
+    minibatch_noise,
+    parameter_signal,
+    sampling_error,
+    solve,
+    spectral_density,
+    tangent_kernel,
+    top_eigenpairs,
+    trace,
+    trace_function,
+)  # fmt: skip
+from losscope.landscape.in_double import in_double
+from losscope.landscape.kernels import agreement
+from losscope.landscape.surface import average_sharpness, quadratic_model, random_direction, sam_sharpness
+from losscope.probes import (
+    GradientNoise,
+    LayerTraces,
+    NeuralCollapse,
+    Sharpness,
+    Spectrum,
+    Stability,
+    TangentKernel,
+    Trace,
+    Trajectory,
+    watch,
+)  # fmt: skip
+
+CE = nn.CrossEntropyLoss()
+
+
+class Net(nn.Module):
+    """Convolution, normalisation, dropout and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv1d(1, 3, 3, padding=1), nn.BatchNorm1d(3), nn.Dropout(0.2)
+        self.hidden, self.head = nn.Linear(24, 5), nn.Linear(5, 3)
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.norm(self.conv(x[:, None])).tanh()).flatten(1)
+        return self.head(self.hidden(h).tanh() * self.scale)
+
+
+def made(device: str) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    model, y = Net(), torch.arange(45) % 3
+    x = torch.randn(45, 8) + 2 * nn.functional.one_hot(y, 8)
+    return model.to(device), [(x[a:b].to(device), y[a:b].to(device)) for a, b in ((0, 25), (25, 45))]
+
+
+def objective(device: str, **options: Any) -> Objective:
+    model, data = made(device)
+    return Objective(model.eval(), data, criterion=CE, **options)
+
+
+def block(o: Objective) -> Tensor:
+    return o.space.random(3, torch.Generator(device=o.space.device).manual_seed(1))
+
+
+def gradient_in_double(o: Objective) -> Tensor:
+    with in_double(o) as precise:
+        return precise.gradient()
+
+
+MEASURED: dict[str, Callable[[Objective], Any]] = {
+    "retained": lambda o: Hessian(o, kernel="retained") @ block(o),
+    "batched": lambda o: Hessian(o, kernel="batched") @ block(o),
+    "finite differences": lambda o: Hessian(o, kernel="finite_difference") @ block(o),
+    "chosen": lambda o: Hessian(o) @ block(o),
+    "agreement": lambda o: float(agreement(o).status == "agrees"),
+    "Gauss-Newton": lambda o: GaussNewton(o) @ block(o),
+    "Fisher": lambda o: MonteCarloFisher(o, seed=0) @ block(o),
+    "empirical Fisher": lambda o: EmpiricalFisher(o) @ block(o),
+    "Jacobian": lambda o: Jacobian(o) @ block(o),
+    "blocks": lambda o: BlockDiagonal(Hessian(o)) @ block(o),
+    "in float64": gradient_in_double,
+    "eigenpairs": lambda o: top_eigenpairs(Hessian(o), 3, tol=1e-4, seed=0).values,
+    "trace": lambda o: trace(Hessian(o), seed=0),
+    "trace of a function": lambda o: trace_function(Hessian(o), torch.exp, seed=0),
+    "diagonal": lambda o: diagonal(Hessian(o), max_matvecs=40, seed=0).value,
+    "norm": lambda o: frobenius_norm(Hessian(o), seed=0),
+    "density": lambda o: [spectral_density(Hessian(o), steps=20, seed=0).moment(p) for p in (1, 2, 3)],
+    "lean density": lambda o: spectral_density(Hessian(o), steps=20, memory=0, seed=0).moment(2),
+    "densities of layers": lambda o: [d.moment(2) for d in block_densities(BlockDiagonal(Hessian(o)), seed=0).values()],
+    "traces of layers": lambda o: list(layer_traces(BlockDiagonal(Hessian(o)), seed=0).values()),
+    "solve": lambda o: solve(Hessian(o), o.gradient(), damping=1.0).x,
+    "class structure": lambda o: class_structure(o, seed=0),
+    "sampling error": lambda o: sampling_error(o, groups=8, matvecs=10, seed=0),
+    "noise": lambda o: gradient_noise(o, curvature=Hessian(o), groups=8, seed=0),
+    "mini-batches": lambda o: minibatch_noise(o, 5, draws=16, groups=4, curvature=Hessian(o), seed=0),
+    "signal": lambda o: parameter_signal(o),
+    "tangent kernel": lambda o: tangent_kernel(o),
+    "a line": lambda o: line(o, points=5).values["loss"],
+    "a line, batched": lambda o: line(o, points=5, engine="batched").values["loss"],
+    "a line, by batch statistics": lambda o: line(o, points=3, statistics="recomputed").values["loss"],
+    "a quadratic model": lambda o: quadratic_model(o, [random_direction(o)]),
+    "average sharpness": lambda o: average_sharpness(o, [0.05], max_pairs=32, seed=0),
+    "SAM": lambda o: sam_sharpness(o, 0.05),
+    "a merge": lambda o: merge(o, [o.model.state_dict(), {k: 0.9 * t for k, t in o.model.state_dict().items()}]),
+}
+
+
+def numbers(found: Any, depth: int = 0) -> list[Tensor]:
+    """All that a result holds, but for the time it took."""
+    if isinstance(found, Estimate):
+        found = [found.value, found.low, found.high]
+    if isinstance(found, Tensor):
+        return [found.detach().cpu().double().flatten()]
+    if isinstance(found, float):
+        return [torch.tensor([found], dtype=torch.float64)]
+    if isinstance(found, list | tuple):
+        return [t for part in found for t in numbers(part, depth)]
+    if hasattr(found, "__dataclass_fields__") and depth < 2:
+        parts = [getattr(found, name) for name in found.__dataclass_fields__ if name != "seconds"]
+        return [t for part in parts for t in numbers(part, depth + 1)]
+    return []
+
+
+def trained(device: str) -> dict[str, float]:
+    """What every probe records of a training, at its first measurement, before rounding has driven trainings apart."""
+    model, batches = made(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    probes = [
+        Stability(level="full"), Sharpness(2), Trace(), Spectrum(2, 8), LayerTraces(), TangentKernel(samples=8),
+        NeuralCollapse(), GradientNoise(), Trajectory(dimension=16),
+    ]  # fmt: skip
+    with watch(
+        model, optimizer, data=batches, criterion=CE, probes=probes, every=3, batch_size=20, on_error="raise", seed=0
+    ) as live:
+        for step in range(7):
+            x, y = batches[step % 2]
+            optimizer.zero_grad()
+            CE(model(x), y).backward()
+            optimizer.step()
+    assert {r.status for r in live.run.records} == {"ok"}
+    return {r.probe: r.value for r in live.run.records if r.step == 0 and r.value is not None}
+
+
+def apart(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest relative difference of two results' numbers."""
+    assert [t.shape for t in found] == [t.shape for t in expected]
+    gaps = [0.0]
+    for one, other in zip(found, expected, strict=True):
+        finite = one.isfinite() & other.isfinite()
+        assert torch.equal(one.isnan(), other.isnan())
+        size = float(other[finite].norm()) if bool(finite.any()) else 0.0
+        gaps.append(float((one - other)[finite].norm()) / max(size, 1e-5))
+    return max(gaps)
+
+
+def main(build: Path) -> None:
+    counting = second_device.begin(build)
+    warnings.simplefilter("ignore")
+    report: dict[str, Any] = {"apart": {}}
+    for name, measure in MEASURED.items():
+        expected = numbers(measure(objective("cpu")))
+        report["apart"][name] = apart(numbers(measure(objective("second"))), expected)
+        assert expected, name
+    one, other = trained("second"), trained("cpu")
+    assert one.keys() == other.keys()
+    report["apart"] |= {f"watched: {name}": apart(numbers(one[name]), numbers(other[name])) for name in one}
+    for steps in (10, 40):
+        o = objective("second")
+        H = Hessian(o, kernel="retained")
+        with o.isolated():
+            H @ block(o)
+            counting.reset()
+            top_eigenpairs(H, 1, tol=4e-6, max_matvecs=steps, seed=0)
+            report[f"copies of {steps} steps"] = sum(counting.counts().values())
+    report["refused"] = refused()
+    print(json.dumps(report))
+
+
+def refused() -> list[str]:
+    """That the device is as strict as it is meant to be."""
+    found, x = [], torch.ones(2, device="second")
+    for wrong in (lambda: x + torch.ones(2), lambda: torch.randn(2, generator=torch.Generator(), device="second")):
+        try:
+            wrong()
+        except RuntimeError as error:
+            found.append(str(error))
+    return found
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
