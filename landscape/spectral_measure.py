@@ -153,7 +153,7 @@ class SpectralDensity(Shown):
         off += p * self.rounding * float(self.weights @ self.nodes.abs() ** p)
         if not self.starts:
             return self._estimate(factor, known, 0.0, known - off, known + off)
-        nodes, weights, _ = self._rest
+        nodes, weights = self._spread
         value = known + self._sampled * float(weights @ nodes**p)
         stderr, low, high = (self._sampled * found for found in self._sampling.interval(nodes**p, self.confidence))
         return self._estimate(factor, value, stderr, known + low - off, known + high + off)
@@ -278,8 +278,21 @@ class SpectralDensity(Shown):
         return nodes, weights, worst
 
     @functools.cached_property
+    def _spread(self) -> tuple[Tensor, Tensor]:
+        """What the starts say of moments: nodes, and weights with sum 1.
+
+        Rules of less than two steps, as where nearly all nodes were taken out, do not have the variance of what they
+        stand for. There each node is two, its residual to both sides.
+        """
+        if all(len(q.nodes) >= 2 * width for q, width in _families(self.starts)):
+            return self._rest[:2]
+        nodes, weights, (residuals, _) = self._rest
+        nodes, order = torch.cat([nodes - residuals, nodes + residuals]).sort()
+        return nodes, torch.cat([weights, weights])[order] / 2
+
+    @functools.cached_property
     def _sampling(self) -> Sampling:
-        return Sampling(*self._rest[:2], self.size - len(self.deflated), len(self.starts))
+        return Sampling(*self._spread, self.size - len(self.deflated), len(self.starts))
 
     @functools.cached_property
     def _errors(self) -> Tensor:

@@ -209,3 +209,14 @@ def test_places_that_mean_nothing_are_refused() -> None:
 def test_spectra_that_are_none_are_refused(values: Tensor) -> None:
     with pytest.raises(SettingError, match="values must be finite real eigenvalues"):
         SpectralDensity.of_eigenvalues(values)
+
+
+def test_one_node_stands_for_what_is_within_its_residual() -> None:
+    """Where all others were taken out: two eigenvalues at 0 and 1, of which two starts see one node between them."""
+    node = torch.tensor([0.4], dtype=F64)
+    start = Quadrature(node, torch.ones(1, dtype=F64), torch.tensor([0.49], dtype=F64))
+    known = torch.tensor([5.0, 6.0, 7.0], dtype=F64)
+    density = SpectralDensity((start, start), known, 5, 8, 0.1, 0.95, True, steps=2)
+    found = density.moment(1)
+    assert found.value == pytest.approx(18.8 / 5) and found.low <= 19 / 5 <= found.high
+    assert density.moment(2).value == pytest.approx((110 + 2 * (0.4**2 + 0.49**2)) / 5)
