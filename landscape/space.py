@@ -13,6 +13,7 @@ import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -225,9 +226,9 @@ def adds_up_badly(V: Tensor) -> bool:
     return V.shape[0] > _LONG * PIECE and V.device.type == "cpu" and V.dtype != torch.float64
 
 
-def squares_in_range(lengths: Sequence[float], dtype: torch.dtype) -> bool:
+def squares_in_range(lengths: Sequence[float] | np.ndarray, dtype: torch.dtype) -> bool:
     """Whether lengths that were made from squares in this dtype lost nothing to its range."""
-    return min(lengths) >= _least_length(dtype) and max(lengths) < math.inf
+    return bool(min(lengths) >= _least_length(dtype) and max(lengths) < math.inf)
 
 
 @functools.cache
