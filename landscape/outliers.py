@@ -69,8 +69,15 @@ class OutlierSide(Shown):
 
     @property
     def status(self) -> str:
-        """``"separated"`` (no method says otherwise), ``"disputed"`` (one does), ``"not separated"`` (none counted)."""
-        return "not separated" if self.count == 0 else "separated" if self.agreed else "disputed"
+        """In a word: what the methods that can tell say together.
+
+        ``"separated"`` where all count the same, ``"not separated"`` where none counts any, and ``"disputed"`` where
+        they differ: also where the one that decided counts none.
+        """
+        counts = {m.count for m in self.methods if m.count is not None}
+        if len(counts) > 1:
+            return "disputed"
+        return "separated" if self.count else "not separated"
 
     def __repr__(self) -> str:
         """The count with its edge, and what each method says."""
