@@ -150,7 +150,10 @@ class SpectralDensity(Shown):
         known = float((self.deflated**p).sum()) / self.size
         slopes = p * (self.deflated.abs() ** (p - 1) if p else torch.zeros_like(self.deflated))
         off = 2 * float(slopes @ self._errors) / self.size
-        off += p * self.rounding * float(self.weights @ self.nodes.abs() ** p)
+        # Rounding makes another matrix of A, in proportion to the largest eigenvalues, where all weight of high powers
+        # is; and, where each direction is multiplied again, another one at each product.
+        times = 2 if self.starts else 1
+        off += times * p * self.rounding * float(self.weights @ self.nodes.abs() ** p)
         if not self.starts:
             return self._estimate(factor, known, 0.0, known - off, known + off)
         nodes, weights = self._spread

@@ -220,3 +220,23 @@ def test_one_node_stands_for_what_is_within_its_residual() -> None:
     found = density.moment(1)
     assert found.value == pytest.approx(18.8 / 5) and found.low <= 19 / 5 <= found.high
     assert density.moment(2).value == pytest.approx((110 + 2 * (0.4**2 + 0.49**2)) / 5)
+
+
+def test_moments_of_products_that_err_along_the_top_eigenvector() -> None:
+    """As in a trained attention network: by rounding in one direction, and by as much again from product to product."""
+    values = torch.cat([torch.linspace(1e-4, 1e-3, 299), torch.tensor([30.0])]).double()
+
+    class Rounded(Diagonal):
+        def product(self, V: Tensor) -> Tensor:
+            found = super().product(V)
+            found[-1] -= rounding * 30.0 * (1 + torch.rand((), generator=noise, dtype=F64) - 0.5) * V[-1]
+            return found
+
+    rounding, noise, covered = 1e-6, torch.Generator().manual_seed(0), np.zeros(2)
+    for seed in range(20):
+        A = Rounded(values)
+        A.space.rounding = rounding
+        density = spectral_density(A, vectors=3, steps=12, seed=seed)
+        moments = [(density.moment(p), float((values**p).mean())) for p in (3, 4)]
+        covered += [m.low <= true <= m.high for m, true in moments]
+    assert (covered >= 18).all(), covered
