@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import SettingError
 from .html_table import Shown
+from .intervals import number
 from .quadrature import Quadrature
 from .results import Estimate
 from .wasserstein import Sampling
@@ -180,7 +181,7 @@ class SpectralDensity(Shown):
         Raises:
             SettingError: if ``low > high``, or one is not a number.
         """
-        if not low <= high:
+        if not number(low) <= number(high):
             raise SettingError(f"low must be a number and high one that is not below it, got {low!r} and {high!r}")
         (share, of_starts), (entering, leaving) = self._shares(low, high), self._leaking(low, high)
         known = (self.deflated >= low) & (self.deflated <= high)
@@ -223,7 +224,7 @@ class SpectralDensity(Shown):
         Raises:
             SettingError: if q is not in [0, 1].
         """
-        if not 0 <= q <= 1:
+        if not 0 <= number(q) <= 1:
             raise SettingError(f"q must be between 0 and 1, got {q!r}")
         at = int(torch.searchsorted(self.weights.cumsum(0), q - 1e-12))
         value = float(self.nodes[min(at, len(self.nodes) - 1)])

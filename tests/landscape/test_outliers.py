@@ -354,3 +354,21 @@ def test_a_method_that_decides_against_others_is_disputed() -> None:
     assert "none above 1 [0.9, 1.1] (disputed: random matrix 0, gap 29)" in repr(side(none, some))
     silent = dataclasses.replace(some, count=None)
     assert side(none, silent).status == side(silent).status == side(none, none).status == "not separated"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"null": "x"}, "null must be eigenpairs or finite numbers, got 'x'"),
+        ({"null": None}, "null must be eigenpairs or finite numbers, got None"),
+        ({"null": [1.0, "x"]}, "got 'x'"),
+        ({"confidence": "a"}, "confidence must be between 0 and 1, got 'a'"),
+        ({"pairs": None}, "pairs must be Eigenpairs .* got NoneType"),
+        ({"pairs": "x"}, "pairs must be Eigenpairs .* got str"),
+    ],
+)
+def test_words_in_the_place_of_numbers(options: dict, message: str) -> None:
+    density = SpectralDensity.of_eigenvalues(torch.linspace(0, 1, 50))
+    with pytest.raises(SettingError, match=message):
+        outliers(density, **options)
+    assert counts(outliers(density, null=torch.tensor(2.0))) == (0, 0)

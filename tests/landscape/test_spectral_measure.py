@@ -240,3 +240,11 @@ def test_moments_of_products_that_err_along_the_top_eigenvector() -> None:
         moments = [(density.moment(p), float((values**p).mean())) for p in (3, 4)]
         covered += [m.low <= true <= m.high for m, true in moments]
     assert (covered >= 18).all(), covered
+
+
+@pytest.mark.parametrize("place", ["a", None, [1.0], torch.zeros(2)])
+def test_places_that_are_no_numbers(place: object) -> None:
+    density = SpectralDensity.of_eigenvalues(KNOWN)
+    for ask in (density.cdf, density.quantile, lambda x: density.mass(x, 1.0), lambda x: density.mass(0.0, x)):
+        with pytest.raises(SettingError, match="must be"):
+            ask(place)
