@@ -57,7 +57,8 @@ class SpectralDensity(Shown):
             default as many as it has nodes.
         continued: nodes, ascending, and weights with sum 1 that stand for all starts in `nodes`, `weights`, and
             shares of eigenvalues; by default the average of their quadratures. Moments, and all intervals, are of
-            the quadratures themselves.
+            the quadratures themselves; where less than two steps are left of these, with the spread that the
+            residuals of nodes have.
 
     Example:
         >>> import torch
