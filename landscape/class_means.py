@@ -29,7 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import SettingError
+from .batches import describe
+from .errors import LosscopeError, SettingError, first_line
 from .html_table import Shown
 from .kernels.jacobian import Evaluated, OutputGraph, OutputGraphs, OutputMetric, own
 from .kernels.once import second_order_errors
@@ -212,6 +213,8 @@ class _ByClass(OutputMetric):
 
 def _by_class(seen: Evaluated) -> _ByClass:
     hessian = seen_hessian(seen)
+    if hessian is None:
+        _refuse_failing(seen)
     calls = [] if hessian is None else [call for call in hessian.calls if isinstance(call, CrossEntropy)]
     if hessian is None or len(calls) < len(hessian.calls):
         raise SettingError(_why_no_classes([] if hessian is None else hessian.calls))
@@ -229,6 +232,33 @@ def _by_class(seen: Evaluated) -> _ByClass:
     if not hessian.psd:
         raise SettingError("samples with a negative weight have no class means; use GaussNewton, which takes any")
     return _ByClass(hessian, calls)
+
+
+def _refuse_failing(seen: Evaluated) -> None:
+    """Say what a criterion says of its targets, where it does not take them.
+
+    Raises:
+        SettingError: if it raises on this batch.
+    """
+    try:
+        seen.value(seen.outputs)
+    except LosscopeError:
+        raise
+    except Exception as error:
+        given = f"{seen.targets.dtype} {describe(seen.targets)}" if isinstance(seen.targets, Tensor) else ""
+        given = given or describe(seen.targets)
+        expected = "one class index for each prediction, integers (torch.int64) from 0 to the number of classes less 1"
+        if isinstance(seen.outputs, Tensor):
+            shape = tuple(seen.outputs.shape)
+            dim = min(1, len(shape) - 1)
+            expected = (
+                f"class indices for logits of shape {shape}: torch.int64 of shape {shape[:dim] + shape[dim + 1 :]}, "
+                f"from 0 to {shape[dim] - 1} (or ignore_index)"
+            )
+        raise SettingError(
+            f"the criterion does not take the targets: {first_line(error)}; given are {given}, and expected are "
+            f"{expected}"
+        ) from error
 
 
 def _why_no_classes(calls: list[Prediction]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .columns import columns
 from .errors import SettingError
+from .intervals import number
 from .krylov import top_eigenpairs
 from .operators import Observed, as_operator
 from .quadrature import Quadrature
@@ -373,11 +374,11 @@ def _check(
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SettingError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if isinstance(confidence, bool) or not 0 < confidence < 1:
+    if not 0 < number(confidence) < 1:
         raise SettingError(f"confidence must be between 0 and 1, got {confidence!r}")
     if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 0):
         raise SettingError(f"memory must be a number of bytes of 0 or more, got {memory!r}")
     if rtol is None and max_matvecs is not None:
         raise SettingError("max_matvecs limits what an accuracy may take: give rtol as well, or vectors and steps only")
-    if rtol is not None and not 0 < rtol < math.inf:
+    if rtol is not None and not 0 < number(rtol) < math.inf:
         raise SettingError(f"rtol must be a positive number, got {rtol!r}")

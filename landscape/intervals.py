@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +26,21 @@ __all__ = [
 ]
 
 
+def number(x: Any) -> float:
+    """It as a float; NaN where it is no number, so that comparisons refuse it."""
+    try:
+        return math.nan if isinstance(x, str | bytes | bool) else float(x)
+    except (TypeError, ValueError, RuntimeError):  # the last of tensors of several entries
+        return math.nan
+
+
 def check_accuracy(rtol: float, confidence: float, min_matvecs: int, max_matvecs: int) -> None:
     """Refuse what estimators cannot work towards.
 
     Raises:
         SettingError: naming the setting.
     """
-    if not rtol > 0 or not 0 < confidence < 1:
+    if not number(rtol) > 0 or not 0 < number(confidence) < 1:
         raise SettingError(f"rtol must be > 0 and confidence in (0, 1), got {rtol!r} and {confidence!r}")
     counts = (min_matvecs, max_matvecs)
     if any(isinstance(count, bool) or not isinstance(count, int) or count < 2 for count in counts):

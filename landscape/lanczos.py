@@ -10,7 +10,7 @@ from scipy.linalg.lapack import dstevd
 from torch import Tensor
 
 from .operators import SymmetricOperator, refuse_nonfinite
-from .space import adds_up_badly
+from .space import adds_up_badly, scaled_norms, squares_in_range
 from .symmetry import refuse_asymmetry
 
 __all__ = ["LanczosBasis"]
@@ -54,7 +54,6 @@ class LanczosBasis:
         self.restarts = 0
         self.norm = 0.0
         self._eps = float(torch.finfo(self.space.dtype).eps)
-        self._least = math.sqrt(torch.finfo(self.space.dtype).tiny) / self._eps  # shorter lengths: squares underflow
         self._symmetric = operator.known_symmetric
         self._scale = 0.0
         self._T = np.zeros((64, 64))
@@ -186,8 +185,9 @@ class LanczosBasis:
         second = space.coordinates(basis, w)
         w.addmv_(basis.T, second, alpha=-1)
         found = torch.cat((first, second, space.length(w))).tolist()  # the one synchronisation of a step
-        if found[-1] < self._least:
-            found[-1] = float(self._long_norms(w[:, None])[0])
+        plain = squares_in_range(found[-1:], space.dtype)
+        if not plain:
+            (found[-1],) = scaled_norms(w[:, None])
         size, cut, norm, at = math.hypot(*found), near.shape[0], found[-1], self.size
         refuse_nonfinite(size)
         self._scale = max(self._scale, size)
@@ -197,7 +197,7 @@ class LanczosBasis:
         if math.hypot(*found[cut:-1]) > norm:
             again = self._cleaned(w[:, None], self._filled)
             self._T[at, at] += float(again[-1])
-            norm = float(self._long_norms(w[:, None])[0] if norm < self._least else space.length(w))
+            norm = float(space.length(w)) if plain else scaled_norms(w[:, None])[0]
         self.size = self.total
         if norm > self._tiny and self.size < space.size:
             self._append_one(w[None], norm)
@@ -209,8 +209,9 @@ class LanczosBasis:
         near, far = self._cleaned(W, self._near), self._cleaned(W, self._filled)
         together = torch.cat((near.reshape(-1), far.reshape(-1), self.space.norms(W)))
         found = together.to("cpu", torch.float64).numpy()  # the one synchronisation of a step
-        if found[-width:].min() < self._least:
-            found[-width:] = self._long_norms(W)
+        plain = squares_in_range(found[-width:], self.space.dtype)
+        if not plain:
+            found[-width:] = scaled_norms(W)
         size = math.sqrt(found @ found)
         refuse_nonfinite(size)
         self._scale = max(self._scale, size)
@@ -224,18 +225,13 @@ class LanczosBasis:
         diagonal = found[cut - square : cut] + removed[-square:]
         if removed @ removed > norms.min() ** 2:
             diagonal = diagonal + self._cleaned(W, self._filled)[-width:].reshape(-1).to("cpu", torch.float64).numpy()
-            norms = self.space.norms(W).to("cpu", torch.float64).numpy()
+            norms = self.space.norms(W).to("cpu", torch.float64).numpy() if plain else np.array(scaled_norms(W))
         if width > 1:
             diagonal = diagonal.reshape(width, width)
             diagonal = 0.5 * (diagonal + diagonal.T)
         self._T[self.size : self.total, self.size : self.total] = diagonal
         self.size = self.total
         self._append_next(W, norms)
-
-    def _long_norms(self, W: Tensor) -> np.ndarray:
-        """Lengths of the columns, in double precision."""
-        found: np.ndarray = torch.linalg.vector_norm(W, dim=0, dtype=torch.float64).cpu().numpy()
-        return found
 
     def _cleaned(self, W: Tensor, basis: list[Tensor]) -> Tensor:
         """Take rows of the basis out of the columns of W, in place; what was in them, (.., width)."""

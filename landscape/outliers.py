@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import SettingError
 from .html_table import Shown
+from .intervals import number
 from .results import Eigenpairs
 from .separation import SideMethod, SideView, by_bulk, by_gap, by_null
 from .spectral_measure import SpectralDensity
@@ -69,8 +71,15 @@ class OutlierSide(Shown):
 
     @property
     def status(self) -> str:
-        """``"separated"`` (no method says otherwise), ``"disputed"`` (one does), ``"not separated"`` (none counted)."""
-        return "not separated" if self.count == 0 else "separated" if self.agreed else "disputed"
+        """In a word: what the methods that can tell say together.
+
+        ``"separated"`` where all count the same, ``"not separated"`` where none counts any, and ``"disputed"`` where
+        they differ: also where the one that decided counts none.
+        """
+        counts = {m.count for m in self.methods if m.count is not None}
+        if len(counts) > 1:
+            return "disputed"
+        return "separated" if self.count else "not separated"
 
     def __repr__(self) -> str:
         """The count with its edge, and what each method says."""
@@ -157,8 +166,7 @@ def outliers(
         >>> outliers(spectral_density(A, vectors=4, seed=0)).upper.values  # 3 + 1 / 3, but for fluctuations
         tensor([3.3...], dtype=torch.float64)
     """
-    given = (pairs,) if isinstance(pairs, Eigenpairs) else tuple(pairs)
-    nulls = (null,) if isinstance(null, int | float | Eigenpairs) else tuple(null)
+    given, nulls = _several(pairs), _several(null)
     size = _checked(density, given, nulls, confidence)
     risk = (1 - confidence) / 2
     views = [SideView(density, given, sign, size) for sign in (1, -1)]
@@ -170,6 +178,12 @@ def outliers(
     matvecs = (density.matvecs if density is not None else 0) + sum(p.matvecs for p in given)
     source = density if density is not None else given[0]
     return Outliers(upper, lower, confidence, size, matvecs, source.kernel, source.note)
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    """What was given one by one, also where it is one."""
+    one = isinstance(given, Eigenpairs | str) or getattr(given, "ndim", 1) == 0 or not isinstance(given, Iterable)
+    return (given,) if one else tuple(given)
 
 
 def _checked(
@@ -188,9 +202,9 @@ def _checked(
             + (f"ones of sizes {sorted(sizes)}" if sizes else "neither")
         )
     for x in nulls:
-        if not isinstance(x, Eigenpairs) and (isinstance(x, bool) or not math.isfinite(float(x))):
+        if not isinstance(x, Eigenpairs) and not math.isfinite(number(x)):
             raise SettingError(f"null must be eigenpairs or finite numbers, got {x!r}")
-    if not 0 < confidence < 1:
+    if not 0 < number(confidence) < 1:
         raise SettingError(f"confidence must be between 0 and 1, got {confidence!r}")
     return int(sizes.pop())
 

@@ -7,7 +7,7 @@ networks through the lens of the Hessian", IEEE Big Data 2020.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .columns import parts
-from .errors import SettingError
+from .errors import DataError, SettingError
 from .hessian import Hessian
 from .intervals import Moments
 from .kernels.choice import check_count
@@ -59,6 +59,7 @@ class hessian:
 
     Raises:
         SettingError: unless one of ``data`` and ``dataloader`` is given.
+        DataError: if ``dataloader`` is empty.
 
     Example:
         >>> import torch
@@ -84,6 +85,8 @@ class hessian:
         if (data is None) == (dataloader is None):
             given = "neither" if data is None else "both"
             raise SettingError(f"one of data and dataloader must be given, got {given}")
+        if isinstance(dataloader, Sized) and len(dataloader) == 0:
+            raise DataError("dataloader has no batches; give batches of (inputs, targets), or one as data=")
         batches = [tuple(data)] if dataloader is None else dataloader
         self.objective = Objective(model, batches, criterion=criterion)
         self.operator = Hessian(self.objective)

@@ -79,8 +79,8 @@ class SideView:
         self.steps = (density.steps if density is not None else 0) or size
         self.measures = [] if density is None else [_mirror(q, sign) for q in _measures(density)]
         sources = [_one_side(p, sign) for p in pairs]
-        # Starts that kept three vectors only see an eigenvalue several times; no more is taken out of them then.
-        once = density is not None and (len(density.deflated) == 0 or "copies" in density.note)
+        # Starts that kept three vectors only see an eigenvalue several times.
+        once = density is not None and "copies" in density.note
         sources += [_distinct(q) if once else (q.nodes, q.residuals) for q in self.measures]
         self._sources = sources
         self.values, self.residuals = _extremes(sources)

@@ -7,11 +7,13 @@ that a sharded or distributed space has to replace this room only.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +32,8 @@ __all__ = [
     "contiguous_rows",
     "generator_for",
     "named",
+    "scaled_norms",
+    "squares_in_range",
 ]
 
 
@@ -220,6 +224,26 @@ def adds_up_badly(V: Tensor) -> bool:
     1e-3 for 20 million.
     """
     return V.shape[0] > _LONG * PIECE and V.device.type == "cpu" and V.dtype != torch.float64
+
+
+def squares_in_range(lengths: Sequence[float] | np.ndarray, dtype: torch.dtype) -> bool:
+    """Whether lengths that were made from squares in this dtype lost nothing to its range."""
+    return bool(min(lengths) >= _least_length(dtype) and max(lengths) < math.inf)
+
+
+@functools.cache
+def _least_length(dtype: torch.dtype) -> float:
+    """Squares of the entries of shorter vectors underflow."""
+    info = torch.finfo(dtype)
+    return math.sqrt(info.tiny) / info.eps
+
+
+def scaled_norms(V: Tensor) -> list[float]:
+    """Lengths of the columns, (n, k), in double precision and whatever the scale; NaN where an entry is not finite."""
+    most = V.abs().amax(dim=0)
+    scaled = (V / torch.where(most > 0, most, 1)).T
+    found: list[float] = (torch.linalg.vector_norm(scaled, dim=1, dtype=torch.float64) * most.double()).tolist()
+    return found
 
 
 def common_space(spaces: Sequence[VectorSpace]) -> VectorSpace:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import SettingError
 from .html_table import Shown
+from .intervals import number
 from .quadrature import Quadrature
 from .results import Estimate
 from .wasserstein import Sampling
@@ -56,7 +57,8 @@ class SpectralDensity(Shown):
             default as many as it has nodes.
         continued: nodes, ascending, and weights with sum 1 that stand for all starts in `nodes`, `weights`, and
             shares of eigenvalues; by default the average of their quadratures. Moments, and all intervals, are of
-            the quadratures themselves.
+            the quadratures themselves; where less than two steps are left of these, with the spread that the
+            residuals of nodes have.
 
     Example:
         >>> import torch
@@ -150,10 +152,13 @@ class SpectralDensity(Shown):
         known = float((self.deflated**p).sum()) / self.size
         slopes = p * (self.deflated.abs() ** (p - 1) if p else torch.zeros_like(self.deflated))
         off = 2 * float(slopes @ self._errors) / self.size
-        off += p * self.rounding * float(self.weights @ self.nodes.abs() ** p)
+        # Rounding makes another matrix of A, in proportion to the largest eigenvalues, where all weight of high powers
+        # is; and, where each direction is multiplied again, another one at each product.
+        times = 2 if self.starts else 1
+        off += times * p * self.rounding * float(self.weights @ self.nodes.abs() ** p)
         if not self.starts:
             return self._estimate(factor, known, 0.0, known - off, known + off)
-        nodes, weights, _ = self._rest
+        nodes, weights = self._spread
         value = known + self._sampled * float(weights @ nodes**p)
         stderr, low, high = (self._sampled * found for found in self._sampling.interval(nodes**p, self.confidence))
         return self._estimate(factor, value, stderr, known + low - off, known + high + off)
@@ -177,7 +182,7 @@ class SpectralDensity(Shown):
         Raises:
             SettingError: if ``low > high``, or one is not a number.
         """
-        if not low <= high:
+        if not number(low) <= number(high):
             raise SettingError(f"low must be a number and high one that is not below it, got {low!r} and {high!r}")
         (share, of_starts), (entering, leaving) = self._shares(low, high), self._leaking(low, high)
         known = (self.deflated >= low) & (self.deflated <= high)
@@ -220,7 +225,7 @@ class SpectralDensity(Shown):
         Raises:
             SettingError: if q is not in [0, 1].
         """
-        if not 0 <= q <= 1:
+        if not 0 <= number(q) <= 1:
             raise SettingError(f"q must be between 0 and 1, got {q!r}")
         at = int(torch.searchsorted(self.weights.cumsum(0), q - 1e-12))
         value = float(self.nodes[min(at, len(self.nodes) - 1)])
@@ -278,8 +283,21 @@ class SpectralDensity(Shown):
         return nodes, weights, worst
 
     @functools.cached_property
+    def _spread(self) -> tuple[Tensor, Tensor]:
+        """What the starts say of moments: nodes, and weights with sum 1.
+
+        Rules of less than two steps, as where nearly all nodes were taken out, do not have the variance of what they
+        stand for. There each node is two, its residual to both sides.
+        """
+        if all(len(q.nodes) >= 2 * width for q, width in _families(self.starts)):
+            return self._rest[:2]
+        nodes, weights, (residuals, _) = self._rest
+        nodes, order = torch.cat([nodes - residuals, nodes + residuals]).sort()
+        return nodes, torch.cat([weights, weights])[order] / 2
+
+    @functools.cached_property
     def _sampling(self) -> Sampling:
-        return Sampling(*self._rest[:2], self.size - len(self.deflated), len(self.starts))
+        return Sampling(*self._spread, self.size - len(self.deflated), len(self.starts))
 
     @functools.cached_property
     def _errors(self) -> Tensor:

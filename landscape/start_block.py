@@ -17,7 +17,7 @@ import functools
 import numpy as np
 import torch
 from scipy.linalg import eigvals_banded, lapack
-from scipy.special import chdtrc
+from scipy.special import betaincc, chdtrc
 from torch import Tensor
 
 from .continuation import longer, symmetric_coupling
@@ -34,7 +34,11 @@ _CHANGE = 1e-7  # of T, relative: its square and rounding over it are both small
 _NOTHING = 1e-24  # weight that is rounding
 _LONGER = 3  # times the rows of T that are added when it goes on, with which little of the staircase is left,
 _ROWS = 128  # and at most, since eigenvalues of dense matrices take cubic time
+_BLUR = (
+    2.0  # residuals, within which nodes are not told apart: m Ritz pairs of m + 1 eigenvalues have a part of a gap each
+)
 _IMPLAUSIBLE = 1e-8  # probability of weights so large that more eigenvalues must be behind them
+_DEPLETED = 0.01  # the same of all weights together; rarer is, what few eigenvalues are left for shows in no other way
 
 
 class Rule:
@@ -65,8 +69,9 @@ class Rule:
     def resolved(self, size: int, rounding: float) -> Tensor:
         """Which Ritz pairs are eigenpairs that count one each, (m,) of bool.
 
-        Those within each other's residuals are one cluster, which may be an eigenvalue of any multiplicity as soon
-        as it has as many members as there are starts.
+        Those within a few of each other's residuals are one cluster, in which pairs may stand for more eigenvalues than
+        they are, as one does of any multiplicity. That cannot be, but where all spaces end, as long as it has fewer
+        members than there are starts.
 
         Args:
             size: eigenvalues that the starts stand for.
@@ -76,15 +81,43 @@ class Rule:
         mean = self.weights.mean(dim=0)
         from_centre = (self.nodes - mean @ self.nodes).abs()
         small = 2 * self.residuals <= _WORTH * (2 / starts) ** 0.5 * from_centre
-        reach = self.residuals + rounding
-        last = (self.nodes + reach).cummax(dim=0).values
+        reach = _BLUR * self.residuals + rounding
+        up, down = (self.nodes + reach).cummax(dim=0).values, (reach - self.nodes).flip(0).cummax(dim=0).values.flip(0)
         cluster = torch.zeros(m, dtype=torch.int64)
-        cluster[1:] = ((self.nodes - reach)[1:] > last[:-1]).cumsum(dim=0)
+        cluster[1:] = (up[:-1] < -down[1:]).cumsum(dim=0)  # none of those below reaches one of those above
         members = torch.bincount(cluster)
         seen = size * starts * torch.zeros(len(members), dtype=torch.float64).index_add_(0, cluster, mean)
         plausible = torch.from_numpy(chdtrc(starts * members.numpy(), seen.numpy()) > _IMPLAUSIBLE)
         # Directions that fill up an exhausted block are of no start, and may be among those that were left out.
-        return small & (mean > _NOTHING) & ((members < starts) & plausible)[cluster]
+        counted = small & (mean > _NOTHING) & ((members < starts) & plausible)[cluster]
+        return counted & self._told_apart(counted, cluster, reach, size)[cluster]
+
+    def _told_apart(self, counted: Tensor, cluster: Tensor, reach: Tensor, size: int) -> Tensor:
+        """Which clusters may count one eigenvalue for each of their pairs, and leave enough weight for the others.
+
+        Where eigenvalues are close to each other, as small ones are on the scale of large ones, a Ritz pair may stand
+        for several. It has the weight of all, and those that are left over have next to none in these starts. The
+        weight of k out of n eigenvalues has the law Beta(Sk/2, S(n - k)/2); clusters are given up until it holds, those
+        first whose pairs reach farthest in comparison with the distance to others.
+
+        Args:
+            counted: (m,) which pairs would count.
+            cluster: (m,) number of each pair's.
+            reach: (m,) how far off a node its eigenvalue may be.
+            size: n.
+        """
+        starts, apart = len(self.weights), torch.full((len(reach) + 1,), torch.inf, dtype=reach.dtype)
+        apart[1:-1] = self.nodes.diff()
+        blur = reach / torch.minimum(apart[:-1], apart[1:])
+        none = torch.zeros(int(cluster[-1]) + 1, dtype=reach.dtype)
+        order = none.scatter_reduce(0, cluster, blur, "amax").argsort(stable=True)
+        of_counted = torch.stack([torch.ones_like(reach), self.weights.mean(dim=0)])[:, counted]
+        k, mass = (none.index_add(0, cluster[counted], found)[order].cumsum(dim=0).numpy() for found in of_counted)
+        chances = betaincc(starts / 2 * k, starts / 2 * np.maximum(size - k, 1), np.minimum(mass, 1))
+        enough = np.flatnonzero((k == 0) | (k == size) | (chances > _DEPLETED))
+        told = torch.zeros(len(none), dtype=torch.bool)
+        told[order[: enough[-1] + 1 if len(enough) else 0]] = True
+        return told
 
     def without(self, taken: Tensor) -> tuple[Quadrature, ...]:
         """The quadrature of each start, of what is left when some Ritz pairs are taken out of it."""

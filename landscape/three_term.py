@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .operators import SymmetricOperator, refuse_nonfinite
+from .space import scaled_norms, squares_in_range
 from .symmetry import refuse_asymmetry
 
 __all__ = ["ThreeTerm"]
@@ -80,6 +81,8 @@ class ThreeTerm:
         w.addmm_(second.T, near, alpha=-1)
         length = self.space.norms(w.T)
         found = torch.cat((first, second, length[None])).flatten().tolist()  # the one synchronisation of a step
+        if not squares_in_range(found[-1:], self.space.dtype):
+            found[-1:] = scaled_norms(w.T)
         here, there, norm = self.size % 2, 1 - self.size % 2, found[-1]
         refuse_nonfinite(size := math.hypot(*found))
         self._scale = max(self._scale, size)

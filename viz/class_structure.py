@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
-from losscope.landscape import Eigenpairs
+from losscope.landscape import Eigenpairs, SettingError
 from losscope.landscape.class_structure import ClassStructure
 
 from . import style
@@ -54,8 +54,12 @@ def plot_class_structure(
         The Axes drawn on: an array of two, or the one that was given.
 
     Raises:
-        SettingError: if ``ax`` is a number of Axes other than one or two.
+        SettingError: if ``structure`` is none, or ``ax`` a number of Axes other than one or two.
     """
+    if not isinstance(structure, ClassStructure):
+        raise SettingError(
+            f"plot_class_structure draws a ClassStructure (of class_structure), got {type(structure).__name__}"
+        )
     whole = eigenvalues.values if isinstance(eigenvalues, Eigenpairs) else eigenvalues
     if isinstance(ax, Axes):
         _draw_values(structure, whole, ax)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from losscope.landscape import SpectralDensity
+from losscope.landscape import SettingError, SpectralDensity
 from losscope.landscape.outliers import Outliers
 from losscope.probes import Record, Run
 
@@ -62,6 +62,7 @@ def plot_spectrum(
         The Axes drawn on.
 
     Raises:
+        SettingError: if it is neither a density nor a run.
         RunError: if the run has no such player, or no spectrum of that step.
 
     Example:
@@ -72,6 +73,11 @@ def plot_spectrum(
         >>> plot_spectrum(density).get_yscale()
         'log'
     """
+    if not isinstance(shown, SpectralDensity | Run):
+        raise SettingError(
+            f"plot_spectrum draws a SpectralDensity (of spectral_density) or a Run (of a folder: Run(path)), got "
+            f"{type(shown).__name__}"
+        )
     own = ax is None
     record = None
     if isinstance(shown, Run):

@@ -167,3 +167,13 @@ def test_bad_input_is_refused() -> None:
     infinite = Objective(mlp(4, 5, 3), labelled([6]), loss_fn=lambda m, b: m(b[0]).sum() ** 3 * float("inf"))
     with pytest.raises(NonFiniteError):
         block_densities(BlockDiagonal(Hessian(infinite, "retained")), seed=0)
+
+
+def test_blocks_a_little_larger_than_the_products_for_them() -> None:
+    values = 0.55 ** torch.arange(20.0, dtype=F64)
+    model = nn.Linear(20, 1, bias=False).double()
+    inputs = torch.diag((20 * values / 2).sqrt())
+    layers = BlockDiagonal(Hessian(Objective(model, (inputs, torch.zeros(20, 1, dtype=F64)), criterion=nn.MSELoss())))
+    for seed in range(12):
+        (density,) = block_densities(layers, vectors=4, steps=4, seed=seed).values()
+        assert density.starts and transport(density, values.sort().values) <= density.wasserstein

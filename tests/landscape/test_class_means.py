@@ -17,6 +17,7 @@ from losscope.landscape import (
     Objective,
     SettingError,
     class_parts,
+    class_structure,
     top_eigenpairs,
     trace,
 )
@@ -164,6 +165,24 @@ def test_targets_that_are_no_classes() -> None:
         )
     )  # fmt: skip
     assert matrix(found.class_part).norm() > 0  # what the message advises
+
+
+@pytest.mark.parametrize(
+    ("targets", "says", "given"),
+    [
+        (None, "must be Tensor, not NoneType", "NoneType"),
+        (torch.tensor([0, 1, 5]), "Target 5 is out of bounds", r"torch.int64 tensor \(3,\)"),
+        (torch.tensor([0, -1, 2]), "Target -1 is out of bounds", r"torch.int64 tensor \(3,\)"),
+        (torch.tensor([0.0, 1.0, 2.0]), "got Float", r"torch.float32 tensor \(3,\)"),
+        (torch.tensor([[0], [1], [2]]), "multi-target not supported", r"torch.int64 tensor \(3, 1\)"),
+    ],
+)
+@pytest.mark.parametrize("measure", [class_parts, class_structure])
+def test_targets_that_the_criterion_does_not_take(measure: Any, targets: Any, says: str, given: str) -> None:
+    objective = Objective(nn.Linear(2, 3), [(torch.ones(3, 2), targets)], criterion=nn.CrossEntropyLoss())
+    expected = r"logits of shape \(3, 3\): torch.int64 of shape \(3,\), from 0 to 2"
+    with pytest.raises(SettingError, match=f"does not take the targets: .*{says}.*; given are {given}, .*{expected}"):
+        measure(objective)
 
 
 def test_negative_weights() -> None:

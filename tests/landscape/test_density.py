@@ -226,6 +226,48 @@ def test_an_invariant_space_leaves_the_weights_to_chance() -> None:
     assert density.bounds == pytest.approx((0, 1), abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", [5, 19, 28, 37])
+def test_a_few_eigenvalues_are_left_when_all_ritz_pairs_are_resolved(seed: int) -> None:
+    """Sixteen of twenty, the smallest so close to each other that one pair stands for several."""
+    values = 0.55 ** torch.arange(20.0)
+    density = spectral_density(torch.diag(values), vectors=4, steps=4, seed=seed)
+    assert density.starts and len(density.deflated) < 16
+    assert float(density.weights.sum()) == pytest.approx(1)
+    assert error(density, values) <= density.wasserstein
+    assert density.mass(-0.1, 0.1).value == pytest.approx(16 / 20, abs=0.01)
+
+
+_CLOSE = {
+    "geometric": (0.55 ** torch.arange(20.0, dtype=F64), 4, 4),
+    "of both signs": (-((-0.55) ** torch.arange(13.0, dtype=F64)), 2, 6),
+    "power": ((1 + torch.arange(13.0, dtype=F64)) ** -2, 4, 3),
+    "two groups": (torch.cat([torch.linspace(0.9, 1, 10), torch.linspace(0, 1e-3, 10)]).double(), 3, 5),
+    "zeros": (torch.cat([torch.zeros(9), torch.linspace(0.1, 5, 58)]).double(), 8, 8),
+}
+
+
+@pytest.mark.parametrize("name", _CLOSE)
+def test_nearly_as_many_products_as_eigenvalues(name: str) -> None:
+    """What little weight is left tells how many are behind the pairs that seemed to be single eigenvalues."""
+    values, vectors, steps = _CLOSE[name]
+    covered = np.zeros(5)
+    for seed in range(40):
+        density = spectral_density(Diagonal(values), vectors=vectors, steps=steps, seed=seed)
+        moments = [(density.moment(p), float((values**p).mean())) for p in range(1, 5)]
+        inside = [m.low - 1e-14 <= true <= m.high + 1e-14 for m, true in moments]
+        covered += [error(density, values) <= density.wasserstein, *inside]
+    assert (covered >= 0.85 * 40).all(), covered
+
+
+def test_no_more_eigenvalues_are_taken_out_than_there_are() -> None:
+    """Five starts of two steps, where known pairs leave seven dimensions."""
+    values = 0.3 ** torch.arange(13.0)
+    for deflate in (4, 6, 10):
+        density = spectral_density(torch.diag(values), vectors=5, steps=2, deflate=deflate, seed=0)
+        assert len(density.deflated) <= 13 and float(density.weights.sum()) == pytest.approx(1)
+        assert error(density, values) <= density.wasserstein
+
+
 # --------------------------------------------------------------------------- an accuracy
 
 
@@ -306,6 +348,9 @@ def test_seeds() -> None:
         ({"vectors": 0}, "vectors must be an integer of at least 1, got 0"),
         ({"vectors": True}, "vectors must be an integer"),
         ({"confidence": 1.0}, "confidence must be between 0 and 1, got 1.0"),
+        ({"confidence": "a"}, "confidence must be between 0 and 1, got 'a'"),
+        ({"confidence": None}, "confidence must be between 0 and 1, got None"),
+        ({"rtol": "a"}, "rtol must be a positive number, got 'a'"),
         ({"rtol": 0.0}, "rtol must be a positive number, got 0.0"),
         ({"rtol": math.nan}, "rtol must be a positive number"),
         ({"max_matvecs": 100}, "give rtol as well"),

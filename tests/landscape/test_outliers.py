@@ -24,7 +24,7 @@ from losscope.landscape import (
     spectral_density,
     top_eigenpairs,
 )
-from losscope.landscape.outliers import OutlierSide
+from losscope.landscape.outliers import OutlierSide, SideMethod
 from losscope.landscape.quadrature import Quadrature
 from spectra import Diagonal
 
@@ -340,3 +340,35 @@ def test_the_quadrature_of_a_single_place() -> None:
     empty = Eigenpairs(*(torch.empty(0, dtype=F64),) * 1, torch.empty(100, 0), *(torch.empty(0, dtype=F64),) * 3,
                        "none", 0.95, True, 1, "LA", 1e-2)  # fmt: skip
     assert counts(outliers(density, empty)) == (0, 0)
+
+
+def test_a_method_that_decides_against_others_is_disputed() -> None:
+    """The bulk shows none, and gaps or a null count some: that is not the same as that none can be told."""
+    none, some = SideMethod("random matrix", 0, 1.0, 0.9, 1.1, ""), SideMethod("gap", 29, 0.5, 0.4, 0.6, "")
+    empty = torch.empty(0, dtype=F64)
+
+    def side(*methods: SideMethod) -> OutlierSide:
+        return OutlierSide("above", empty, empty, 0, 1.0, 0.9, 1.1, "random matrix", methods)
+
+    assert side(none, some).status == "disputed" and not side(none, some).agreed
+    assert "none above 1 [0.9, 1.1] (disputed: random matrix 0, gap 29)" in repr(side(none, some))
+    silent = dataclasses.replace(some, count=None)
+    assert side(none, silent).status == side(silent).status == side(none, none).status == "not separated"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"null": "x"}, "null must be eigenpairs or finite numbers, got 'x'"),
+        ({"null": None}, "null must be eigenpairs or finite numbers, got None"),
+        ({"null": [1.0, "x"]}, "got 'x'"),
+        ({"confidence": "a"}, "confidence must be between 0 and 1, got 'a'"),
+        ({"pairs": None}, "pairs must be Eigenpairs .* got NoneType"),
+        ({"pairs": "x"}, "pairs must be Eigenpairs .* got str"),
+    ],
+)
+def test_words_in_the_place_of_numbers(options: dict, message: str) -> None:
+    density = SpectralDensity.of_eigenvalues(torch.linspace(0, 1, 50))
+    with pytest.raises(SettingError, match=message):
+        outliers(density, **options)
+    assert counts(outliers(density, null=torch.tensor(2.0))) == (0, 0)

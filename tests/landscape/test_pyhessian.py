@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from landscape_cases import dense_hessian, flat, joined, labelled, mlp, selected
-from losscope.landscape import SettingError
+from losscope.landscape import DataError, SettingError
 from losscope.landscape.pyhessian import hessian
 
 CRITERION = nn.CrossEntropyLoss()
@@ -324,6 +324,12 @@ def test_seeds() -> None:
 def test_bad_input_is_refused(call: object, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         call(mlp(4, 6, 3), labelled([10])[0])
+
+
+def test_a_loader_without_batches() -> None:
+    for empty in ([], DataLoader(TensorDataset(torch.ones(0, 10), torch.ones(0)))):
+        with pytest.raises(DataError, match="dataloader has no batches"):
+            hessian(mlp(10, 16, 5), CRITERION, dataloader=empty)
 
 
 # --------------------------------------------------------------------------- the real one

@@ -209,3 +209,42 @@ def test_places_that_mean_nothing_are_refused() -> None:
 def test_spectra_that_are_none_are_refused(values: Tensor) -> None:
     with pytest.raises(SettingError, match="values must be finite real eigenvalues"):
         SpectralDensity.of_eigenvalues(values)
+
+
+def test_one_node_stands_for_what_is_within_its_residual() -> None:
+    """Where all others were taken out: two eigenvalues at 0 and 1, of which two starts see one node between them."""
+    node = torch.tensor([0.4], dtype=F64)
+    start = Quadrature(node, torch.ones(1, dtype=F64), torch.tensor([0.49], dtype=F64))
+    known = torch.tensor([5.0, 6.0, 7.0], dtype=F64)
+    density = SpectralDensity((start, start), known, 5, 8, 0.1, 0.95, True, steps=2)
+    found = density.moment(1)
+    assert found.value == pytest.approx(18.8 / 5) and found.low <= 19 / 5 <= found.high
+    assert density.moment(2).value == pytest.approx((110 + 2 * (0.4**2 + 0.49**2)) / 5)
+
+
+def test_moments_of_products_that_err_along_the_top_eigenvector() -> None:
+    """As in a trained attention network: by rounding in one direction, and by as much again from product to product."""
+    values = torch.cat([torch.linspace(1e-4, 1e-3, 299), torch.tensor([30.0])]).double()
+
+    class Rounded(Diagonal):
+        def product(self, V: Tensor) -> Tensor:
+            found = super().product(V)
+            found[-1] -= rounding * 30.0 * (1 + torch.rand((), generator=noise, dtype=F64) - 0.5) * V[-1]
+            return found
+
+    rounding, noise, covered = 1e-6, torch.Generator().manual_seed(0), np.zeros(2)
+    for seed in range(20):
+        A = Rounded(values)
+        A.space.rounding = rounding
+        density = spectral_density(A, vectors=3, steps=12, seed=seed)
+        moments = [(density.moment(p), float((values**p).mean())) for p in (3, 4)]
+        covered += [m.low <= true <= m.high for m, true in moments]
+    assert (covered >= 18).all(), covered
+
+
+@pytest.mark.parametrize("place", ["a", None, [1.0], torch.zeros(2)])
+def test_places_that_are_no_numbers(place: object) -> None:
+    density = SpectralDensity.of_eigenvalues(KNOWN)
+    for ask in (density.cdf, density.quantile, lambda x: density.mass(x, 1.0), lambda x: density.mass(0.0, x)):
+        with pytest.raises(SettingError, match="must be"):
+            ask(place)

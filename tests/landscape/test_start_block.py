@@ -6,7 +6,7 @@ from torch import Tensor
 
 from losscope.landscape.operators import Observed, as_operator
 from losscope.landscape.quadrature import LanczosProcesses
-from losscope.landscape.start_block import StartBlock
+from losscope.landscape.start_block import Rule, StartBlock
 from losscope.landscape.wasserstein import distance
 from spectra import SPECTRA, Diagonal, rotated, with_outliers
 
@@ -125,6 +125,17 @@ def test_taking_some_out_moves_eigenvalues_by_no_more_than_their_coupling() -> N
     apart = U @ theta.diag() @ U.T + P @ values.diag() @ P
     assert float((torch.linalg.eigvalsh(apart) - values.sort().values).abs().sum()) <= 2 * moving
     assert block.moving(torch.zeros(30, dtype=torch.bool)) == 0
+
+
+def test_what_is_resolved_is_the_same_mirrored() -> None:
+    """A node that reaches past its neighbour to the next joins all three, from either side."""
+    nodes, residuals = torch.tensor([0.0, 1.0, 1.3, 9.0]).double(), torch.tensor([0.01, 0.01, 1.35, 0.01]).double()
+    rules = [
+        Rule(sign * nodes[order], torch.full((4, 4), 0.5, dtype=torch.float64), residuals[order], 3)
+        for sign, order in ((1, [0, 1, 2, 3]), (-1, [3, 2, 1, 0]))
+    ]
+    one, mirrored = (rule.resolved(6, 1e-9) for rule in rules)
+    assert torch.equal(one, mirrored.flip(0)) and not one[:2].any()
 
 
 def test_one_start_resolves_nothing() -> None:

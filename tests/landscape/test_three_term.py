@@ -214,3 +214,16 @@ def test_memory_decides() -> None:
         assert (not found.note) is kept and found.matvecs == 60
     with pytest.raises(SettingError, match="memory must be a number of bytes of 0 or more, got -1"):
         spectral_density(A, memory=-1)
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("c", [1e-30, 1e-24, 1e-20, 1e18, 1e20, 1e30])
+def test_scales_whose_squares_leave_the_range_of_single_precision(c: float, memory: int | None) -> None:
+    values = torch.arange(300.0)
+    one, other = (
+        spectral_density(torch.diag(f * values), vectors=2, steps=10, memory=memory, seed=0) for f in (1.0, c)
+    )
+    assert other.wasserstein == pytest.approx(c * one.wasserstein, rel=1e-2) and other.matvecs == 20
+    assert distance(other.nodes / c, other.weights, one.nodes, one.weights) <= 0.05
+    exact = torch.full((300,), 1 / 300, dtype=F64)
+    assert distance(other.nodes, other.weights, c * values.double(), exact) <= other.wasserstein

@@ -68,3 +68,8 @@ def test_on_axes_of_the_user(three: tuple[ClassStructure, Objective]) -> None:
     assert [*plot_class_structure(three[0], (two, other))] == [two, other]
     with pytest.raises(SettingError, match="two"):
         plot_class_structure(three[0], (one, two, other))
+
+
+def test_what_is_no_class_structure() -> None:
+    with pytest.raises(SettingError, match=r"a ClassStructure \(of class_structure\), got NoneType"):
+        plot_class_structure(None)

@@ -300,3 +300,9 @@ def test_outliers_on_axes_of_the_user() -> None:
 def test_outliers_are_legible(size: tuple[float, float]) -> None:
     top, _ = plot_outliers(evolving(), size=size)
     inside(top.get_figure())
+
+
+@pytest.mark.parametrize("shown", [None, "runs/first", torch.ones(3)])
+def test_what_is_neither_a_density_nor_a_run(shown: object) -> None:
+    with pytest.raises(SettingError, match=f"a SpectralDensity .* or a Run .* got {type(shown).__name__}"):
+        plot_spectrum(shown)
