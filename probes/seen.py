@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -159,22 +158,22 @@ def why_unseen(optimizer: Optimizer, objective: Objective) -> str:
     return ""
 
 
-_KNOWN: WeakKeyDictionary[Objective, dict[tuple[str, ...], tuple[str, ...]]] = WeakKeyDictionary()
-"""Of the parameters that were not moved at some measurement those that no batch uses: it takes a pass over the data."""
-
-
 def _unused(optimizer: Optimizer, objective: Objective) -> tuple[str, ...]:
-    """Names of the parameters that the optimizer has not moved and the loss of no batch, on any rank, depends on."""
+    """Names of the parameters that the optimizer has not moved and the loss of no batch, on any rank, depends on.
+
+    It takes a pass over the data, once for all snapshots.
+    """
     if _divides_by_nothing(optimizer):
         return ()
     names = tuple(name for name, p in objective.parameters.items() if not optimizer.state.get(p))
     if not names or len(names) == len(objective.parameters):  # before the first step
         return ()
-    known = _KNOWN.setdefault(objective, {})
-    if names not in known:
+    key = ("unused", names)
+    if key not in objective.kept:
         on_ranks = objective.ranks.gather(lambda: _not_reached(objective, names))
-        known[names] = tuple(name for name in names if all(name in found for found in on_ranks))
-    return known[names]
+        objective.kept[key] = tuple(name for name in names if all(name in found for found in on_ranks))
+    unused: tuple[str, ...] = objective.kept[key]
+    return unused
 
 
 def _not_reached(objective: Objective, names: Sequence[str]) -> list[str]:
