@@ -85,7 +85,8 @@ def step_preconditioner(
     rule = rule_for(optimizer)
     if rule is None:
         raise SettingError(f"{type(optimizer).__name__} has no preconditioner: there is no rule for it")
-    apart = rates_differ(optimizer)
+    threshold = stability_threshold(optimizer)
+    apart = rates_differ(optimizer, threshold)
     if rule.preconditioner is None and not apart:
         raise SettingError(
             f"{type(optimizer).__name__} has no preconditioner: its threshold is one for the Hessian itself"
@@ -104,7 +105,7 @@ def step_preconditioner(
     by_name = {name: found[id(p)] for name, p in objective.parameters.items()}
     if not apart:
         return by_name
-    times = step_times(optimizer)
+    times = step_times(optimizer, threshold)
     return {name: P * times[id(p)] for (name, p), P in zip(objective.parameters.items(), by_name.values(), strict=True)}
 
 
@@ -127,9 +128,8 @@ def step_decay(optimizer: Optimizer, objective: Objective) -> dict[str, float]:
     return {name: coupled.get(id(p), 0.0) for name, p in objective.parameters.items()}
 
 
-def step_times(optimizer: Optimizer) -> dict[int, float]:
-    """How many times the strictest group's threshold that of each parameter's is."""
-    threshold = stability_threshold(optimizer)
+def step_times(optimizer: Optimizer, threshold: Threshold) -> dict[int, float]:
+    """How many times the strictest group's threshold that of each parameter's is, by the parameters' ids."""
     times = {id(p): _AT_REST for group in optimizer.param_groups for p in group["params"]}
     for group, own in zip(moving(optimizer), threshold.per_group, strict=True):
         times |= {id(p): own / min(threshold.per_group) for p in group["params"]}

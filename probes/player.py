@@ -183,8 +183,7 @@ class Player:
     def seen_facts(self, objective: Objective, seen: SeenCurvature | None) -> dict[str, Any]:
         """What the audit is told of what the optimizer saw, or why there is nothing of it to see."""
         if seen is not None:
-            optimizer = deciding(self._given[0])
-            folded = rates_differ(optimizer)
+            folded = rates_differ(deciding(self._given[0]))
             facts = {"seen_formula": _formula(seen.threshold, folded=folded), "preconditioned": True, "folded": folded}
             facts["unused"] = list(seen.unused)
             return facts | ({"threshold_reason": self._elsewhere()} if self._limits().preconditioned else {})
@@ -204,10 +203,6 @@ class Player:
             return Threshold((), "", "several optimizers move this objective")
         return stability_threshold(deciding(self._given[0]))
 
-    def _folded(self) -> bool:
-        """Whether the rates of the optimizer's groups are in what it measures curvature with."""
-        return len(self.optimizers) == 1 and rates_differ(deciding(self._given[0]))
-
     def _is_whole(self) -> bool:
         """Whether all that the optimizer moves is measured."""
         own = {id(p) for p in self.model.parameters()}
@@ -223,6 +218,8 @@ class Player:
     def facts(self, objective: Objective) -> dict[str, Any]:
         """What is known of the player before anything is measured."""
         threshold = self.threshold()
+        divides = self._limits().preconditioned
+        folded = len(self.optimizers) == 1 and rates_differ(deciding(self._given[0]))
         selected = {id(p) for p in objective.parameters.values()}
         groups = [group for o in self.optimizers for group in o.param_groups]
         return {
@@ -236,9 +233,9 @@ class Player:
             "scaled": checked_scaler(self.scaler) is not None,
             "threshold_formula": threshold.formula,
             "threshold_reason": "" if threshold.perturbed else threshold.reason,
-            "divides": self._limits().preconditioned,
-            "preconditioned": self._limits().preconditioned or self._folded(),
-            "folded": self._folded(),
+            "divides": divides,
+            "preconditioned": divides or folded,
+            "folded": folded,
             "perturbed": bool(threshold.perturbed),
             "batch_size": self.batch_size,
             "mode": self.mode,

@@ -108,7 +108,7 @@ def seen_by(optimizer: Optimizer, objective: Objective) -> SeenCurvature | None:
     of_groups = {id(p): float(group.get("eps", 0.0)) for group in optimizer.param_groups for p in group["params"]}
     epsilon = {name: of_groups[id(p)] for name, p in objective.parameters.items()}
     if apart:
-        times = step_times(optimizer)
+        times = step_times(optimizer, threshold)
         epsilon = {name: epsilon[name] * times[id(p)] for name, p in objective.parameters.items()}
     decay = step_decay(optimizer, objective)
     newest = _newest(optimizer, objective, unused)
