@@ -14,36 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import second_device
-from losscope.landscape import (
-    BlockDiagonal,
-    EmpiricalFisher,
-    Estimate,
-    GaussNewton,
-    Hessian,
-    Jacobian,
-    MonteCarloFisher,
-    Objective,
-    block_densities,
-    class_structure,
-    diagonal,
-    frobenius_norm,
-    gradient_noise,
-    layer_traces,
-    line,
-    merge,
-    minibatch_noise,
-    parameter_signal,
-    sampling_error,
-    solve,
-    spectral_density,
-    tangent_kernel,
-    top_eigenpairs,
-    trace,
-    trace_function,
-)  # fmt: skip
-from losscope.landscape.in_double import in_double
-from losscope.landscape.kernels import agreement
-from losscope.landscape.surface import average_sharpness, quadratic_model, random_direction, sam_sharpness
+from losscope.landscape import Hessian, Objective, line, top_eigenpairs
 from losscope.probes import (
     GradientNoise,
     LayerTraces,
@@ -56,6 +27,7 @@ from losscope.probes import (
     Trajectory,
     watch,
 )  # fmt: skip
+from measurements import MEASURED, block, numbers
 
 CE = nn.CrossEntropyLoss()
 
@@ -86,67 +58,11 @@ def objective(device: str, **options: Any) -> Objective:
     return Objective(model.eval(), data, criterion=CE, **options)
 
 
-def block(o: Objective) -> Tensor:
-    return o.space.random(3, torch.Generator(device=o.space.device).manual_seed(1))
-
-
-def gradient_in_double(o: Objective) -> Tensor:
-    with in_double(o) as precise:
-        return precise.gradient()
-
-
-MEASURED: dict[str, Callable[[Objective], Any]] = {
-    "retained": lambda o: Hessian(o, kernel="retained") @ block(o),
-    "batched": lambda o: Hessian(o, kernel="batched") @ block(o),
-    "finite differences": lambda o: Hessian(o, kernel="finite_difference") @ block(o),
-    "chosen": lambda o: Hessian(o) @ block(o),
-    "agreement": lambda o: float(agreement(o).status == "agrees"),
-    "Gauss-Newton": lambda o: GaussNewton(o) @ block(o),
-    "Fisher": lambda o: MonteCarloFisher(o, seed=0) @ block(o),
-    "empirical Fisher": lambda o: EmpiricalFisher(o) @ block(o),
-    "Jacobian": lambda o: Jacobian(o) @ block(o),
-    "blocks": lambda o: BlockDiagonal(Hessian(o)) @ block(o),
-    "in float64": gradient_in_double,
-    "eigenpairs": lambda o: top_eigenpairs(Hessian(o), 3, tol=1e-4, seed=0).values,
-    "trace": lambda o: trace(Hessian(o), seed=0),
-    "trace of a function": lambda o: trace_function(Hessian(o), torch.exp, seed=0),
-    "diagonal": lambda o: diagonal(Hessian(o), max_matvecs=40, seed=0).value,
-    "norm": lambda o: frobenius_norm(Hessian(o), seed=0),
-    "density": lambda o: [spectral_density(Hessian(o), steps=20, seed=0).moment(p) for p in (1, 2, 3)],
-    "lean density": lambda o: spectral_density(Hessian(o), steps=20, memory=0, seed=0).moment(2),
-    "densities of layers": lambda o: [d.moment(2) for d in block_densities(BlockDiagonal(Hessian(o)), seed=0).values()],
-    "traces of layers": lambda o: list(layer_traces(BlockDiagonal(Hessian(o)), seed=0).values()),
-    "solve": lambda o: solve(Hessian(o), o.gradient(), damping=1.0).x,
-    "class structure": lambda o: class_structure(o, seed=0),
-    "sampling error": lambda o: sampling_error(o, groups=8, matvecs=10, seed=0),
-    "noise": lambda o: gradient_noise(o, curvature=Hessian(o), groups=8, seed=0),
-    "mini-batches": lambda o: minibatch_noise(o, 5, draws=16, groups=4, curvature=Hessian(o), seed=0),
-    "signal": lambda o: parameter_signal(o),
-    "tangent kernel": lambda o: tangent_kernel(o),
-    "a line": lambda o: line(o, points=5).values["loss"],
-    "a line, batched": lambda o: line(o, points=5, engine="batched").values["loss"],
+HERE: dict[str, Callable[[Objective], Any]] = {
+    "a line along the filters": lambda o: line(o, points=5).values["loss"],
     "a line, by batch statistics": lambda o: line(o, points=3, statistics="recomputed").values["loss"],
-    "a quadratic model": lambda o: quadratic_model(o, [random_direction(o)]),
-    "average sharpness": lambda o: average_sharpness(o, [0.05], max_pairs=32, seed=0),
-    "SAM": lambda o: sam_sharpness(o, 0.05),
-    "a merge": lambda o: merge(o, [o.model.state_dict(), {k: 0.9 * t for k, t in o.model.state_dict().items()}]),
 }
-
-
-def numbers(found: Any, depth: int = 0) -> list[Tensor]:
-    """All that a result holds, but for the time it took."""
-    if isinstance(found, Estimate):
-        found = [found.value, found.low, found.high]
-    if isinstance(found, Tensor):
-        return [found.detach().cpu().double().flatten()]
-    if isinstance(found, float):
-        return [torch.tensor([found], dtype=torch.float64)]
-    if isinstance(found, list | tuple):
-        return [t for part in found for t in numbers(part, depth)]
-    if hasattr(found, "__dataclass_fields__") and depth < 2:
-        parts = [getattr(found, name) for name in found.__dataclass_fields__ if name != "seconds"]
-        return [t for part in parts for t in numbers(part, depth + 1)]
-    return []
+"""Beside those of all tests."""
 
 
 def trained(device: str) -> dict[str, float]:
@@ -185,7 +101,7 @@ def main(build: Path) -> None:
     counting = second_device.begin(build)
     warnings.simplefilter("ignore")
     report: dict[str, Any] = {"apart": {}}
-    for name, measure in MEASURED.items():
+    for name, measure in (MEASURED | HERE).items():
         expected = numbers(measure(objective("cpu")))
         report["apart"][name] = apart(numbers(measure(objective("second"))), expected)
         assert expected, name
