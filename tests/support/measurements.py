@@ -98,7 +98,7 @@ MEASURED: dict[str, Callable[[Objective], Any]] = {
     "a line, batched": lambda o: line(o, direction(o), points=5, normalise=None, engine="batched").values["loss"],
     "a plane": lambda o: plane(o, (direction(o), direction(o, 1)), points=3, normalise=None).values["loss"],
     "a quadratic model": lambda o: quadratic_model(o, [direction(o)]),
-    "average sharpness": lambda o: average_sharpness(o, [0.3], max_pairs=32, seed=0),
+    "average sharpness": lambda o: average_sharpness(o, [2.0], max_pairs=32, seed=0),
     "SAM": lambda o: sam_sharpness(o, 0.05),
     "a merge": lambda o: merge(o, [o.model.state_dict(), _shrunk(o)]),
 }
