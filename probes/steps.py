@@ -8,20 +8,36 @@ passes came before it (gradient accumulation). An update that a GradScaler skips
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["UpdateHooks", "deciding", "is_watched", "steps_off", "unwrapped"]
+__all__ = ["UpdateHooks", "deciding", "is_watched", "outside_of_inference", "steps_off", "unwrapped"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _DELEGATING = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
 """Packages whose optimizers hold one and step as it does."""
 
 _OURS = "_of_a_losscope_watch"
 """What the hooks of a watch are known by."""
+
+
+def outside_of_inference(function: F) -> F:
+    """The function out of inference mode, in which a loop may step: no tensor made there can be differentiated at."""
+
+    @functools.wraps(function)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False):
+            return function(*args, **kwargs)
+
+    return cast(F, outside)
 
 
 def is_watched(optimizer: Optimizer) -> bool:
@@ -92,7 +108,7 @@ class UpdateHooks:
 
     def attach(self) -> None:
         """Register the hooks; a compiled step calls them, but does not compile them."""
-        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
+        before, after = (torch.compiler.disable(outside_of_inference(h)) for h in (self._before, self._after))
         setattr(before, _OURS, True)
         for optimizer in self.optimizers:
             self._handles.append(optimizer.register_step_pre_hook(before))

@@ -33,7 +33,7 @@ from .run import Run, ShownAsRun
 from .schedule import as_schedule
 from .sharpness import Sharpness
 from .stability import Stability
-from .steps import UpdateHooks
+from .steps import UpdateHooks, outside_of_inference
 from .trace import Trace
 from .verdicts import Verdict, Verdicts
 
@@ -285,6 +285,7 @@ class Watch(ShownAsRun):
         with self._budget.spending():
             self._emit(Record(step, follower.player.name, "log", lr=rate, values=numbers, time=time.time()), {})
 
+    @outside_of_inference
     def step(self, player: str | None = None) -> None:
         """With ``drive="manual"``: an update has been made; measures if a measurement is due.
 
@@ -300,6 +301,7 @@ class Watch(ShownAsRun):
         follower.measure_due()
         self._judge(follower)
 
+    @outside_of_inference
     def measure_now(self, player: str | None = None) -> list[Record]:
         """Measure with all probes at the present weights, whatever the schedule.
 
