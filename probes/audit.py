@@ -102,7 +102,7 @@ def audit(run: Run, player: str) -> Audit:
     noise = noise_criteria(window, facts, oscillation)
     facts["s_mu_applies"] = any(line.name == "s_mu" and line.verdict != "NOT_APPLICABLE" for line in noise)
     lines: tuple[Criterion, ...] = (sharpness(window, bound, facts, oscillation), *noise)
-    if window and (said := _spoilt(window, everything, wrong)):
+    if window and (said := _spoilt(window, everything, wrong, facts)):
         lines = tuple(_unless_above(line, said) for line in lines)
     steps = (window[0].step, window[-1].step) if window else None
     above = lines[0].verdict == "ABOVE_EDGE"
@@ -134,10 +134,11 @@ def _has_rule(facts: dict[str, Any], judged: Sequence[Record]) -> bool:
     return bool(judged) or str(facts.get("threshold_reason") or "").startswith("the learning rate is")
 
 
-def _spoilt(window: Sequence[Record], everything: Sequence[Record], wrong: WrongRates) -> str:
+def _spoilt(window: Sequence[Record], everything: Sequence[Record], wrong: WrongRates, facts: dict[str, Any]) -> str:
     """Why what was below the edge in the window says nothing of the run's end; empty where nothing came between.
 
-    Before a run diverged, before measuring failed, or while some rates had no stable step.
+    Before a run diverged, before measuring failed, before updates that nobody saw, or while some rates had no stable
+    step.
     """
     said = []
     if (since := wrong.since(window[0].step)).records and not is_wrong(window[-1].lr):
@@ -151,6 +152,8 @@ def _spoilt(window: Sequence[Record], everything: Sequence[Record], wrong: Wrong
     if lost:
         what = "the loss is not finite" if lost[0].status == "nonfinite" else f"measuring fails ({lost[0].reason})"
         said.append(f"{what} from step {lost[0].step} on")
+    if facts.get("unseen"):
+        said.append(f"the weights were {facts['unseen']}")
     return "; ".join(said)
 
 

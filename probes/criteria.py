@@ -44,8 +44,9 @@ def _nothing_to_judge(facts: dict[str, Any], window: Sequence[Record]) -> str | 
             "something else moves parameters that this objective depends on (another player's optimizer): it moves too"
         )
     if not window:
-        failure = facts.get("failure")
-        return f"every measurement failed: {failure}" if failure else NOTHING
+        if failure := facts.get("failure"):
+            return f"every measurement failed: {failure}"
+        return f"no measurement: the weights were {facts['unseen']}" if facts.get("unseen") else NOTHING
     if facts.get("perturbed") and facts["full_batch"] is False:
         return "SAM's threshold is one of full batches: mini-batches perturb along gradients of their own norm"
     return None

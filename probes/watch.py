@@ -251,15 +251,18 @@ class Watch(ShownAsRun):
             hooks.detach()
             follower.flush()
         self._state = "closed"
+        unseen = {n: f.stray.words(f.step - self._first_step, manual=self._manual) for n, f in self._followers.items()}
+        for name, words in unseen.items():
+            self._tell(name, {"unseen": words})
         self._recorder.close(
             status="finished" if error is None else "failed",
             reason=None if error is None else f"{type(error).__name__}: {error}", finished=now(),
             cost=self._cost(),
             steps={name: follower.step for name, follower in self._followers.items()},
         )  # fmt: skip
-        for follower in self._followers.values() if error is None and self._ranks.speaks else ():
-            if reason := follower.stray.reason(follower.step - self._first_step, manual=self._manual):
-                say(reason)
+        for name, words in unseen.items() if error is None and self._ranks.speaks else ():
+            if words:
+                say(f"losscope: the weights of {name!r} were {words}; nothing of that was measured")
         self._ranks.close()
         if error is None:  # what was measured as the last round was closed
             self._judge(*self._followers.values())
