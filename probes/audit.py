@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .batchwise import why_batchwise
 from .clipping import clipping
 from .criteria import CLIPPED_SHARE, sharpness
 from .criterion import Assumption, Criterion
@@ -119,6 +120,8 @@ def _unlike(window: Sequence[Record], measured: Sequence[Record], facts: dict[st
     if covers_data(facts):
         other = unlike(window, measured, facts) if facts["clipped"] <= CLIPPED_SHARE else None
         return None if other is None else other.reason
+    if why_batchwise(facts):
+        return None
     way = along(measured, facts.get("batch_size"), facts.get("samples"))
     if way is None or not way.unlike or clipping(measured, measured, full_batch=False, dtype=_dtype(facts)).share:
         return None

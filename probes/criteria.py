@@ -7,6 +7,7 @@ from typing import Any
 
 from losscope.landscape.stability import judge
 
+from .batchwise import why_batchwise
 from .criterion import Assumption, Criterion
 from .records import Record
 from .settled import spanned, staying
@@ -55,6 +56,8 @@ def _nothing_to_judge(facts: dict[str, Any], window: Sequence[Record]) -> str | 
 def not_what_is_trained(facts: dict[str, Any]) -> str | None:
     """Why what was measured is not what is trained, or None."""
     if reason := _another_mode(facts):
+        return reason
+    if reason := why_batchwise(facts):
         return reason
     if facts.get("unlike"):
         return str(facts["unlike"])
