@@ -20,7 +20,7 @@ from .run_html import audit_html
 from .same_data import along
 from .settled import settled_part, where_it_stays, why_unsettled
 from .unlike import covers_data, unlike
-from .window import Oscillation, ambiguity, curvature_records, fresh_bound, last_part, noted, observed
+from .window import Oscillation, ambiguity, curvature_records, fresh_bound, last_part, noted, observed, unverified
 
 if TYPE_CHECKING:
     from .run import Run
@@ -89,7 +89,7 @@ def audit(run: Run, player: str) -> Audit:
     window = where_it_stays(last_part(settled_part(uphill or judged or measured)))
     curvature = curvature_records(run, player, window)
     facts = observed(run.meta.get("players", {}).get(player, {}), window, everything)
-    facts["ambiguous"] = ambiguity(curvature)
+    facts["ambiguous"], facts["unverified"] = ambiguity(curvature), unverified(curvature)
     facts["wrong_rates"] = wrong.words
     facts["uphill"] = WrongRates(tuple(uphill)).words if _has_rule(facts, judged) else ""
     facts["unsettled"] = why_unsettled(window)

@@ -92,10 +92,11 @@ def _deterministic(facts: dict[str, Any]) -> Assumption:
 
 
 def unchecked(facts: dict[str, Any]) -> list[Assumption]:
-    """That the products are those of the Hessian, where a kernel was asked for that does not check it."""
+    """That the products are those of the Hessian, where nobody checks it, or it could not be told."""
     kernel = facts.get("kernel") or "auto"
     if kernel == "auto":
-        return []
+        reason = facts.get("unverified")
+        return [Assumption(f"double backward is the derivative of the gradient ({reason})", None)] if reason else []
     return [Assumption(f'the Hessian is what kernel={kernel!r} computes ("auto" compares two ways)', None)]
 
 
