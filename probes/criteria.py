@@ -42,7 +42,8 @@ def _nothing_to_judge(facts: dict[str, Any], window: Sequence[Record]) -> str | 
         return f"{facts['optimizers']} optimizers move the parameters of this objective: it moves under each of them"
     if facts.get("coupled"):
         return (
-            "something else moves parameters that this objective depends on (another player's optimizer): it moves too"
+            "something else moves parameters that this objective depends on (another player's optimizer, a target "
+            "network that follows): it moves too"
         )
     if not window:
         if failure := facts.get("failure"):
