@@ -98,6 +98,8 @@ class Hessian(SymmetricOperator):
             notes.append(f"ambiguous: {agreement(self.objective).reason}")
         elif self.choice is not None and self.choice.kernel == FiniteDifference.name:
             notes.append(self.choice.reason)
+        elif self.choice is not None and self.choice.agreement == "unverified":
+            notes.append(f"unverified: {agreement(self.objective).reason}")
         if self._error is not None:
             notes.append(f"{self.precision} arithmetic, products {self._error:.1e} off")
         differences = self._kernels.get(FiniteDifference.name)

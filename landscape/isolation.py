@@ -10,7 +10,7 @@ model or the loss own), buffers and plain attributes of modules, train/eval flag
 modules and of parameters, autocast and the precision of float32 arithmetic, and the parameters' data.
 What is arranged: attention that can be differentiated twice (the fused kernels cannot), RNNs without
 cuDNN (likewise), eager execution of compiled modules, activation checkpoints that `torch.autograd.grad`
-may pass (the reentrant ones refuse it), dense gradients of embeddings.
+may pass (the reentrant ones refuse it), dense gradients of embeddings, weight norm whose second derivative is right.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from .interrupts import PostponedSignals
 from .precision import float32_arithmetic
 from .reach import CONTAINERS, MODULE_INTERNALS, all_modules, preserved_generators, reseed_generators
 from .scripted import scripted_state, write_scripted
+from .weight_norm import weight_norm_in_parts
 
 __all__ = ["MODES", "isolated", "preserved_rng", "replaced", "reseed", "unchanged"]
 
@@ -302,6 +303,7 @@ def _twice_differentiable(modules: list[nn.Module], device: torch.device, tf32: 
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # pytorch#5261
         stack.enter_context(float32_arithmetic(device, tf32))
         stack.enter_context(_checkpoints_without_reentry())
+        stack.enter_context(weight_norm_in_parts(modules))
         if "torch._dynamo" in sys.modules:  # compiled code has no double backward: pytorch#91469
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

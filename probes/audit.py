@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .batchwise import why_batchwise
 from .clipping import clipping
 from .criteria import CLIPPED_SHARE, sharpness
 from .criterion import Assumption, Criterion
@@ -19,7 +20,7 @@ from .run_html import audit_html
 from .same_data import along
 from .settled import settled_part, where_it_stays, why_unsettled
 from .unlike import covers_data, unlike
-from .window import Oscillation, ambiguity, curvature_records, fresh_bound, last_part, noted, observed
+from .window import Oscillation, ambiguity, curvature_records, fresh_bound, last_part, noted, observed, unverified
 
 if TYPE_CHECKING:
     from .run import Run
@@ -88,7 +89,7 @@ def audit(run: Run, player: str) -> Audit:
     window = where_it_stays(last_part(settled_part(uphill or judged or measured)))
     curvature = curvature_records(run, player, window)
     facts = observed(run.meta.get("players", {}).get(player, {}), window, everything)
-    facts["ambiguous"] = ambiguity(curvature)
+    facts["ambiguous"], facts["unverified"] = ambiguity(curvature), unverified(curvature)
     facts["wrong_rates"] = wrong.words
     facts["uphill"] = WrongRates(tuple(uphill)).words if _has_rule(facts, judged) else ""
     facts["unsettled"] = why_unsettled(window)
@@ -102,7 +103,7 @@ def audit(run: Run, player: str) -> Audit:
     noise = noise_criteria(window, facts, oscillation)
     facts["s_mu_applies"] = any(line.name == "s_mu" and line.verdict != "NOT_APPLICABLE" for line in noise)
     lines: tuple[Criterion, ...] = (sharpness(window, bound, facts, oscillation), *noise)
-    if window and (said := _spoilt(window, everything, wrong)):
+    if window and (said := _spoilt(window, everything, wrong, facts)):
         lines = tuple(_unless_above(line, said) for line in lines)
     steps = (window[0].step, window[-1].step) if window else None
     above = lines[0].verdict == "ABOVE_EDGE"
@@ -119,6 +120,8 @@ def _unlike(window: Sequence[Record], measured: Sequence[Record], facts: dict[st
     if covers_data(facts):
         other = unlike(window, measured, facts) if facts["clipped"] <= CLIPPED_SHARE else None
         return None if other is None else other.reason
+    if why_batchwise(facts):
+        return None
     way = along(measured, facts.get("batch_size"), facts.get("samples"))
     if way is None or not way.unlike or clipping(measured, measured, full_batch=False, dtype=_dtype(facts)).share:
         return None
@@ -134,10 +137,11 @@ def _has_rule(facts: dict[str, Any], judged: Sequence[Record]) -> bool:
     return bool(judged) or str(facts.get("threshold_reason") or "").startswith("the learning rate is")
 
 
-def _spoilt(window: Sequence[Record], everything: Sequence[Record], wrong: WrongRates) -> str:
+def _spoilt(window: Sequence[Record], everything: Sequence[Record], wrong: WrongRates, facts: dict[str, Any]) -> str:
     """Why what was below the edge in the window says nothing of the run's end; empty where nothing came between.
 
-    Before a run diverged, before measuring failed, or while some rates had no stable step.
+    Before a run diverged, before measuring failed, before updates that nobody saw, or while some rates had no stable
+    step.
     """
     said = []
     if (since := wrong.since(window[0].step)).records and not is_wrong(window[-1].lr):
@@ -151,6 +155,8 @@ def _spoilt(window: Sequence[Record], everything: Sequence[Record], wrong: Wrong
     if lost:
         what = "the loss is not finite" if lost[0].status == "nonfinite" else f"measuring fails ({lost[0].reason})"
         said.append(f"{what} from step {lost[0].step} on")
+    if facts.get("unseen"):
+        said.append(f"the weights were {facts['unseen']}")
     return "; ".join(said)
 
 

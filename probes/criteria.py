@@ -7,6 +7,7 @@ from typing import Any
 
 from losscope.landscape.stability import judge
 
+from .batchwise import why_batchwise
 from .criterion import Assumption, Criterion
 from .records import Record
 from .settled import spanned, staying
@@ -41,11 +42,13 @@ def _nothing_to_judge(facts: dict[str, Any], window: Sequence[Record]) -> str | 
         return f"{facts['optimizers']} optimizers move the parameters of this objective: it moves under each of them"
     if facts.get("coupled"):
         return (
-            "something else moves parameters that this objective depends on (another player's optimizer): it moves too"
+            "something else moves parameters that this objective depends on (another player's optimizer, a target "
+            "network that follows): it moves too"
         )
     if not window:
-        failure = facts.get("failure")
-        return f"every measurement failed: {failure}" if failure else NOTHING
+        if failure := facts.get("failure"):
+            return f"every measurement failed: {failure}"
+        return f"no measurement: the weights were {facts['unseen']}" if facts.get("unseen") else NOTHING
     if facts.get("perturbed") and facts["full_batch"] is False:
         return "SAM's threshold is one of full batches: mini-batches perturb along gradients of their own norm"
     return None
@@ -54,6 +57,8 @@ def _nothing_to_judge(facts: dict[str, Any], window: Sequence[Record]) -> str | 
 def not_what_is_trained(facts: dict[str, Any]) -> str | None:
     """Why what was measured is not what is trained, or None."""
     if reason := _another_mode(facts):
+        return reason
+    if reason := why_batchwise(facts):
         return reason
     if facts.get("unlike"):
         return str(facts["unlike"])
@@ -88,10 +93,11 @@ def _deterministic(facts: dict[str, Any]) -> Assumption:
 
 
 def unchecked(facts: dict[str, Any]) -> list[Assumption]:
-    """That the products are those of the Hessian, where a kernel was asked for that does not check it."""
+    """That the products are those of the Hessian, where nobody checks it, or it could not be told."""
     kernel = facts.get("kernel") or "auto"
     if kernel == "auto":
-        return []
+        reason = facts.get("unverified")
+        return [Assumption(f"double backward is the derivative of the gradient ({reason})", None)] if reason else []
     return [Assumption(f'the Hessian is what kernel={kernel!r} computes ("auto" compares two ways)', None)]
 
 

@@ -226,7 +226,8 @@ class Follower:
                         self._ranks.share_buffers(snapshot.model)
                         if not self._facts_told:
                             self._facts_told = True
-                            self._tell(self.player.name, facts_of(snapshot.objective))
+                            batch_size = self.player.batch_size if self._judges else None
+                            self._tell(self.player.name, facts_of(snapshot.objective, batch_size))
                         for probe in probes:
                             records.append(self._one(probe, snapshot))
                             spent[self.agenda.key(probe)] = records[-1].seconds

@@ -50,7 +50,8 @@ def _line(entry: Entry, window: list[Record], facts: Facts, oscillation: Oscilla
     if bar:
         return Criterion(**line, verdict="NOT_APPLICABLE", reason=bar)
     ambiguous = None if entry.name in ("s_mu", "aligned_trace") else facts.get("ambiguous")  # gradients only
-    if reason := ambiguous or facts.get("unsettled") or not_what_is_trained(facts):
+    trained = facts | {"batchwise": None} if entry.name in _OF_MINIBATCHES else facts
+    if reason := ambiguous or facts.get("unsettled") or not_what_is_trained(trained):
         return Criterion(**line, verdict="INCONCLUSIVE", reason=reason)
     verdict, reason = _judged(entry, ratio, facts, oscillation, edge)
     return Criterion(**line, verdict=verdict, reason=reason)
@@ -87,6 +88,9 @@ def _symbol(entry: Entry, facts: Facts) -> str:
 
 
 # --------------------------------------------------------------------------- what bars a line
+
+_OF_MINIBATCHES = ("batch_sharpness", "batch_sharpness_ratio")
+"""Criteria of mini-batches alone, in which nothing is taken from all samples at once."""
 
 
 def _minibatches(facts: Facts) -> str | None:

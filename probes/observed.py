@@ -14,13 +14,19 @@ from losscope.landscape import Objective
 from losscope.landscape.isolation import LIVE
 from losscope.landscape.stability import loss_family, outputs_per_sample
 
+from .batchwise import batch_facts
+
 __all__ = ["facts_of", "mode_matters"]
 
 
-def facts_of(objective: Objective) -> dict[str, Any]:
+def facts_of(objective: Objective, batch_size: int | None = None) -> dict[str, Any]:
     """What the audit must know: how many batches and samples, outputs, which loss; if it shows.
 
     Where there are several ranks, the batches are this one's and the samples those of all.
+
+    Args:
+        objective: the objective.
+        batch_size: of training, where it matters how the loss depends on that.
     """
     facts: dict[str, Any] = {"batches": len(objective.batches)}
     for name, observe in (("outputs", outputs_per_sample), ("loss_family", loss_family)):
@@ -28,6 +34,8 @@ def facts_of(objective: Objective) -> dict[str, Any]:
             facts[name] = observe(objective.alone())
     with contextlib.suppress(Exception):  # batches that do not show it
         facts["samples"] = objective.samples
+    with contextlib.suppress(Exception):  # or that cannot be cut
+        facts |= batch_facts(objective.alone(), batch_size)
     return facts
 
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .batchwise import why_batchwise
 from .clipping import clipping
 from .criterion import Assumption
 from .records import Record
@@ -48,6 +49,7 @@ def preconditions(run: Run, player: str, window: Sequence[Record], facts: Facts)
         _clipping(window, everything, facts),
         _skips(run, window, facts),
         _mode(facts),
+        _batchwise(facts),
         _data(run, player, window, everything, facts),
         _precision(facts),
         _rates(facts),
@@ -139,6 +141,14 @@ def _mode(facts: Facts) -> Assumption | None:
         return None
     text = f"BatchNorm, Dropout and the like, if any, compute what they do in training (mode={facts.get('mode')!r})"
     return Assumption(text, not matters)
+
+
+def _batchwise(facts: Facts) -> Assumption | None:
+    if why_batchwise(facts) is None:
+        return None
+    many, few = facts.get("batchwise_of"), facts.get("batch_size")
+    seen = f"in mini-batches of {few} it is {facts['batchwise']:.2g} times that of {many} samples at once"
+    return Assumption(f"the loss of a batch is the mean of its samples' losses ({seen})", False)
 
 
 def _data(

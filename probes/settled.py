@@ -29,7 +29,8 @@ from .seen import SeenCurvature
 from .window import Ratio, Window, column, median
 
 __all__ = [
-    "how_it_moves", "is_being_made", "moves", "settled_part", "spanned", "staying", "where_it_stays", "why_unsettled",
+    "how_it_moves", "is_being_made", "is_made", "moves", "settled_part", "spanned", "staying", "where_it_stays",
+    "why_unsettled",
 ]  # fmt: skip
 
 NEWEST, CHANGE = "preconditioner_newest", "preconditioner_change"
@@ -80,6 +81,11 @@ def moves(values: Mapping[str, float | None]) -> bool:
 def is_being_made(values: Mapping[str, float | None]) -> bool:
     """Whether P is made of so few gradients that an eigenvector tells where these happened to be small."""
     return (values.get(NEWEST) or 0.0) > SHARE
+
+
+def is_made(seen: SeenCurvature) -> bool:
+    """Whether all of P is of many gradients, as far as that is known before there is an eigenvector."""
+    return all(share <= SHARE for share in seen.newest.values())
 
 
 # --------------------------------------------------------------------------- what the audit makes of it

@@ -34,7 +34,7 @@ from losscope.landscape.tracked_pair import TrackedPair
 from .memory import Memory
 from .probe import Needs
 from .seen import SeenCurvature
-from .settled import how_it_moves, is_being_made
+from .settled import how_it_moves, is_being_made, is_made
 from .update import Update, sharpness_along
 
 __all__ = ["Memory", "Snapshot"]
@@ -268,7 +268,9 @@ class Snapshot:
         tol = max(tol, operator.space.rounding)  # where P is small, differences of gradients resolve little
         if not tol < 1:
             raise KernelError(f"{operator.kernel} resolves nothing of P^-1 H: its error is {tol:.2g} times the largest")
-        cold = self.memory.seen is None or self._bound_is_due(self.memory.seen_bound_step)
+        # An eigenvector of a P that was being made tells where gradients happened to be small, and not where to start.
+        settles = self.memory.seen_step is None and is_made(self.seen)
+        cold = self.memory.seen is None or settles or self._bound_is_due(self.memory.seen_bound_step)
         before = self.memory.seen, self.memory.seen_step
         found = _followed(operator, self.memory.seen, tol, 100, lambda: self._seed_of("seen"), cold=cold)
         pair, self.memory.seen = found

@@ -8,20 +8,36 @@ passes came before it (gradient accumulation). An update that a GradScaler skips
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["UpdateHooks", "deciding", "is_watched", "steps_off", "unwrapped"]
+__all__ = ["UpdateHooks", "deciding", "is_watched", "outside_of_inference", "steps_off", "unwrapped"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _DELEGATING = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
 """Packages whose optimizers hold one and step as it does."""
 
 _OURS = "_of_a_losscope_watch"
 """What the hooks of a watch are known by."""
+
+
+def outside_of_inference(function: F) -> F:
+    """The function out of inference mode, in which a loop may step: no tensor made there can be differentiated at."""
+
+    @functools.wraps(function)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False):
+            return function(*args, **kwargs)
+
+    return cast(F, outside)
 
 
 def is_watched(optimizer: Optimizer) -> bool:
@@ -89,14 +105,16 @@ class UpdateHooks:
         self._begun: set[int] = set()
         self._stepped: set[int] = set()
         self._handles: list[RemovableHandle] = []
+        self._places: dict[int, int] = {}
 
     def attach(self) -> None:
         """Register the hooks; a compiled step calls them, but does not compile them."""
-        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
+        before, after = (torch.compiler.disable(outside_of_inference(h)) for h in (self._before, self._after))
         setattr(before, _OURS, True)
         for optimizer in self.optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(before))
-            self._handles.append(optimizer.register_step_post_hook(after))
+            first = optimizer.register_step_pre_hook(before)
+            self._places[id(optimizer)] = first.id
+            self._handles += [first, optimizer.register_step_post_hook(after)]
 
     def detach(self) -> None:
         """Remove the hooks and close a round that is still open."""
@@ -128,12 +146,19 @@ class UpdateHooks:
         if id(optimizer) not in self._begun:  # a step that called its superclass's, whose hooks fire too
             return
         self._begun.remove(id(optimizer))
+        self._come_last(optimizer)
         if _was_skipped(optimizer):
             self._skipped()
             return
         self._stepped.add(id(optimizer))
         if len(self._stepped) == len(self.optimizers):
             self.close()
+
+    def _come_last(self, optimizer: Optimizer) -> None:
+        """Be called after hooks that were registered since, which may clip: what they leave is what is stepped with."""
+        hooks, own = optimizer._optimizer_step_pre_hooks, self._places[id(optimizer)]
+        if own in hooks and next(reversed(hooks)) != own:
+            hooks[own] = hooks.pop(own)
 
 
 def _was_skipped(optimizer: Optimizer) -> bool:

@@ -30,8 +30,8 @@ class StrayWrites:
         p = next((p for p in self._player.moved if p.requires_grad), None) if kept is None else kept
         self._followed = None if p is None else (p, p._version)
 
-    def reason(self, updates: int, *, manual: bool) -> str:
-        """What to say at the end of a training; empty where all is explained.
+    def words(self, updates: int, *, manual: bool) -> str:
+        """What became of the weights by the end of a training; empty where all is explained.
 
         Args:
             updates: how many were seen.
@@ -42,7 +42,4 @@ class StrayWrites:
             return ""
         likely = "run.step() was not called" if manual else "another optimizer than the one that is watched moves them"
         seen = f"the last of {updates} updates was seen" if updates else "the run began, and no update was seen"
-        return (
-            f"losscope: the weights of {self._player.name!r} were written on {writes} times after {seen}: {likely}; "
-            "nothing of that was measured"
-        )
+        return f"written on {writes} times after {seen}: {likely}"

@@ -33,7 +33,7 @@ from .run import Run, ShownAsRun
 from .schedule import as_schedule
 from .sharpness import Sharpness
 from .stability import Stability
-from .steps import UpdateHooks
+from .steps import UpdateHooks, outside_of_inference
 from .trace import Trace
 from .verdicts import Verdict, Verdicts
 
@@ -251,15 +251,18 @@ class Watch(ShownAsRun):
             hooks.detach()
             follower.flush()
         self._state = "closed"
+        unseen = {n: f.stray.words(f.step - self._first_step, manual=self._manual) for n, f in self._followers.items()}
+        for name, words in unseen.items():
+            self._tell(name, {"unseen": words})
         self._recorder.close(
             status="finished" if error is None else "failed",
             reason=None if error is None else f"{type(error).__name__}: {error}", finished=now(),
             cost=self._cost(),
             steps={name: follower.step for name, follower in self._followers.items()},
         )  # fmt: skip
-        for follower in self._followers.values() if error is None and self._ranks.speaks else ():
-            if reason := follower.stray.reason(follower.step - self._first_step, manual=self._manual):
-                say(reason)
+        for name, words in unseen.items() if error is None and self._ranks.speaks else ():
+            if words:
+                say(f"losscope: the weights of {name!r} were {words}; nothing of that was measured")
         self._ranks.close()
         if error is None:  # what was measured as the last round was closed
             self._judge(*self._followers.values())
@@ -285,6 +288,7 @@ class Watch(ShownAsRun):
         with self._budget.spending():
             self._emit(Record(step, follower.player.name, "log", lr=rate, values=numbers, time=time.time()), {})
 
+    @outside_of_inference
     def step(self, player: str | None = None) -> None:
         """With ``drive="manual"``: an update has been made; measures if a measurement is due.
 
@@ -300,6 +304,7 @@ class Watch(ShownAsRun):
         follower.measure_due()
         self._judge(follower)
 
+    @outside_of_inference
     def measure_now(self, player: str | None = None) -> list[Record]:
         """Measure with all probes at the present weights, whatever the schedule.
 

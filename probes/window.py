@@ -31,6 +31,7 @@ __all__ = [
     "noted",
     "observed",
     "ratio_of",
+    "unverified",
 ]  # fmt: skip
 
 BOUND_STAYS_FRESH = 200
@@ -227,7 +228,8 @@ def fresh_bound(run: Run, player: str, window: Sequence[Record], probes: Sequenc
     return min(found, key=lambda bound: (bound.gap, -bound.step), default=None)
 
 
-_AMBIGUOUS = "ambiguous: "  # how the note of an ambiguous Hessian begins
+_AMBIGUOUS, _UNVERIFIED = "ambiguous: ", "unverified: "
+"""How the note of an ambiguous Hessian begins, and of one that could not be compared."""
 
 
 def curvature_records(run: Run, player: str, window: Sequence[Record]) -> list[Record]:
@@ -241,7 +243,8 @@ def noted(records: Sequence[Record]) -> str:
     """What measurements say of themselves: each note once, the latest of those that differ in numbers only."""
     found: dict[str, str] = {}
     for record in records:
-        for part in (record.reason or "").split("; "):
+        parts = (record.reason or "").split("; ")
+        for part in parts[1:] if parts[0].startswith(_UNVERIFIED) else parts:
             found[re.sub(r"\d[\d.e+-]*", "#", part)] = part
     return "; ".join(filter(None, found.values()))
 
@@ -252,6 +255,14 @@ def ambiguity(records: Sequence[Record]) -> str | None:
         if record.reason and record.reason.startswith(_AMBIGUOUS):
             values = re.split("[:;] ", record.reason.removeprefix(_AMBIGUOUS), maxsplit=1)[0]
             return f"the loss's Hessian is ambiguous: {values}"
+    return None
+
+
+def unverified(records: Sequence[Record]) -> str | None:
+    """Why nobody could tell whether the Hessian is one; None where it was told."""
+    for record in reversed(records):
+        if record.reason and record.reason.startswith(_UNVERIFIED):
+            return record.reason.removeprefix(_UNVERIFIED).split("; ")[0]
     return None
 
 

@@ -340,3 +340,27 @@ def test_unflatten_undoes_flatten() -> None:
     vector = torch.randn(space.size)
     assert torch.equal(space.flatten(space.unflatten(vector)), vector)
     assert [tuple(t.shape) for t in space.unflatten(vector)] == [(3, 2), (4, 3)]
+
+
+class _FinelyRounded(nn.Module):
+    """Fake quantisation that knows float32 only, as torch's observers do: its gradient is a staircase."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("float32 only")
+        w = self.linear.weight
+        return x @ (w + (torch.round(100 * w) / 100 - w).detach()).T.tanh()
+
+
+def test_what_could_not_be_told_is_noted_with_the_reason() -> None:
+    torch.manual_seed(0)
+    H = Hessian(Objective(_FinelyRounded(), (torch.randn(8, 4), torch.randn(8, 3)), criterion=nn.MSELoss()))
+    _ = H @ torch.randn(H.shape[0])
+    assert H.note.startswith("unverified: differences of the gradient do not settle (v'Hv by double backward is ")
+    plain = Hessian(Objective(nn.Linear(4, 3), (torch.randn(8, 4), torch.randn(8, 3)), criterion=nn.MSELoss()))
+    _ = plain @ torch.randn(plain.shape[0])
+    assert plain.note == ""

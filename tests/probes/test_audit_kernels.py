@@ -111,3 +111,15 @@ def test_a_kernel_that_was_asked_for_is_an_assumption():
         line = audit_of(steady(0.5), **FULL, **facts)["sharpness"]
         assert line.verdict == "BELOW_EDGE"
         assert [a.holds for a in line.assumptions if "kernel='retained'" in a.text] == [None] * count
+
+
+def test_what_could_not_be_compared_is_presumed_and_said_to_be():
+    doubt = "differences of the gradient do not settle (v'Hv by double backward is 0.83, by differences -0.007)"
+    audit = audit_of(said(with_gradient(steady(0.5), 1.0), f"unverified: {doubt}; mean_square: not measured"), **FULL)
+    line = audit["sharpness"]
+    assert line.verdict == "BELOW_EDGE"
+    assert f"double backward is the derivative of the gradient ({doubt})" in [
+        a.text for a in line.assumptions if a.holds is None
+    ]
+    assert audit.note == "mean_square: not measured"
+    assert not [a for a in audit_of(steady(0.5), **FULL)["sharpness"].assumptions if "double backward" in a.text]

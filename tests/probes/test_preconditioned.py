@@ -363,3 +363,27 @@ def test_an_unused_head_changes_no_bit_of_the_training() -> None:
         nn.functional.mse_loss(models[1](x), y).backward()
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_a_p_that_was_being_made_bounds_nothing_of_the_one_that_is() -> None:
+    """The first eigenvector is where one gradient was next to nothing: what follows starts afresh, with its bound."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 6, dtype=F64)
+    y = torch.tanh(x @ torch.randn(6, 3, dtype=F64))
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    optimizer = RMSprop(model[2].parameters(), lr=0.05, momentum=0.5)
+    exact = []
+    with watch(
+        model, optimizer, data=(x, y), criterion=nn.functional.mse_loss, probes=[Stability(level="sharpness")], every=10
+    ) as live:
+        for step in range(21):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            whole = dense_hessian(model, x, y)[-27:, -27:] if step % 10 == 0 else None
+            optimizer.step()
+            if whole is not None:
+                root = divisor(optimizer).rsqrt()
+                exact.append(float(torch.linalg.eigvalsh(root[:, None] * whole * root)[-1]))
+    bounds = [record.values["sharpness_high"] for record in records(live.run)]
+    assert [high is not None for high in bounds] == [True, True, False]
+    assert all(high is None or high >= top for high, top in zip(bounds, exact, strict=True))

@@ -240,3 +240,28 @@ def test_a_compiled_step() -> None:
             step()
     assert records(run) == line.noted and len(line.noted) == 4
     assert [r.status for r in run.run.select("stability", ok=False)] == ["ok"] * 4
+
+
+def test_hooks_that_come_later_are_called_before() -> None:
+    """They may clip, or set the rate: the gradient and the rate of a record are those of the step."""
+    line = Line()
+    optimizer = sgd(line)
+
+    def halved(*_: object) -> None:
+        for p in line.model.parameters():
+            assert p.grad is not None
+            p.grad.mul_(0.5)
+        optimizer.param_groups[0]["lr"] = 0.05
+
+    with watch(line.model, optimizer, **line.options(probes=[Stability(level="sharpness")])) as run:
+        for step in range(4):
+            if step == 1:
+                handle = optimizer.register_step_pre_hook(halved)
+            optimizer.zero_grad()
+            line.loss().backward()
+            optimizer.step()
+    handle.remove()
+    found = run.run.select("stability")
+    assert [r.values["gradient_scale"] for r in found[2:]] == pytest.approx([0.5, 0.5])
+    assert [r.lr for r in found[2:]] == [0.05, 0.05]
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks

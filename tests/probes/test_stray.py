@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from losscope.probes import Sharpness, Watch, watch
+from losscope.probes import Sharpness, Stability, Watch, watch
 
 X, Y = torch.randn(8, 3), torch.randint(2, (8,))
 CRITERION = nn.CrossEntropyLoss()
@@ -119,3 +119,22 @@ def test_steps_at_which_nothing_trains_are_recorded_with_the_reason():
     [message] = told(loop)
     assert "no parameter that requires gradients; the model has 2: weight, bias" in message
     assert [(r.step, r.status) for r in run.run.select("sharpness", ok=False)] == [(0, "ok"), (2, "error"), (4, "ok")]
+
+
+@pytest.mark.parametrize("seen", [0, 8])
+def test_the_audit_says_nothing_of_updates_that_were_not_seen(seen: int):
+    model = nn.Linear(3, 2)
+    first = sgd(model)
+    options = {"every": 2, "probes": [Stability(level="sharpness")], "batch_size": 8}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with watch(model, first, data=(X, Y), criterion=CRITERION, **options) as run:
+            train(model, first, seen)
+            before = run.run.audit()["sharpness"]
+            train(model, torch.optim.SGD(model.parameters(), lr=100.0), 12)
+    line = run.run.audit()["sharpness"]
+    words = f"written on 12 times after {f'the last of {seen} updates was seen' if seen else 'the run began'}"
+    assert words in line.reason
+    assert (before.verdict, line.verdict) == (
+        ("BELOW_EDGE", "INCONCLUSIVE") if seen else ("NOT_APPLICABLE", "NOT_APPLICABLE")
+    )

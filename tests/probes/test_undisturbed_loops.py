@@ -214,7 +214,19 @@ def one_optimizer_per_parameter_stepping_in_backward(loop: Loop) -> Parts:
     return [model], every
 
 
-def updates_without_an_optimizer(loop: Loop) -> Parts:
+def updates_in_inference_mode(loop: Loop, build: Callable[..., torch.optim.Optimizer] = torch.optim.Adam) -> Parts:
+    """What the optimizer keeps, and what is made while it steps, can be differentiated by nobody."""
+    model = net()
+    optimizer = build(model.parameters(), lr=0.05)
+    with loop.watch(model, optimizer):
+        for x, y in loop.batches():
+            loop.backward(F.cross_entropy(model(x), y))
+            with torch.inference_mode():
+                loop.update(model, optimizer)
+    return [model], [optimizer]
+
+
+def updates_without_an_optimizer(loop: Loop, mode: Callable[[], Any] = torch.no_grad) -> Parts:
     """As a replayed CUDA graph makes them: nothing is called that hooks could follow."""
     model = net()
 
@@ -224,12 +236,11 @@ def updates_without_an_optimizer(loop: Loop) -> Parts:
             loop.note(model, 0.05)
             loss = F.cross_entropy(model(x), y)
             loop.losses.append(loss.item())
-            with torch.no_grad():
-                for p, gradient in zip(
-                    model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
-                ):
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            with mode():
+                for p, gradient in zip(model.parameters(), gradients, strict=True):
                     p.sub_(0.05 * gradient)
-            run.step()
+                run.step()
     loop.note(model, 0.05)
     return [model], []
 
@@ -349,7 +360,12 @@ LOOPS: dict[str, Case] = {
     "closure": closure,
     "several optimizers": several_optimizers,
     "stepping in backward": one_optimizer_per_parameter_stepping_in_backward,
+    "inference mode": updates_in_inference_mode,
+    "inference mode, momentum": functools.partial(
+        updates_in_inference_mode, build=functools.partial(torch.optim.RMSprop, momentum=0.5)
+    ),
     "no optimizer": updates_without_an_optimizer,
+    "no optimizer, inference mode": functools.partial(updates_without_an_optimizer, mode=torch.inference_mode),
     "averaged copies": averaged_copies,
     "the averaged copy itself": the_averaged_copy_itself,
     "one cycle": functools.partial(scheduled, make=lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=10)),
