@@ -280,6 +280,25 @@ def _checkpoints_without_reentry() -> Iterator[None]:
         checkpointing.CheckpointFunction = saved  # type: ignore[misc]
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """In the place of torch's own, whose double backward takes the norm for a constant: the same by its parts."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+@contextlib.contextmanager
+def _weight_norms_by_parts() -> Iterator[None]:
+    """Let layers that are normalised by `torch.nn.utils` have the second derivatives of what they compute."""
+    places: list[Any] = [torch, sys.modules["torch.nn.utils.weight_norm"]]  # a function of this name hides the module
+    saved = [place._weight_norm for place in places]
+    try:
+        for place in places:
+            place._weight_norm = _weight_norm
+        yield
+    finally:
+        for place, own in zip(places, saved, strict=True):
+            place._weight_norm = own
+
+
 def _dense_gradients(modules: list[nn.Module]) -> None:
     """Within `_untouched_modules`, which puts the flags back: sparse gradients cannot be differentiated again."""
     for module in modules:
@@ -302,6 +321,7 @@ def _twice_differentiable(modules: list[nn.Module], device: torch.device, tf32: 
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # pytorch#5261
         stack.enter_context(float32_arithmetic(device, tf32))
         stack.enter_context(_checkpoints_without_reentry())
+        stack.enter_context(_weight_norms_by_parts())
         if "torch._dynamo" in sys.modules:  # compiled code has no double backward: pytorch#91469
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

@@ -329,12 +329,6 @@ def _group_norm(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[
     return [indices]
 
 
-def _weight_norm(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]]:
-    indices, dim = trace.of(a["v"]), a["dim"]
-    trace.pair(indices[dim], trace.of(a["g"])[dim])
-    return [indices]
-
-
 def _embedding(trace: Trace, a: Arguments, out: Sequence[Tensor]) -> list[list[Index]]:
     words, features = trace.of(a["weight"])
     fix(words)
@@ -398,7 +392,6 @@ _RULES: dict[str, Rule] = _table(
     ("_batch_norm_with_update _batch_norm_no_update", _batch_norm),
     ("native_layer_norm _fused_rms_norm rms_norm", _layer_norm),
     ("native_group_norm", _group_norm),
-    ("_weight_norm_interface", _weight_norm),
     ("embedding", _embedding),
     ("index_select", _index_select),
 )
