@@ -102,8 +102,7 @@ class Retained:
             rows = contiguous_rows(V)
             for gradient in self.graphs:
                 if gradient.live:
-                    products = self._times(gradient, rows)
-                    out = products if out is None else out.add_(products)
+                    out = self._times(gradient, rows) if out is None else self._added(out, gradient, rows)
         return torch.zeros_like(rows).T if out is None else out.T
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
@@ -122,6 +121,12 @@ class Retained:
         if rows.shape[0] == 1:
             return gradient.backward(rows[0])[None]
         return torch.stack([gradient.backward(row) for row in rows])
+
+    def _added(self, out: Tensor, gradient: Gradient, rows: Tensor) -> Tensor:
+        """``out`` with the products of a further batch, each added as it comes: no block of them is put together."""
+        for total, row in zip(out, rows, strict=True):
+            total.add_(gradient.backward(row))
+        return out
 
     def blocks(self, V: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
         """The products of disjoint diagonal blocks: (n, k) -> (n, k), zero outside them.
