@@ -16,7 +16,7 @@ from .operators import Observed, as_operator
 from .results import DiagonalEstimate
 from .space import VectorSpace, generator_for, named
 from .symmetry import refuse_asymmetric
-from .xdiag import Average, XDiag
+from .xdiag import Average, XDiag, as_it_is
 
 __all__ = ["diagonal"]
 
@@ -173,7 +173,7 @@ class _Run:
     def estimate(self, estimator: XDiag | _Hutchinson) -> DiagonalEstimate:
         """Mean and interval of the samples so far."""
         moments, factor = estimator.moments()
-        skewed = self.average is not _as_it_is  # a mean over entries is a quadratic form, skewed as in `trace`
+        skewed = self.average is not as_it_is  # a mean over entries is a quadratic form, skewed as in `trace`
         low, high = moments.interval(self.confidence, skewed=skewed, factor=factor)
         error = self._rounding(estimator)
         stderr = moments.spread * factor / math.sqrt(moments.count)
@@ -211,17 +211,13 @@ class _Run:
 # --------------------------------------------------------------------------- spatial averages
 
 
-def _as_it_is(samples: Tensor) -> Tensor:
-    return samples
-
-
 def _averaging(space: VectorSpace, spatial: int | None) -> Average:
     """The map from samples of the diagonal (n, k) to samples of its spatial averages, each repeated over its group.
 
     Averaging within a sample leaves the covariances inside a group to the spread over samples.
     """
     if spatial is None:
-        return _as_it_is
+        return as_it_is
     if isinstance(spatial, bool) or not isinstance(spatial, int) or spatial < 1:
         raise SettingError(f"spatial must be None or a positive integer, got {spatial!r}")
     space = named(space)

@@ -13,7 +13,7 @@ from .intervals import Moments
 from .operators import Observed
 from .symmetry import refuse_asymmetric
 
-__all__ = ["XDiag"]
+__all__ = ["XDiag", "as_it_is"]
 
 Average = Callable[[Tensor], Tensor]
 """What is made of samples of the diagonal, (n, k) -> (n, k), before their mean and spread are taken."""
@@ -21,7 +21,13 @@ Average = Callable[[Tensor], Tensor]
 _MEMORY = 2 << 30  # bytes of all vectors kept
 _KEPT = 8  # vectors per sample: Omega, Q, A Q, what is made of them, and room to work
 _AT_ONCE = 64 << 20  # bytes of samples made at once
+_NEAR = 128 << 10  # bytes of those of a few rows that stay near a processor
 _OFFSETS = 16  # pairs per sample that the covariance is estimated from
+
+
+def as_it_is(samples: Tensor) -> Tensor:
+    """No average."""
+    return samples
 
 
 class XDiag:
@@ -113,23 +119,44 @@ class XDiag:
         U, V = self._Q @ S.to(self._Q), self._Z @ S.to(self._Q)  # P_i lacks u_i u_i'; v_i = A u_i
         W = V - self.vectors * outside
         diagonal = (self._Q * self._Z).sum(dim=1, keepdim=True)  # of Q Q' A
-        moments, covariance, pairs = Moments(), torch.zeros_like(diagonal[:, 0]), 0
-        pieces = torch.arange(k).split(max(1, _AT_ONCE // (len(U) * U.element_size())))
-        for i in pieces:
+        moments = Moments()
+        for i in torch.arange(k).split(max(1, _AT_ONCE // (len(U) * U.element_size()))):
             moments.add(self.average(diagonal - U[:, i] * W[:, i]))
-        for offset, i in itertools.product(range(1, min(k // 2, _OFFSETS) + 1), pieces):
-            j = (i + offset) % k
-            g = (S[:, i] * S[:, j]).sum(dim=0)
-            resolved = 1 - g**2 > math.sqrt(torch.finfo(U.dtype).eps)
-            pairs += int(resolved.sum())
-            g, apart = g.to(U), (1 - g**2).where(resolved, math.inf).to(U)
-            there = (U[:, j] - g * U[:, i]) * (V[:, j] - g * W[:, i]) / apart  # d_i - d_ij
-            back = (U[:, i] - g * U[:, j]) * (V[:, i] - g * W[:, j]) / apart  # d_j - d_ji
-            covariance += (self.average(there) * self.average(back)).sum(dim=1)
+        U = _cyclic(U)  # one after the other, since each is large
+        V = _cyclic(V)
+        W = _cyclic(W)
+        covariance, pairs = self._covariance(_cyclic(S), U, V, W)
         variance = moments.spread.square() / k
         share = covariance / (max(pairs, 1) * variance.where(variance > 0, math.inf))
         pooled = (share * variance).sum() / variance.sum().clamp(min=torch.finfo(U.dtype).tiny)
         return moments, (1 + share.clamp(min=pooled.clamp(min=0))).sqrt()
+
+    def _covariance(self, S: Tensor, U: Tensor, V: Tensor, W: Tensor) -> tuple[Tensor, int]:
+        """The sum of covariances of pairs of estimates, (n,), and of how many pairs; of matrices as `_cyclic` has them.
+
+        A few rows at a time where averages need no others, and on a CPU so few that what is made of them stays near
+        the processor: arithmetic on vectors that come from memory takes several times as long.
+        """
+        n, k = len(U), self.vectors.shape[1]
+        entrywise = self.average is as_it_is
+        near = (_NEAR if entrywise and U.device.type == "cpu" else _AT_ONCE) // U.element_size()
+        height = min(n, max(1, near // k)) if entrywise else n
+        width = max(1, near // height)
+        pairs, steps = 0, []
+        for offset, first in itertools.product(range(1, _offsets(k) + 1), range(0, k, width)):
+            i = slice(first, min(first + width, k))
+            j = slice(i.start + offset, i.stop + offset)
+            g = (S[:, i] * S[:, j]).sum(dim=0)
+            resolved = 1 - g**2 > math.sqrt(torch.finfo(U.dtype).eps)
+            pairs += int(resolved.sum())
+            steps.append((i, j, g.to(U), (1 - g**2).where(resolved, math.inf).to(U)))
+        covariance = torch.zeros_like(U[:, 0])
+        for total, u, v, w in zip(*(t.split(height) for t in (covariance, U, V, W)), strict=True):
+            for i, j, g, apart in steps:
+                there = (u[:, j] - g * u[:, i]) * (v[:, j] - g * w[:, i]) / apart  # d_i - d_ij
+                back = (u[:, i] - g * u[:, j]) * (v[:, i] - g * w[:, j]) / apart  # d_j - d_ji
+                total += (self.average(there) * self.average(back)).sum(dim=1)
+        return covariance, pairs
 
     def _left_out(self) -> tuple[Tensor, Tensor]:
         """All s_i as columns (k, k) in float64, and ``s_i' r_i`` (k,): what ``A omega_i`` has beside the others."""
@@ -140,3 +167,14 @@ class XDiag:
         S = torch.linalg.solve_triangular(R.T, torch.eye(len(R), dtype=torch.float64), upper=False)
         S /= torch.linalg.vector_norm(S, dim=0)
         return S, (S * self._R).sum(dim=0).to(self._Q)
+
+
+def _offsets(k: int) -> int:
+    """How far apart the pairs are at most that the covariance of k samples is estimated from."""
+    return min(k // 2, _OFFSETS)
+
+
+def _cyclic(columns: Tensor) -> Tensor:
+    """With the first columns once more after the last, so that pairs of them are slices; each column in one piece."""
+    rows = columns.T
+    return torch.cat([rows, rows[: _offsets(len(rows))]]).T

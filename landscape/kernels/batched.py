@@ -45,6 +45,9 @@ class Batched(Retained):
             first += len(chunk)
         return torch.cat(parts)
 
+    def _added(self, out: Tensor, gradient: Gradient, rows: Tensor) -> Tensor:
+        return out.add_(self._times(gradient, rows))
+
     def _fitting(self) -> int:
         """How many vectors at once: each is taken to need as much memory as the graph it passes through."""
         allowed = self.graphs.memory or default_memory(self.objective.space.device)

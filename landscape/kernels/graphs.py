@@ -71,16 +71,24 @@ class BatchGraphs(Generic[Graph]):
         shares = self.objective.shares
         if self._keeps is None:
             self.refuse_too_little()
-            self._keeps = len(shares) == 1 or len(shares) * self.bytes_of_one() <= self._allowed()
+        keeps = self.keeps
         for index, share in enumerate(shares):
             graph = self._kept.get(index)
             if graph is None:
                 graph = self._build(index, share)
-                if self._keeps:
+                if keeps:
                     self._kept[index] = graph
             yield graph
             del graph  # before the next one is built
         self._count = len(shares)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the graphs stay from one pass to the next."""
+        if self._keeps is None:
+            count = len(self.objective.batches)
+            self._keeps = count == 1 or count * self.bytes_of_one() <= self._allowed()
+        return self._keeps
 
     def bytes_of_one(self) -> int:
         """What the graph of the first batch holds on to, in bytes, the parameters themselves not counted.

@@ -102,26 +102,37 @@ class Retained:
             rows = contiguous_rows(V)
             for gradient in self.graphs:
                 if gradient.live:
-                    products = self._times(gradient, rows)
-                    out = products if out is None else out.add_(products)
+                    out = self._times(gradient, rows) if out is None else self._added(out, gradient, rows)
         return torch.zeros_like(rows).T if out is None else out.T
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
-        """The objective's value and gradient (n,), from the kept graph where there is one."""
+        """The objective's value and gradient (n,), from graphs that are kept, where they are: products need them."""
         return self.objective.over_ranks(self._own_value_and_gradient)
 
     def _own_value_and_gradient(self) -> tuple[Tensor, Tensor]:
-        if len(self.objective.batches) > 1:
-            return self.objective.own_value_and_gradient()
-        with self.objective.isolated(), second_order_errors(self.objective):
-            gradient = next(iter(self.graphs))
-        return gradient.loss.detach(), self.objective.space.flatten([g.detach() for g in gradient.tensors])
+        objective = self.objective
+        with objective.isolated(), second_order_errors(objective):
+            if not self.graphs.keeps:
+                return objective.own_value_and_gradient()
+            space = objective.space
+            value = torch.zeros((), dtype=torch.float64, device=space.device)
+            total = torch.zeros(space.size, dtype=space.dtype, device=space.device)
+            for gradient in self.graphs:
+                value += gradient.loss.detach()
+                total += space.flatten([g.detach() for g in gradient.tensors])
+        return value, total
 
     def _times(self, gradient: Gradient, rows: Tensor) -> Tensor:
         """This batch's H v for every row of (k, n), as rows."""
         if rows.shape[0] == 1:
             return gradient.backward(rows[0])[None]
         return torch.stack([gradient.backward(row) for row in rows])
+
+    def _added(self, out: Tensor, gradient: Gradient, rows: Tensor) -> Tensor:
+        """``out`` with the products of a further batch, each added as it comes: no block of them is put together."""
+        for total, row in zip(out, rows, strict=True):
+            total.add_(gradient.backward(row))
+        return out
 
     def blocks(self, V: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
         """The products of disjoint diagonal blocks: (n, k) -> (n, k), zero outside them.

@@ -78,9 +78,11 @@ def test_hutchinson_is_the_mean_of_z_times_az() -> None:
     torch.testing.assert_close(estimate.stderr, samples.std(dim=1) / 5)
 
 
+@pytest.mark.parametrize("near", [1, 1000, 128 << 10], ids=["entry by entry", "some rows", "at once"])
 @pytest.mark.parametrize("name", ["power law", "three outliers", "localised"])
-def test_xdiag_is_the_mean_of_leave_one_out_estimates(name: str) -> None:
+def test_xdiag_is_the_mean_of_leave_one_out_estimates(name: str, near: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """And its error that within them and their covariance, from leaving two out."""
+    monkeypatch.setattr(xdiag, "_NEAR", near)  # bytes
     A, k = MATRICES[name](), 9
     estimate = diagonal(A, method="xdiag", min_matvecs=2 * k, max_matvecs=2 * k, seed=3)
     omega = DenseOperator(A).space.random(k, torch.Generator().manual_seed(3), "rademacher")

@@ -85,6 +85,29 @@ def test_graphs_that_do_not_fit_are_built_once_per_block_of_vectors() -> None:
     assert forwards(lambda: roomy(V)) == 0
 
 
+@pytest.mark.parametrize("sizes", [(8,), (8, 8, 3)])
+def test_the_gradient_and_products_share_graphs_that_are_kept(sizes: tuple[int, ...]) -> None:
+    operator = Hessian(objective(sizes), "retained")
+    expected = operator.objective.value_and_gradient()
+    operator.plan(1, 1)
+    first = forwards(lambda: (operator.value_and_gradient(), operator @ ones(operator)))
+    assert first <= len(sizes) + 1  # one more to measure what a graph takes
+    assert forwards(operator.value_and_gradient) == 0
+    found = operator.value_and_gradient()
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    torch.testing.assert_close(found[1], expected[1])
+    found[1].zero_()  # which is nothing of the graph's
+    torch.testing.assert_close(operator.value_and_gradient()[1], expected[1])
+
+
+def test_the_gradient_takes_no_graph_where_they_are_not_kept() -> None:
+    built = objective((8, 8, 3))
+    kernel = Retained(built, memory=1)  # too little for a product
+    value, gradient = kernel.value_and_gradient()
+    assert forwards(kernel.value_and_gradient) == 3
+    assert (value, gradient.tolist()) == (built.value_and_gradient()[0], built.gradient().tolist())
+
+
 def test_one_batch_is_kept_whatever_the_default_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("losscope.landscape.kernels.graphs._CPU_MEMORY", 1)
     for sizes, again in (((8,), 0), ((8, 8), 2)):
