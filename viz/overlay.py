@@ -234,7 +234,7 @@ def _draw_thresholds(ax: Axes, drawn: Sequence[tuple[Line, Look]]) -> list[Any]:
     if not len(levels):
         return []
     formulas = {line.formula for line, _ in drawn if np.isfinite(line.found.data.threshold).any()}
-    ratio = drawn[0][0].found.name.endswith("/threshold")
+    ratio = drawn[0][0].found.ratio
     formula = formulas.pop() if len(formulas) == 1 and not ratio else ""
     formula = f" {style.plain(formula, 30)}" if formula else ""
     if np.allclose(levels, levels[0], rtol=1e-9, atol=0):

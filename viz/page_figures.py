@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from .words import short_symbol, verdict
 
 __all__ = ["DRAWN", "drawn"]
 
+FEW = 5
+"""Steps up to which each has a tick."""
 NAMES = {colour: name for name, colour in COLOURS.items()}
 LINES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 SHADES = {SHARPENING: "sky", EDGE: "orange", CATAPULT: "purple"}
@@ -33,7 +36,40 @@ LOOKS = {
 def drawn(run: Run, kind: str, player: str) -> Drawn | None:
     """Traces and layout of one figure; None where there is nothing to draw, or no interactive one of that kind."""
     made = DRAWN[kind](run, player) if kind in DRAWN else None
-    return made if made is not None and made[0] else None
+    if made is None or not made[0]:
+        return None
+    traces, arranged = made
+    used = {trace.get("yaxis", "y") for trace in traces}
+    for name in [each for each in arranged if each.startswith("yaxis")]:
+        if (row := name.replace("axis", "")) not in used:
+            arranged[name] |= {"showticklabels": False, "ticks": "", "showgrid": False}
+            traces = [*traces, _nothing(traces[0]["x"][0], row)]
+    if arranged["meta"]["steps"]:
+        arranged["xaxis"] |= _few_steps(traces)
+    return traces, arranged
+
+
+def _nothing(step: Any, row: str) -> dict[str, Any]:
+    """A word in a panel that has nothing to draw."""
+    words = {"text": ["nothing to draw"], "textfont": {"color": "--muted"}, "hoverinfo": "skip", "showlegend": False}
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "x": [step],
+        "y": [1],
+        "yaxis": row,
+        "textposition": "top right",
+        **words,
+    }
+
+
+def _few_steps(traces: list[dict[str, Any]]) -> dict[str, Any]:
+    """There are no steps between steps: where there are few, so are the ticks."""
+    steps = [x for trace in traces for x in trace["x"] if x is not None]
+    apart = max(steps) - min(steps)
+    if apart == 0:
+        return {"tickvals": steps[:1]}
+    return {"nticks": math.floor(apart) + 1} if apart <= FEW else {}
 
 
 def _sharpness(run: Run, player: str) -> Drawn:
