@@ -50,6 +50,16 @@ def test_threshold_follows_the_schedule_and_is_labelled_on_each_plateau() -> Non
     assert top.get_yscale() == "log"
 
 
+def test_labels_that_are_longer_than_their_plateaus_are_at_both_ends() -> None:
+    records = [r for t in range(9) for r in measured(10 * t, 5.0, (0.1, 0.05, 0.02)[t // 3])]
+    formula = {"threshold_formula": "(2+2b)/(lr(1+2b))"}
+    assert texts(plot_sharpness(run_of(records, model=formula), size=(12.0, 4.8))[0]) == [
+        f"(2+2b)/(lr(1+2b)) = {level}" for level in (20, 40, 100)
+    ]
+    narrow = texts(plot_sharpness(run_of(records, model=formula))[0])
+    assert narrow == ["(2+2b)/(lr(1+2b)), first 20", "(2+2b)/(lr(1+2b)), last 100"]
+
+
 def test_a_smooth_schedule_is_labelled_at_both_ends() -> None:
     run = run_of([r for t in range(50) for r in measured(t, 5.0, 0.1 / (1 + t))], model={"threshold_formula": "2/lr"})
     top, _ = plot_sharpness(run)
