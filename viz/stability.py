@@ -211,6 +211,22 @@ def _scale(ax: Axes, curves: Sequence[_Curve], small: series.Series) -> None:
         ax.set_ylim(min(0.0, least * 1.1), max(top * 1.14, min(highs, top * 1.4)))
 
 
+def positive_part(values: np.ndarray) -> bool:
+    """Whether ratios are drawn on a logarithmic axis although some are not positive, which it marks at its bottom.
+
+    That is where the largest would have all others lie flat on a linear axis, and most are positive; plotly's axes have
+    no scale about zero.
+
+    Example:
+        >>> import numpy as np
+        >>> from losscope.viz.stability import positive_part
+        >>> positive_part(np.array([2000.0, -0.1, 0.01, 0.01])), positive_part(np.array([2.0, -0.1, 0.01, 0.01]))
+        (True, False)
+    """
+    finite = values[np.isfinite(values)]
+    return bool(len(finite) and finite.min() <= 0 < np.median(finite) and finite.max() > FAR)
+
+
 def _window(ax: Axes, audit: Audit) -> None:
     """A bar along the bottom over the steps that the audit rests on."""
     if audit.steps is None or audit.steps[0] == audit.steps[1]:
