@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from losscope.landscape import SettingError
 
+from .label_room import RoomForLabels
 from .ticks import WholeNumbers, signed_decades
 from .words import number
 
@@ -73,6 +75,8 @@ LEFT = 0.75
 """Width in inches of what is commonly left of the axes."""
 CLOSEST = 0.15
 """Inches between the labels of ticks above each other, at least."""
+LETTERS, NOTES = 17, 3
+"""Letters of a note to an inch, and its lines at most."""
 WIDE = 20.0
 """Positive numbers that spread by more than this factor are drawn on a logarithmic axis."""
 
@@ -86,7 +90,7 @@ def blank(size: tuple[float, float], *, layout: Literal["constrained"] | None = 
         size: width and height in inches.
         layout: matplotlib's.
     """
-    figure = Figure(figsize=size, layout=layout, facecolor=PAPER)
+    figure = Figure(figsize=size, layout=RoomForLabels() if layout else None, facecolor=PAPER)
     FigureCanvasAgg(figure)
     return figure
 
@@ -314,12 +318,12 @@ def title(figure: Figure, text: str, y: float | None = None) -> None:
 
 
 def note(figure: Figure, text: str) -> None:
-    """What is to be known of the numbers, small, in one line below all panels; nothing where there is nothing."""
+    """What is to be known of the numbers, small, in a line below all panels or two; nothing where there is nothing."""
     if not text:
         return
-    figure.supxlabel(
-        plain(text, min(90, round(figure.get_figwidth() * 17))), x=0.01, ha="left", fontsize=FONT - 2, color=MUTED
-    )
+    lines = textwrap.wrap(text, round(figure.get_figwidth() * LETTERS), max_lines=NOTES, placeholder=" …")
+    words = "\n".join(plain(line, len(line)) for line in lines)
+    figure.supxlabel(words, x=0.01, ha="left", fontsize=FONT - 2, color=MUTED)
 
 
 def legend(ax: Axes, *, outside: bool, columns: int = 3) -> None:

@@ -144,3 +144,22 @@ def test_a_run_whose_description_says_little() -> None:
 @pytest.mark.parametrize("records", [hovering, minibatch, dropping, diverging])
 def test_nothing_is_clipped(records: Callable[[], list[Record]], size: tuple[float, float]) -> None:
     inside(plot_sharpness(run_of(records()), size=size)[0].get_figure())
+
+
+@pytest.mark.parametrize("height", [2.8, 3.0, 4.0])
+def test_labels_of_panels_do_not_lie_on_one_another_in_one_column(height: float) -> None:
+    top, bottom = plot_sharpness(run_of(hovering()), size=(3.3, height))
+    for _ in range(2):  # drawn again they stay as they are
+        top.figure.draw_without_rendering()
+        above, below = (ax.yaxis.label.get_window_extent() for ax in (top, bottom))
+        assert below.y1 <= above.y0 + 1 and below.y0 >= 0 and above.y1 <= top.figure.bbox.y1
+
+
+def test_without_a_rule_the_reason_is_short() -> None:
+    listed = "no stability rule for LBFGS: there is one for SGD, Adam, AdamW, NAdam, RMSprop, Adagrad and SAM"
+    run = run_of([Record(0, "model", "sharpness", value=1.0)], model={"threshold_reason": listed})
+    assert "no threshold: no stability rule for LBFGS" in entries(plot_sharpness(run)[0])
+    run = run_of(
+        [Record(0, "model", "sharpness", value=1.0)], model={"threshold_reason": "that of Adam is one of P^-1 H"}
+    )
+    assert "no threshold: that of Adam is one of $P^{-1}H$" in entries(plot_sharpness(run)[0])
