@@ -66,6 +66,9 @@ def clipping(
         full_batch: whether steps are those of all the data; None where that is not known.
         dtype: of the parameters.
     """
+    scales = column(window, "gradient_scale") if full_batch else []
+    if scales and all(abs(scale - 1) <= 1 - SCALED for scale in scales):  # e.g. of a gradient that stays as it is
+        return Clipping(0.0, len(scales))
     found = []
     for kind, name, tolerance in (
         ("norm", "training_gradient_norm", _NORMS.get(dtype, _NORMS["float32"])),
@@ -74,7 +77,6 @@ def clipping(
         if (at := _ceiling(column(everything, name), tolerance)) is not None:
             found.append(Clipping(*_share(window, name, at, tolerance), kind, at))
     shown = found[0] if found else Clipping(0.0, len(column(window, "training_gradient_norm")))
-    scales = column(window, "gradient_scale") if full_batch else []
     shorter = sum(scale < SCALED for scale in scales)
     if shorter > shown.share * len(scales):
         return Clipping(shorter / len(scales), len(scales), shown.kind, shown.at)

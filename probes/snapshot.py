@@ -178,7 +178,7 @@ class Snapshot:
         whole = len(self.objective.batches) == 1 and self.objective.ranks.size == 1  # else it rounds in another order
         begin, start = self.memory.critical_rate, self.loss if whole else None
         found = sharpness_along(self.objective, self.update, self.lr, begin, start, self.gradient)
-        self.memory.critical_rate = None if found is None else 2 / found.value
+        self.memory.critical_rate = 2 / found.value if found is not None and found.low > 0 else None
         return found
 
     def critical_sharpness(self) -> Estimate | None:
@@ -193,9 +193,10 @@ class Snapshot:
     def gradient_match(self) -> tuple[float, float] | None:
         """Cosine of the gradient that was stepped with and the objective's, and ratio of their norms.
 
-        Full-batch training on this data has (1, 1); clipping lowers the ratio, mini-batches the cosine.
+        Full-batch training on this data has (1, 1); clipping lowers the ratio, mini-batches the cosine. None of one
+        parameter alone, whose gradients all have the same direction, or the opposite one.
         """
-        if self.training_gradient is None or self.training_gradient_norm is None:
+        if self.training_gradient is None or self.training_gradient_norm is None or self.objective.space.size == 1:
             return None
         norms = self.training_gradient_norm, self.gradient_norm
         if not all(0 < norm < math.inf for norm in norms):

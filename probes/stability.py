@@ -172,7 +172,8 @@ def _along_the_update(snapshot: Snapshot) -> Values:
     """The critical sharpness, by forward passes alone, or that there is none because the update leads uphill."""
     found = snapshot.critical_sharpness()
     if found is None:
-        return {} if snapshot.update is None or snapshot.lr is None else {"critical_sharpness": None}
+        moves = snapshot.update is not None and bool(snapshot.update.any()) and bool(snapshot.lr)
+        return {"critical_sharpness": None} if moves else {}
     return {
         "critical_sharpness": found.value,
         "critical_sharpness_low": found.low,

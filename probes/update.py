@@ -67,8 +67,9 @@ def sharpness_along(
         gradient: (n,) the objective's, before the update; None where that is not known.
 
     Returns:
-        See `losscope.landscape.stability.critical_sharpness`; None where there was no one rate, or no update, or none
-        that begins downhill, as far as so many evaluations show.
+        See `losscope.landscape.stability.critical_sharpness`; its lower end is 0 where every step that was tried lowers
+        the loss. None where there was no one rate, or no update, or none that begins downhill, as far as so many
+        evaluations show.
     """
     if update is None or lr is None or not 0 < lr < math.inf:
         return None
@@ -79,4 +80,4 @@ def sharpness_along(
     found = critical_sharpness(
         objective, direction, rate=begin or lr, rtol=ACCURACY, max_evaluations=EVALUATIONS, start=start, slope=slope
     )
-    return found if found.low > 0 and found.high < math.inf else None
+    return found if found.high < math.inf else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from losscope.probes import Run
 
-__all__ = ["CAPTIONS", "DASHED", "NARROW", "WIDE", "kinds"]
+__all__ = ["CAPTIONS", "DASHED", "DRAWN", "NARROW", "WIDE", "kinds"]
 
 WIDE = {
     "sharpness": (8.6, 5.2), "stability": (8.6, 5.0), "spectrum": (8.6, 4.4), "spectrum_over_time": (8.6, 4.8),
@@ -34,7 +34,8 @@ CAPTIONS = {
         "found one by one."
     ),
     "spectrum_over_time": (
-        "The spectral density at each measurement, dark where it is dense. Dots: the largest eigenvalues."
+        "The spectral density at each measurement: the more a place stands out from the background, the denser it is. "
+        "Dots: the largest eigenvalues."
     ),
     "outliers": (
         "The largest eigenvalues, in colour where they stand apart from the bulk, and below how many do. A bar spans "
@@ -62,10 +63,22 @@ CAPTIONS = {
         "successive displacements."
     ),
     "layers": (
-        "The trace of each layer's own block of the Hessian, from the input down, dark where it is large. A dot marks "
-        "an interval that holds zero; what is empty was not measured."
+        "The trace of each layer's own block of the Hessian, from the input down. A dot marks an interval that holds "
+        "zero; pale grey: zero or below, on a scale that has none; what is empty was not measured."
     ),
 }
+DRAWN = {
+    "stability": (
+        "Each criterion that applies to this run as a ratio to its threshold. At 1 the threshold is met; from 0.9 to "
+        "1.1 the audit speaks of the edge. Shaded: the phases the run went through."
+    ),
+    "gradient_noise": CAPTIONS["gradient_noise"].replace(
+        "Hollow: the gradient may be zero, so that no upper end is known. ",
+        "Where the gradient may be zero no noise scale is known, and none is drawn. ",
+    ),
+    "trajectory": CAPTIONS["trajectory"].partition(" Below:")[0],
+}
+"""Of the figures that the page's script draws, where less is on them."""
 DASHED = "Dashed: the threshold above which the optimizer's linearised step grows."
 """Under the sharpness where the threshold concerns it: that of a preconditioned optimizer is compared elsewhere."""
 OF_PROBE = {

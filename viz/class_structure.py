@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 from losscope.landscape import Eigenpairs, SettingError
@@ -98,13 +98,14 @@ def _draw_values(structure: ClassStructure, whole: Tensor | None, ax: Axes) -> N
     if not largest > 0:
         style.say(ax, "no eigenvalue above zero" if np.isfinite(everything).any() else "no finite eigenvalue")
         return
-    least = [largest]
+    least, ranks = [largest], 1
     for (label, _, colour, marker, width, face), values in zip(series, found, strict=True):
         if values is None or not len(values):
             continue
         shown = values[:MOST_RANKS]
         shown = np.where(shown > LEAST * largest, shown, np.nan)
         least += [float(shown[np.isfinite(shown)].min())] if np.isfinite(shown).any() else []
+        ranks = max(ranks, int(np.isfinite(shown).sum()))
         ax.plot(
             np.arange(1, len(shown) + 1), shown, linestyle="none", marker=marker, markersize=width, color=colour,
             markerfacecolor=face, markeredgewidth=0.9, label=label, zorder=3 if face == "none" else 4,
@@ -112,8 +113,11 @@ def _draw_values(structure: ClassStructure, whole: Tensor | None, ax: Axes) -> N
         )  # fmt: skip
     ax.set_yscale("log")
     ax.set_xscale("log")
+    ax.set_xlim(0.9, max(1.15 * ranks, 2.0))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ranks < 20 else (1.0,), numticks=12))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
+    style.log_ticks(ax, min(least), largest)
     ax.legend(loc="best", frameon=False, fontsize=style.FONT - 1, handletextpad=0.3, borderaxespad=0.2)
     ax.set_ylim(min(least) / 3, 2 * largest)
 

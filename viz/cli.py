@@ -36,7 +36,10 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except (LosscopeError, OSError) as error:
-        print(f"losscope: {clean(' '.join(str(error).split()))}", file=sys.stderr)
+        said = str(error)
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            said = f"{str(error.filename)!r}: {error.strerror}"  # without Python's number of the error
+        print(f"losscope: {clean(' '.join(said.split()))}", file=sys.stderr)
         raise typer.Exit(EXIT_BAD) from None
 
 
@@ -84,9 +87,7 @@ def demo(
 
 @app.command()
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, as written by watch(..., out=RUN).")
-    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, as written by watch(..., out=RUN).")],
     out: Annotated[Path | None, typer.Option(help="The file to write; default: report.html in the first RUN.")] = None,
     static: Annotated[
         bool, typer.Option("--static", help="No script at all: smaller, and the figures are pictures.")
@@ -181,7 +182,7 @@ def audit(
 @app.command()
 def doctor(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run folder; without one, this machine is looked at.")
+        Path | None, typer.Argument(metavar="RUN", help="A run folder; without one, this machine is looked at.")
     ] = None,
 ) -> None:
     """Say what can be measured here, or what the measuring of a run cost and why.
@@ -231,9 +232,7 @@ def export(
 
 @app.command()
 def surface(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="As written by losscope.landscape.surface.save.")
-    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="As written by losscope.landscape.surface.save.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The figure: .pdf, .svg, .png, or .html to turn a plane; default: FILE.png."),

@@ -87,6 +87,7 @@ def plot_dashboard(run: Run, *, player: str | None = None, size: tuple[float, fl
         >>> [ax.get_ylabel().split()[0] for ax in plot_dashboard(Run.from_records({"players": {"model": {}}}, records))]
         ['loss', 'sharpness', 'trace']
     """
+    player = player if player is not None else next(iter(run.players), None)
     panels = {title: draw for title, (probes, draw) in PANELS.items() if _is_there(run, player, title, probes)}
     titles = ("Loss", "Sharpness", *panels)
     width, height = size or (WIDTH, HEIGHT)

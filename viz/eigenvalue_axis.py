@@ -53,10 +53,12 @@ def eigenvalue_axis(shown: XAxis | YAxis, axis: Axis, span: tuple[float, float])
         shown.set_major_locator(FixedLocator(ticks))
         shown.set_major_formatter(FuncFormatter(lambda v, _: _signed(v, f"{abs(v):g}") if plain else power(v)))
     else:
-        short = 1e-3 <= max(map(abs, axis.value(np.array(span)))) < 1e4
+        ends = axis.value(np.array(span))
+        digits = min(max(5, math.ceil(math.log10(np.abs(ends).max() / np.ptp(ends))) + 2), 12) if np.ptp(ends) else 5
+        short = digits == 5 and 1e-3 <= max(map(abs, axis.value(np.array(span)))) < 1e4
         nbins = (8 if wide else 5) if short else (6 if wide else 3)
         shown.set_major_locator(MaxNLocator(nbins=nbins, steps=[1, 2, 2.5, 5, 10]))
-        shown.set_major_formatter(FuncFormatter(lambda v, _: said(v, 5)))
+        shown.set_major_formatter(FuncFormatter(lambda v, _: said(v, digits)))
     shown.set_minor_locator(NullLocator())
     limit(*(float(v) for v in axis.value(np.array(span))))
 

@@ -16,7 +16,7 @@ from .inert import inert
 from .interactive import _layout, _plotly, say
 from .series import Series
 from .sharpness import _title
-from .stability import LOOKS
+from .stability import LOOKS, positive_part
 from .words import interval, number, short_symbol, verdict
 
 if TYPE_CHECKING:
@@ -70,7 +70,11 @@ def interactive_stability(run: Run, *, player: str | None = None) -> Figure:
     figure.add_hrect(y0=0.9, y1=1.1, fillcolor=style.VERMILLION, opacity=0.1, line_width=0)
     figure.add_hline(y=1, line={"color": style.VERMILLION, "dash": "dash", "width": 1.5})
     shown = np.concatenate([data.value[np.isfinite(data.value)] for line, data in lines if _applies(line)] or [[1.0]])
-    wide = shown.min() > 0 and max(shown.max(), 1) / min(shown.min(), 1) > style.WIDE
+    cut = positive_part(shown)
+    wide = cut or (shown.min() > 0 and max(shown.max(), 1) / min(shown.min(), 1) > style.WIDE)
+    if cut:
+        for mark in _not_above_zero(lines, float(shown[shown > 0].min()) / 2):
+            figure.add_trace(graph.Scatter(**mark))
     figure.update_yaxes(title="measured / threshold", type="log" if wide else "linear", zeroline=False)
     figure.update_xaxes(title="optimizer step", zeroline=False)
     figure.update_layout(
@@ -134,6 +138,26 @@ def _criterion(line: Criterion, data: Series, kept: np.ndarray, records: Sequenc
         "text": [_said(line, record, *numbers) for record, numbers in zip(records, _rows(data, kept), strict=True)],
         "hovertemplate": "%{text}<extra>step %{x}</extra>",
     }  # fmt: skip
+
+
+def _not_above_zero(lines: Sequence[tuple[Criterion, Series]], bottom: float) -> list[dict[str, Any]]:
+    """Marks at the bottom of a logarithmic axis, which has no place for these ratios."""
+    found = []
+    for line, data in lines:
+        below = data.value <= 0
+        if _applies(line) and below.any():
+            look = {
+                "symbol": "triangle-down-open",
+                "size": 8,
+                "color": LOOKS.get(line.name, {}).get("color", style.MUTED),
+            }
+            said = [f"{inert(short_symbol(line), 60)}: ratio {number(value)}" for value in data.value[below].tolist()]
+            at = {"x": data.steps[below].tolist(), "y": [bottom] * int(below.sum()), "text": said}
+            name = f"not above zero ({int(below.sum())})"
+            found.append(
+                {**at, "mode": "markers", "marker": look, "name": name, "hovertemplate": "%{text}<extra></extra>"}
+            )
+    return found
 
 
 def _said(line: Criterion, record: Record, ratio: float, low: float, high: float) -> str:

@@ -90,6 +90,8 @@ def _draw(ax: Axes, grid: LayerGrid) -> None:
         ax.pcolormesh(
             *edges, below, cmap=ListedColormap([GRID]), vmin=0, vmax=1, rasterized=True, zorder=0.9, gid="below"
         )
+        if np.isfinite(below).any():
+            ax.plot([], [], linestyle="none", marker="s", markersize=6, color=GRID, label="zero or below")
         columns = np.where(columns > 0, np.maximum(columns, norm.vmin or 0), np.nan)
     mesh = ax.pcolormesh(
         _between(every), np.arange(len(grid.names) + 1) - 0.5, columns, norm=norm, cmap=colormaps[colours],

@@ -14,11 +14,12 @@ from losscope.probes.phases import CATAPULT, EDGE, SHARPENING, Phase
 from . import style
 from .series import LARGEST, Series, Unmeasured, no_stable_step
 from .style import MUTED, ORANGE, PURPLE, SKY, VERMILLION
-from .words import number
 
 __all__ = ["Threshold", "mark_unmeasured", "mark_wrong_rates", "shade_phases", "spread"]
 
 MOST_PLATEAUS = 4
+AXES = 0.7
+"""Of a figure's width, between the ends of its data, about."""
 
 
 class Threshold:
@@ -72,14 +73,20 @@ class Threshold:
         starts = np.flatnonzero(finite & ~same)
         ends = np.append(starts[1:], len(values))
         span = max(int(steps[-1] - steps[0]), 1)
-        if len(starts) <= MOST_PLATEAUS:
-            for first, end in zip(starts, ends, strict=True):
-                last = end if end < len(steps) else end - 1
-                if len(starts) == 1 or (steps[last] - steps[first]) / span > 0.1:
-                    self._write(ax, int(first), int(last), f"{self.formula} = {number(float(values[first]))}")
+        plateaus = []
+        for first, end in zip(starts, ends, strict=True):
+            last = int(end if end < len(steps) else end - 1)
+            share = (steps[last] - steps[first]) / span
+            if len(starts) == 1 or share > 0.1:
+                text = f"{self.formula} = {style.figure_number(float(values[first]))}"
+                plateaus.append((int(first), last, text, share * AXES * style.width_of(ax)))
+        fit = all(style.inches(text, style.FONT) < room for *_, text, room in plateaus)
+        if len(starts) == 1 or (len(starts) <= MOST_PLATEAUS and fit):
+            for begin, last, text, _ in plateaus:
+                self._write(ax, begin, last, text)
             return
         for index, side, word in ((starts[0], "left", "first"), (starts[-1], "right", "last")):
-            text = f"{self.formula}, {word} {number(float(values[index]))}"
+            text = f"{self.formula}, {word} {style.figure_number(float(values[index]))}"
             self._text(ax, float(steps[0] if side == "left" else steps[-1]), float(values[index]), text, side)
 
     def _write(self, ax: Axes, first: int, last: int, text: str) -> None:

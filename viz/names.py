@@ -24,9 +24,12 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     parts = [run.path.resolve().parts if run.path is not None else (run.name,) for run in runs]
     names = [each[-1] for each in parts]
     for depth in range(2, max(map(len, parts), default=0) + 1):
-        if not (again := {name for name, count in Counter(names).items() if count > 1}):
-            break
-        names = ["/".join(p[-depth:]) if name in again else name for name, p in zip(names, parts, strict=True)]
+        folders: dict[str, set[tuple[str, ...]]] = {}
+        for name, part in zip(names, parts, strict=True):
+            folders.setdefault(name, set()).add(part)
+        names = [
+            "/".join(part[-depth:]) if len(folders[name]) > 1 else name for name, part in zip(names, parts, strict=True)
+        ]
     return distinct(names)
 
 

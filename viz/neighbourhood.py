@@ -24,6 +24,8 @@ RELATIVE_TO = {
     "filter": "each filter relative to its norm",
     "adaptive": "each weight relative to itself",
 }
+OFF = 1e3
+"""How far below the least rise the rounding of the loss is still on the axis."""
 MARGIN = 3.0
 """How far beyond what was measured a logarithmic axis goes."""
 
@@ -41,7 +43,8 @@ def plot_neighbourhood(
     slope 2, and a gradient one of slope 1. Dashed are the second-order predictions: half the variance times the trace,
     and the gradient's and the Hessian's share of the first step. The band is the interval of the average; where it
     reaches the bottom it includes zero, and where the average is below round-off its mark is hollow. The grey ground is
-    what rounding of the loss may make of a rise. What is found of the worst is a lower bound.
+    what rounding of the loss may make of a rise, which the legend says where all was measured far above it. What is
+    found of the worst is a lower bound.
 
     Args:
         shown: what `average_sharpness` or `neighbourhood` returned.
@@ -76,6 +79,7 @@ def plot_neighbourhood(
     if not (rises > 0).any():
         known = np.isfinite(rises).any()
         style.say(ax, "the loss rises nowhere" if known else "no finite rise of the loss")
+        ax.set_xticks([])
         return ax
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -139,16 +143,25 @@ def _draw_worst(ax: Axes, worst: tuple[SamSharpness, ...]) -> None:
 
 
 def _limits(average: AverageSharpness, worst: tuple[SamSharpness, ...]) -> tuple[float, float]:
-    """From a little below the least rise above round-off, or the rounding, to a little above the largest."""
+    """From a little below the least rise above round-off to a little above the largest.
+
+    The rounding itself is between them where it is near, or something was measured below it.
+    """
     values = numbers([each.value for each in average.rises] + [each.value for each in worst])
     values = values[values > 0]
     seen = values[values > average.rounding]
-    lowest = min(float(seen.min()), average.rounding) if len(seen) else float(values.min())
+    lowest = float(seen.min() if len(seen) else values.min())
+    hidden = bool((average.radii < average.floor).any())
+    if len(seen) and (hidden or lowest < OFF * average.rounding):
+        lowest = min(lowest, average.rounding)
     return lowest / MARGIN, float(values.max()) * MARGIN
 
 
 def _say_rounding(ax: Axes, rounding: float, bottom: float) -> None:
-    if rounding > bottom:
+    if 0 < rounding <= bottom:
+        words = f"rounding, {style.figure_number(rounding, 2)}: off the axis"
+        ax.plot([], [], linestyle="none", marker="s", color=GRID, label=words, gid="rounding-off")
+    elif rounding > bottom:
         ax.text(
             0.99, math.sqrt(bottom * rounding), "rounding", transform=ax.get_yaxis_transform(), ha="right", va="center",
             color=MUTED, fontsize=style.FONT - 1, gid="rounding-label",

@@ -102,7 +102,8 @@ def _draw_values(run: Run, ax: Axes, player: str | None, *, own: bool) -> None:
         style.say(ax, "no eigenvalues recorded")
     else:
         counts = series.column(records, "outliers")
-        words = {"eigenvalue": f"the {len(values)} largest eigenvalues", "outlier": "outliers"}
+        several = f"the {len(values)} largest eigenvalues" if len(values) > 1 else "the largest eigenvalue"
+        words = {"eigenvalue": several, "outlier": "outliers"}
         for rank, row in enumerate(values):
             draw_line(
                 ax, steps, row, color=MUTED, linewidth=0.8, marker=".", markersize=2.5, zorder=2.5, gid="eigenvalue",
@@ -130,6 +131,7 @@ def _draw_values(run: Run, ax: Axes, player: str | None, *, own: bool) -> None:
 def _label_ends(ax: Axes, values: np.ndarray) -> None:
     """The first and the last rank at the right end of their curves, at one end where they would lie on each other."""
     last = values[[0, -1], -1]
+    ax.get_ylim()  # matplotlib brings its limits up to date when asked for them
     apart = np.ptp(ax.transData.transform(np.column_stack((np.zeros(2), last)))[:, 1]) / ax.bbox.height
     ranks = {0: r"$\lambda_1$", len(values) - 1: rf"$\lambda_{{{len(values)}}}$"}
     if len(values) > 1 and apart < CLOSE:

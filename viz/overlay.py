@@ -19,7 +19,6 @@ from .overlay_lines import LEGIBLE, Line, Look, lines_of, nothing
 from .seeds import spread_of
 from .series import runs_of
 from .style import INK, MUTED
-from .words import number
 
 __all__ = ["plot_overlay"]
 
@@ -234,12 +233,12 @@ def _draw_thresholds(ax: Axes, drawn: Sequence[tuple[Line, Look]]) -> list[Any]:
     if not len(levels):
         return []
     formulas = {line.formula for line, _ in drawn if np.isfinite(line.found.data.threshold).any()}
-    ratio = drawn[0][0].found.name.endswith("/threshold")
+    ratio = drawn[0][0].found.ratio
     formula = formulas.pop() if len(formulas) == 1 and not ratio else ""
     formula = f" {style.plain(formula, 30)}" if formula else ""
     if np.allclose(levels, levels[0], rtol=1e-9, atol=0):
         ax.axhline(levels[0], color=style.ink(ax), linewidth=1.1, linestyle=DASHES, zorder=2.8, gid="threshold")
-        said = "threshold" if ratio else f"threshold{formula} = {number(float(levels[0]))}"
+        said = "threshold" if ratio else f"threshold{formula} = {style.figure_number(float(levels[0]))}"
         return [Line2D([], [], color=style.ink(ax), linewidth=1.1, linestyle=DASHES, label=said)]
     seen: set[tuple[int, bytes]] = set()
     for line, look in drawn:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -28,7 +28,7 @@ from losscope.probes.audit_json import run_audit_as_dict, strict
 from losscope.probes.catalogue import CATALOGUE
 
 from . import series, words
-from .captions import CAPTIONS, DASHED, NARROW, WIDE, kinds
+from .captions import CAPTIONS, DASHED, DRAWN, NARROW, WIDE, kinds
 from .compare import QUANTITIES, compare, distinct_runs, overlaid, overlay, overlays
 from .facts import player_facts, run_facts
 from .figure import figure
@@ -223,7 +223,7 @@ def _interactive(run: Run, name: str, index: int, place: int) -> list[dict[str, 
             found.append(
                 {
                     "id": f"{key}-{kind}", "place": key, "title": f"{_title(kind)} of {name}",
-                    "caption": _caption(run, name, kind), "traces": made[0], "layout": made[1],
+                    "caption": _caption(run, name, kind, DRAWN), "traces": made[0], "layout": made[1],
                 }
             )  # fmt: skip
     return found
@@ -233,10 +233,12 @@ def _title(kind: str) -> str:
     return kind.replace("_", " ").capitalize()
 
 
-def _caption(run: Run, name: str, kind: str) -> str:
+def _caption(run: Run, name: str, kind: str, own: Mapping[str, str] = CAPTIONS) -> str:
+    """What is said under a figure; of those that have words of their own, these."""
     course = words.course(run.phases(name)) if kind == "stability" else ""
     compared = kind == "sharpness" and np.isfinite(series.sharpness(run, name).threshold).any()
-    return CAPTIONS[kind] + (f" Phases: {course}." if course else "") + (f" {DASHED}" if compared else "")
+    said = own.get(kind, CAPTIONS[kind])
+    return said + (f" Phases: {course}." if course else "") + (f" {DASHED}" if compared else "")
 
 
 def _symbol(line: Criterion) -> str:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from losscope.probes import Run
+from losscope.probes import Criterion, Run
 from losscope.probes.catalogue import CATALOGUE
 from losscope.probes.phases import CATAPULT, EDGE, SHARPENING
 
 from . import page_spectra, series
 from .collapse import HEIGHTS, PANELS
+from .stability import positive_part
 from .svg import COLOURS
-from .traces import Drawn, curve, layout, level, scale, span
+from .traces import Drawn, curve, layout, level, numbers, scale, span
 from .words import short_symbol, verdict
 
 __all__ = ["DRAWN", "drawn"]
 
+FEW = 5
+"""Steps up to which each has a tick."""
 NAMES = {colour: name for name, colour in COLOURS.items()}
 LINES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 SHADES = {SHARPENING: "sky", EDGE: "orange", CATAPULT: "purple"}
@@ -33,7 +37,40 @@ LOOKS = {
 def drawn(run: Run, kind: str, player: str) -> Drawn | None:
     """Traces and layout of one figure; None where there is nothing to draw, or no interactive one of that kind."""
     made = DRAWN[kind](run, player) if kind in DRAWN else None
-    return made if made is not None and made[0] else None
+    if made is None or not made[0]:
+        return None
+    traces, arranged = made
+    used = {trace.get("yaxis", "y") for trace in traces}
+    for name in [each for each in arranged if each.startswith("yaxis")]:
+        if (row := name.replace("axis", "")) not in used:
+            arranged[name] |= {"showticklabels": False, "ticks": "", "showgrid": False}
+            traces = [*traces, _nothing(traces[0]["x"][0], row)]
+    if arranged["meta"]["steps"]:
+        arranged["xaxis"] |= _few_steps(traces)
+    return traces, arranged
+
+
+def _nothing(step: Any, row: str) -> dict[str, Any]:
+    """A word in a panel that has nothing to draw."""
+    words = {"text": ["nothing to draw"], "textfont": {"color": "--muted"}, "hoverinfo": "skip", "showlegend": False}
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "x": [step],
+        "y": [1],
+        "yaxis": row,
+        "textposition": "top right",
+        **words,
+    }
+
+
+def _few_steps(traces: list[dict[str, Any]]) -> dict[str, Any]:
+    """There are no steps between steps: where there are few, so are the ticks."""
+    steps = [x for trace in traces for x in trace["x"] if x is not None]
+    apart = max(steps) - min(steps)
+    if apart == 0:
+        return {"tickvals": steps[:1]}
+    return {"nticks": math.floor(apart) + 1} if apart <= FEW else {}
 
 
 def _sharpness(run: Run, player: str) -> Drawn:
@@ -53,20 +90,33 @@ def _sharpness(run: Run, player: str) -> Drawn:
 
 def _stability(run: Run, player: str) -> Drawn:
     traces: list[dict[str, Any]] = []
+    lines: list[tuple[Criterion, series.Series]] = []
     records = run.select("stability", player)
-    shown, table = [np.ones(1)], series.Table(records)
+    table = series.Table(records)
     for line in run.audit(player).criteria:
         if line.name not in CATALOGUE or line.verdict == "NOT_APPLICABLE":
             continue
-        data = series.ratios_of(table, line.name)
+        lines.append((line, series.ratios_of(table, line.name)))
+    values = np.concatenate([np.ones(1), *(data.value for _, data in lines)])
+    cut = positive_part(values)
+    least, marked = float(values[values > 0].min()) / 2, False
+    for line, data in lines:
         colour, dash = LOOKS.get(line.name, ("muted", "solid"))
         name = f"{short_symbol(line)}: {verdict(line.verdict).words}"
-        traces += curve(data.steps, data.value, name, colour, low=data.low, high=data.high, dash=dash)
-        shown.append(data.value)
+        value, low, high = (
+            np.where(each > 0, each, np.nan) if cut else each for each in (data.value, data.low, data.high)
+        )
+        low = np.where(data.low <= 0, least, low) if cut else low
+        traces += curve(data.steps, value, name, colour, low=low, high=high, dash=dash)
+        if cut and (below := data.value <= 0).any():
+            (mark,) = curve(data.steps[below], np.full(below.sum(), least), "not above zero", colour, mode="markers")
+            said = {"text": numbers(data.value[below]), "hovertemplate": "%{text}", "showlegend": not marked}
+            marked = True
+            traces.append(mark | said | {"marker": mark["marker"] | {"symbol": "triangle-down-open", "size": 7}})
     steps, words = series.no_stable_step(records)
     traces += curve(steps, np.ones(len(steps)), words, "vermillion", mode="markers", every=True)
     shapes = [span(0.9, 1.1, "vermillion", across="y", strength=0.12), level(1, "vermillion"), *_phases(run, player)]
-    rows = [{"title": "measured / threshold", "type": scale(np.concatenate(shown), 8)}]
+    rows = [{"title": "measured / threshold", "type": "log" if cut else scale(values, 8)}]
     return traces, layout(rows, shapes=shapes)
 
 

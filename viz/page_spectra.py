@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from losscope.probes import Run, trajectory_of
 
 from . import series
 from .eigenvalue_axis import density_label, least_density, readable_ticks
+from .interactive_layers import cells
 from .layer_grid import layer_grid
 from .smoothing import Axis, smooth
 from .spectra import Spectra, spectra
@@ -132,40 +134,17 @@ def layers(run: Run, player: str) -> Drawn | None:
     if not np.isfinite(grid.value).any() or len(grid.names) > MOST_LAYERS:
         return None
     kept = _some(len(grid.steps))
-    value, low, high = (each[:, kept] for each in (grid.value, grid.low, grid.high))
-    least, top = grid.span
-    sizes = np.log10(np.maximum(np.abs(value), least) / least)
-    shown = np.where(
-        np.isfinite(value), np.sign(value) * sizes if grid.negative else np.where(value > 0, sizes, np.nan), np.nan
-    )
-    said = [
-        [
-            f"{number(v)} ({number(a)} to {number(b)})" if math.isfinite(v) else "not measured"
-            for v, a, b in zip(*row, strict=True)
-        ]
-        for row in zip(value, low, high, strict=True)
-    ]
-    span = math.log10(top / least)
-    trace: dict[str, Any] = {
-        "type": "heatmap",
-        "x": grid.steps[kept].tolist(),
-        "y": list(range(len(grid.names))),
-        "text": said,
-        "z": [numbers(r) for r in shown],
-        "hovertemplate": "%{y}, step %{x}: %{text}<extra></extra>",
-        "showscale": False,
-        "zmin": -span if grid.negative else 0,
-        "zmax": span,
-        "colorscale": _COLOURS if not grid.negative else [[0, "--orange"], [0.5, "--paper"], [1, "--purple"]],
-    }
+    some = {name: getattr(grid, name)[:, kept] for name in ("value", "low", "high")}
+    grid = dataclasses.replace(grid, steps=grid.steps[kept], **some)
+    traces = cells(grid, one=_COLOURS, two=_SIGNED, grey="--grid", dots="--muted")
     axis = {
         "title": "layer, from the input",
         "autorange": "reversed",
         "showgrid": False,
-        "tickvals": trace["y"],
+        "tickvals": list(range(len(grid.names))),
         "ticktext": [inert(name, 40) for name in grid.names],
     }
-    return [trace], layout([axis], hovermode="closest", height=max(260, 26 * len(grid.names) + 90))
+    return traces, layout([axis], hovermode="closest", height=max(260, 26 * len(grid.names) + 90))
 
 
 def trajectory(run: Run, player: str) -> Drawn | None:
@@ -178,6 +157,7 @@ def trajectory(run: Run, player: str) -> Drawn | None:
     if at.shape[1] < 2:
         return None
     steps = path.steps.tolist()
+    few = steps[0] == steps[-1]
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines+markers",
@@ -194,7 +174,7 @@ def trajectory(run: Run, player: str) -> Drawn | None:
             "color": steps,
             "colorscale": [[0, "--sky"], [0.5, "--blue"], [1, "--ink"]],
             "showscale": True,
-            "colorbar": {"title": {"text": "step"}, "thickness": 12},
+            "colorbar": {"title": {"text": "step"}, "thickness": 12} | ({"tickvals": [steps[0]]} if few else {}),
         },
     }
     ends = [
@@ -209,12 +189,16 @@ def trajectory(run: Run, player: str) -> Drawn | None:
         }
         for i, symbol, name in ((0, "circle", "start"), (-1, "square", "end"))
     ]
-    shares = [f"component {i + 1} ({100 * float(share):.1f} %)" for i, share in enumerate(path.explained[:2])]
+    shares = [
+        f"component {i}" + (f" ({100 * share:.1f} %)" if math.isfinite(share) else "")
+        for i, share in enumerate(path.explained[:2].tolist(), 1)
+    ]
     made = layout([{"title": shares[1], "scaleanchor": "x"}], x=shares[0], hovermode="closest", height=460)
     return [trace, *ends], made
 
 
 _COLOURS = [[0, "--paper"], [0.45, "--sky"], [0.8, "--blue"], [1, "--ink"]]
+_SIGNED = [[0, "--purple"], [0.5, "--paper"], [1, "--orange"]]
 
 
 def _heat(found: Spectra) -> dict[str, Any]:

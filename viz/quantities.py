@@ -18,6 +18,7 @@ __all__ = ["Quantity", "quantity", "recorded"]
 CURVATURE = r"[loss / parameter$^2$]"
 LABELS = {
     "sharpness": rf"sharpness $\lambda_{{\max}}(H)$ {CURVATURE}",
+    "stability": "sharpness / threshold of the optimizer",
     "trace": rf"trace $\mathrm{{tr}}(H)$ {CURVATURE}",
     "loss": "loss",
     "nc1": "NC1, variation within classes / between",
@@ -44,6 +45,7 @@ class Quantity:
         missing: where it could not be measured.
         from_below: whether a value without an upper bound is a lower bound.
         of: what it is of, where that is not what its label says.
+        ratio: whether it is over its threshold already, which is 1 then.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Quantity:
     missing: Unmeasured
     from_below: bool = False
     of: str = ""
+    ratio: bool = False
 
     def __bool__(self) -> bool:
         """Whether there is a finite number to draw."""
@@ -94,7 +97,8 @@ def quantity(run: Run, name: str, player: str | None = None) -> Quantity:
         label = rf"{tex_of(criterion, preconditioned=seen)} / threshold"
         data = _unit_threshold(series.ratios(run, criterion, player))
         below = criterion == "sharpness"
-        return Quantity(name, label, data, series.unmeasured(run, "stability", player, value=criterion), below)
+        missing = series.unmeasured(run, "stability", player, value=criterion)
+        return Quantity(name, label, data, missing, below, ratio=True)
     return _of_a_probe(run, name, player) or _of_the_log(run, name, player) or _among_values(run, name, player)
 
 
@@ -129,10 +133,11 @@ def _of_a_probe(run: Run, name: str, player: str | None) -> Quantity | None:
         return None
     kept = [r for r in records if r.status == "ok"]
     unit = next((r.unit for r in kept if r.unit), "")
-    data = _series(kept, [(r.value, r.low, r.high) for r in kept], "threshold")
-    return Quantity(
-        name, _label(name, unit), data, series.unmeasured(run, name, player), unit == "curvature" and name != "trace"
-    )
+    ratio = unit == "threshold"
+    data = _series(kept, [(r.value, r.low, r.high) for r in kept], None if ratio else "threshold")
+    data = _unit_threshold(data) if ratio else data
+    below = unit in ("curvature", "threshold") and name != "trace"
+    return Quantity(name, _label(name, unit), data, series.unmeasured(run, name, player), below, ratio=ratio)
 
 
 def _of_the_log(run: Run, name: str, player: str | None) -> Quantity | None:

@@ -19,6 +19,8 @@ __all__ = ["plot_sharpness"]
 
 LABEL = r"sharpness $\lambda_{\max}(H)$"
 MOST_MARKERS = 40
+MOST_LETTERS = 90
+"""Of the reason why there is no threshold."""
 LETTERS_PER_INCH = 11
 """Of a legend."""
 
@@ -102,11 +104,25 @@ def _draw_sharpness(run: Run, ax: Axes, player: str | None, *, own: bool) -> Non
     threshold.draw(ax, own=own)
     if not len(threshold.levels):
         known = "finite threshold recorded" if facts.get("threshold_formula") else "threshold known for this optimizer"
-        reason = style.plain(f"no threshold: {facts.get('threshold_reason') or f'no {known}'}", 90)
+        said = f"no threshold: {facts.get('threshold_reason') or f'no {known}'}"
+        reason = style.plain(_clauses(said), MOST_LETTERS).replace("P^-1 H", "$P^{-1}H$")
         words = textwrap.fill(reason, int(LETTERS_PER_INCH * style.width_of(ax)))
         ax.plot([], [], linestyle="none", label=words, gid="no-threshold")
     mark_unmeasured(ax, missing, "sharpness")
     style.legend(ax, outside=own)
+
+
+def _clauses(text: str) -> str:
+    """As many clauses of a text as there is room for, the first at least.
+
+    Example:
+        >>> from losscope.viz.sharpness import _clauses
+        >>> _clauses("no threshold: no rule for LBFGS: there is one for " + "some others, " * 9)
+        'no threshold: no rule for LBFGS'
+    """
+    while len(text) > MOST_LETTERS and text.count(": ") > 1:
+        text = text.rpartition(": ")[0]
+    return text
 
 
 def _draw_value(ax: Axes, data: series.Series) -> None:

@@ -18,10 +18,10 @@ from .eigenvalue_axis import density_label, eigenvalue_axis, least_density
 from .sharpness import _title
 from .smoothing import Axis, Smoothed, smooth
 from .style import BLUE, GRID, MUTED, ORANGE, PURPLE, VERMILLION
-from .words import number
 
 __all__ = ["plot_spectrum"]
 
+EIGENVALUE, UNIT = r"eigenvalue $\lambda$", r" [loss / parameter$^2$]"
 BLURRED = 0.02
 """Standard deviation of a peak, as a share of the axis, from which its shape is seen rather than the density's."""
 NEAR_ZERO = 1e-3
@@ -90,12 +90,16 @@ def plot_spectrum(
         ax = axes[0]
         if record is not None:
             style.title(figure, f"{_title(run, player)}, step {record.step:,}")
+        elif isinstance(shown, Run):
+            style.title(figure, _title(run, player))
     if isinstance(shown, Run):
+        ax.set_xlabel(EIGENVALUE + UNIT)
         style.say(ax, "no spectrum recorded")
+        ax.set_xticks([])
         return ax
     curve = smooth(shown, Axis.of(shown, logarithmic=logarithmic))
     eigenvalue_axis(ax.xaxis, curve.axis, curve.span)
-    ax.set_xlabel(r"eigenvalue $\lambda$" + (r" [loss / parameter$^2$]" if record is not None else ""))
+    ax.set_xlabel(EIGENVALUE + (UNIT if record is not None else ""))
     _draw_density(ax, shown, curve, "parameter$^2$ / loss" if record is not None else "1 / eigenvalue")
     _draw_unresolved(ax, curve)
     _say_shares(ax, shown)
@@ -139,8 +143,8 @@ def _draw_density(ax: Axes, density: SpectralDensity, curve: Smoothed, unit: str
 
 def _words(density: SpectralDensity, ax: Axes) -> str:
     known = 0 < density.wasserstein < math.inf and style.width_of(ax) > 5
-    error = rf", $W_1$ error $\leq$ {number(density.wasserstein, 2)}" if known else ""
-    return f"{density.size:,} eigenvalues{error}"
+    error = rf", $W_1$ error $\leq$ {style.figure_number(density.wasserstein, 2)}" if known else ""
+    return f"{density.size:,} eigenvalue{'s' if density.size != 1 else ''}{error}"
 
 
 def _draw_unresolved(ax: Axes, curve: Smoothed) -> None:
@@ -157,8 +161,11 @@ def _say_shares(ax: Axes, density: SpectralDensity) -> None:
     near, above = density.mass(-cut, cut).value, 1 - density.mass(-math.inf, cut).value
     below = 1 - density.mass(-cut, math.inf).value
     if style.width_of(ax) > 5:
-        c = number(cut, 2)
-        words = rf"$\lambda < -{c}$: {below:.0%}    $|\lambda| \leq {c}$: {near:.0%}    $\lambda > {c}$: {above:.0%}"
+        c = style.figure_number(cut, 2).replace("$", "")
+        ends = (rf"< -{c}", rf"| \leq {c}", rf"> {c}") if cut > 0 else ("< 0", "| = 0", "> 0")
+        words = (
+            rf"$\lambda {ends[0]}$: {below:.0%}    $|\lambda{ends[1]}$: {near:.0%}    $\lambda {ends[2]}$: {above:.0%}"
+        )
     else:
         words = f"below, near, above zero: {100 * below:.0f}, {100 * near:.0f}, {100 * above:.0f} %"
     ax.text(
@@ -191,11 +198,12 @@ def _draw_threshold(ax: Axes, record: Record, curve: Smoothed) -> None:
         return
     if not curve.values[0] < threshold < curve.values[-1]:
         look: dict[str, Any] = {"color": VERMILLION, "linewidth": 1.2, "linestyle": (0, (5, 2))}
-        ax.plot([], [], **look, label=f"threshold {number(threshold)}: off the axis", gid="threshold-off")
+        ax.plot([], [], **look, label=f"threshold {style.figure_number(threshold)}: off the axis", gid="threshold-off")
         return
     ax.axvline(threshold, color=VERMILLION, linewidth=1.2, linestyle=(0, (5, 2)), zorder=2.5, gid="threshold")
+    words = f"threshold {style.figure_number(threshold)}"
     ax.annotate(
-        f"threshold {number(threshold)}", (threshold, 0.89), xycoords=("data", "axes fraction"), xytext=(-3, 0),
-        textcoords="offset points", ha="right", va="top", rotation=90, color=VERMILLION, fontsize=style.FONT - 1,
-        path_effects=style.halo(ax), gid="threshold-label",
+        words, (threshold, 0.89), xycoords=("data", "axes fraction"), xytext=(-3, 0), textcoords="offset points",
+        ha="right", va="top", rotation=90, color=VERMILLION, fontsize=style.FONT - 1, path_effects=style.halo(ax),
+        gid="threshold-label",
     )  # fmt: skip

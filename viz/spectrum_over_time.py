@@ -17,7 +17,6 @@ from .marks import mark_unmeasured
 from .sharpness import _title
 from .spectra import Spectra, spectra
 from .style import ORANGE, PAPER, VERMILLION
-from .words import number
 
 __all__ = ["plot_spectrum_over_time"]
 
@@ -120,5 +119,5 @@ def _draw_threshold(ax: Axes, found: Spectra) -> None:
     if np.isfinite(found.shown_threshold).any():
         ax.plot(found.steps, found.shown_threshold, **look, zorder=4, label="stability threshold", gid="threshold")
     elif np.isfinite(found.threshold).any():
-        last = number(float(found.threshold[np.isfinite(found.threshold)][-1]))
+        last = style.figure_number(float(found.threshold[np.isfinite(found.threshold)][-1]))
         ax.plot([], [], **look, label=f"stability threshold {last}: off the axis", gid="threshold-off")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -202,10 +203,28 @@ def _scale(ax: Axes, curves: Sequence[_Curve], small: series.Series) -> None:
     if ax.get_yscale() == "log":
         ax.set_ylim(min(least, 0.9) / 1.3, max(top * 1.6, min(highs, top * 2)))
     elif max(top, -least) > FAR:  # and not all are positive
-        style.symmetric(ax, 1.0)
+        sizes = np.abs(np.concatenate([data.value for data in drawn]))
+        usual = float(np.median(sizes[np.isfinite(sizes) & (sizes > 0)]))
+        style.symmetric(ax, min(1.0, 10.0 ** math.floor(math.log10(usual))))
         ax.set_ylim(min(0.0, least * 1.6), top * 1.6)
     else:
         ax.set_ylim(min(0.0, least * 1.1), max(top * 1.14, min(highs, top * 1.4)))
+
+
+def positive_part(values: np.ndarray) -> bool:
+    """Whether ratios are drawn on a logarithmic axis although some are not positive, which it marks at its bottom.
+
+    That is where the largest would have all others lie flat on a linear axis, and most are positive; plotly's axes have
+    no scale about zero.
+
+    Example:
+        >>> import numpy as np
+        >>> from losscope.viz.stability import positive_part
+        >>> positive_part(np.array([2000.0, -0.1, 0.01, 0.01])), positive_part(np.array([2.0, -0.1, 0.01, 0.01]))
+        (True, False)
+    """
+    finite = values[np.isfinite(values)]
+    return bool(len(finite) and finite.min() <= 0 < np.median(finite) and finite.max() > FAR)
 
 
 def _window(ax: Axes, audit: Audit) -> None:

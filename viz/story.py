@@ -93,7 +93,9 @@ def _standing(run: Run, player: str | None) -> list[Sentence]:
     made = run.meta.get("steps")
     updates = made.get(name) if isinstance(made, dict) else None
     recorded = [r.step for r in run.records if r.player == name]
-    reach = f"{updates:,} updates were made" if isinstance(updates, int) else ""
+    reach = ""
+    if isinstance(updates, int):
+        reach = "1 update was made" if updates == 1 else f"{updates:,} updates were made"
     if not reach and recorded:
         begin, end = min(recorded), max(recorded)
         reach = f"records reach from {step(begin)} to {step(end)}" if begin < end else f"all records are of {step(end)}"

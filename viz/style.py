@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,14 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colorbar import Colorbar
 from matplotlib.colorizer import ColorizingArtist as ScalarMappable
-from matplotlib.colors import LogNorm, to_rgba
+from matplotlib.colors import LogNorm, SymLogNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, SymmetricalLogLocator
 
 from losscope.landscape import SettingError
+
+from .label_room import RoomForLabels
+from .ticks import WholeNumbers, signed_decades
+from .words import number
 
 __all__ = [
     "BLUE",
@@ -35,6 +40,7 @@ __all__ = [
     "blank",
     "colour_bar",
     "dress",
+    "figure_number",
     "halo",
     "in_two",
     "inches",
@@ -69,6 +75,8 @@ LEFT = 0.75
 """Width in inches of what is commonly left of the axes."""
 CLOSEST = 0.15
 """Inches between the labels of ticks above each other, at least."""
+LETTERS, NOTES = 17, 3
+"""Letters of a note to an inch, and its lines at most."""
 WIDE = 20.0
 """Positive numbers that spread by more than this factor are drawn on a logarithmic axis."""
 
@@ -82,7 +90,7 @@ def blank(size: tuple[float, float], *, layout: Literal["constrained"] | None = 
         size: width and height in inches.
         layout: matplotlib's.
     """
-    figure = Figure(figsize=size, layout=layout, facecolor=PAPER)
+    figure = Figure(figsize=size, layout=RoomForLabels() if layout else None, facecolor=PAPER)
     FigureCanvasAgg(figure)
     return figure
 
@@ -127,8 +135,9 @@ def dress(ax: Axes) -> None:
     ax.tick_params(colors=INK, labelsize=FONT - 1, which="both")
     ax.grid(axis="y", color=GRID, linewidth=0.6)
     ax.set_axisbelow(True)
-    for label in (ax.xaxis.label, ax.yaxis.label):
-        label.set(color=INK, fontsize=FONT)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set(color=INK, fontsize=FONT)
+        axis.set_major_formatter(WholeNumbers())
 
 
 def step_axis(ax: Axes, steps: np.ndarray) -> None:
@@ -170,8 +179,20 @@ def symmetric_if_wide(ax: Axes, values: np.ndarray, wide: float = 100.0) -> bool
 def symmetric(ax: Axes, linear: float) -> None:
     """Make the y-axis logarithmic on both sides of zero, and linear between ``-linear`` and ``linear``."""
     ax.set_yscale("symlog", linthresh=linear)
-    minus = "\N{MINUS SIGN}"
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: (minus if y < 0 else "") + tick_text(abs(y)) if y else "0"))
+    locator = SymmetricalLogLocator(base=10, linthresh=linear)
+    locator.set_params(numticks=max(int(_height(ax) / (2 * CLOSEST)), 3))
+    ax.yaxis.set_major_locator(locator)
+    ax.yaxis.set_major_formatter(FuncFormatter(_signed))
+
+
+def _signed(value: float, _: object = None) -> str:
+    return ("\N{MINUS SIGN}" if value < 0 else "") + tick_text(abs(value)) if value else "0"
+
+
+def _height(ax: Axes) -> float:
+    """Inches of height of the axes, before the layout is made."""
+    figure = ax.get_figure(root=False)
+    return float(ax.get_position().height * figure.bbox.height / figure.dpi) if figure is not None else 3.0
 
 
 def log_ticks(ax: Axes, low: float, high: float, *, dense: float = 500) -> None:
@@ -186,9 +207,7 @@ def log_ticks(ax: Axes, low: float, high: float, *, dense: float = 500) -> None:
         ax.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.5g}"))
     else:
-        figure = ax.get_figure(root=False)
-        height = ax.get_position().height * figure.bbox.height / figure.dpi if figure is not None else 3.0
-        room = height / CLOSEST
+        room = _height(ax) / CLOSEST
         subs = (1.0, 2.0, 5.0) if wide < dense and 3 * math.log10(wide) <= room else (1.0,)
         ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick_text(y)))
@@ -236,6 +255,21 @@ def halo(ax: Axes) -> list[Any]:
     return [withStroke(linewidth=2.5, foreground=colour if colour[3] > 0 else PAPER)]
 
 
+def figure_number(value: float | None, digits: int = 4) -> str:
+    r"""A number in the words of a figure: as elsewhere, but with a true minus sign and power of ten.
+
+    Example:
+        >>> from losscope.viz.style import figure_number
+        >>> figure_number(12667.0), figure_number(-0.5), figure_number(4e-11)
+        ('12,667', '−0.5', '$4\\cdot10^{-11}$')
+    """
+    text = number(value, digits).replace("-", "\N{MINUS SIGN}")
+    if "e" not in text or value is None:
+        return text
+    mantissa, _, power = f"{abs(value):.{digits - 1}e}".partition("e")
+    return ("\N{MINUS SIGN}" if value < 0 else "") + rf"${float(mantissa):g}\cdot10^{{{int(power)}}}$"
+
+
 def plain(text: str, most: int = 60) -> str:
     r"""A user's words for a figure: cut where too long, dollar signs taken as they are and not as mathematics.
 
@@ -268,6 +302,11 @@ def colour_bar(ax: Axes, shown: ScalarMappable, label: str) -> Colorbar:
     bar.set_label(label, color=ink(ax), fontsize=FONT)
     if isinstance(shown.norm, LogNorm):
         log_ticks(bar.ax, float(shown.norm.vmin or 1), float(shown.norm.vmax or 1))
+    elif isinstance(shown.norm, SymLogNorm):
+        room = int(_height(ax) / (1.4 * CLOSEST))
+        bar.set_ticks(signed_decades(shown.norm.linthresh, float(shown.norm.vmax or 1), room))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(_signed))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.tick_params(labelsize=FONT - 1, colors=ink(ax), which="both")
     bar.outline.set_visible(False)
     return bar
@@ -279,12 +318,12 @@ def title(figure: Figure, text: str, y: float | None = None) -> None:
 
 
 def note(figure: Figure, text: str) -> None:
-    """What is to be known of the numbers, small, in one line below all panels; nothing where there is nothing."""
+    """What is to be known of the numbers, small, in a line below all panels or two; nothing where there is nothing."""
     if not text:
         return
-    figure.supxlabel(
-        plain(text, min(90, round(figure.get_figwidth() * 17))), x=0.01, ha="left", fontsize=FONT - 2, color=MUTED
-    )
+    lines = textwrap.wrap(text, round(figure.get_figwidth() * LETTERS), max_lines=NOTES, placeholder=" …")
+    words = "\n".join(plain(line, len(line)) for line in lines)
+    figure.supxlabel(words, x=0.01, ha="left", fontsize=FONT - 2, color=MUTED)
 
 
 def legend(ax: Axes, *, outside: bool, columns: int = 3) -> None:

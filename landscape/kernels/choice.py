@@ -189,7 +189,7 @@ def _untried(objective: Objective, *, block: int, planned: int, memory: int | No
             trial.measure("retained")
         except DoubleBackwardError as error:
             return _without_double_backward(trial, error)
-    reason = "; ".join(filter(None, (agreed.reason, f"no trial for {planned} products")))
+    reason = "; ".join(filter(None, (agreed.reason, f"no trial for {planned} product{'s' if planned != 1 else ''}")))
     return Choice("retained", agreed.status, reason, (), block)
 
 

@@ -95,7 +95,8 @@ def load(path: str | Path) -> Line | Plane | LossPath | QuadraticModel:
             raise ValueError("its header is another program's")
         version = header["version"]
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{str(path)!r} is not a file that losscope.landscape.surface.save wrote ({error})") from error
+        objects = " (it holds Python objects, which are not loaded)" if "Object arrays" in str(error) else ""
+        raise DataError(f"{str(path)!r} is not a file that losscope.landscape.surface.save wrote{objects}") from error
     if version != VERSION:
         raise DataError(
             f"{str(path)!r} is of version {version!r}, this losscope reads version {VERSION}: "

@@ -156,3 +156,15 @@ def test_in_real_loops(size: int | None, kind: str, part: str) -> None:
     assert found.share == len(clipped) / 24
     assert found.share == 1.0 if part == "always" else 0.15 <= found.share <= 0.85
     assert found.kind == kind and found.at == pytest.approx(most, rel=1e-4)
+
+
+# --------------------------------------------------------------------------- gradients that stay as they are
+
+
+def test_a_constant_gradient_is_not_a_clipped_one() -> None:
+    """Of a linear loss, or at a rate of 0: the norms are all the same, and those of the objective's own gradient."""
+    same = records([3.3] * 8, [2.1] * 8, [1.0] * 8)
+    assert clipping(same, same, full_batch=True, dtype="float32").share == 0
+    shorter = records([1.0] * 8, [0.5] * 8, [0.6, 0.5, 0.4, 0.3, 0.6, 0.5, 0.4, 0.3])
+    found = clipping(shorter, shorter, full_batch=True, dtype="float32")
+    assert (found.share, found.kind, found.at) == (1.0, "norm", 1.0)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from audited_runs import SMALL, audit_of, stability
-from losscope.probes import Audit, Record, Stability
+from losscope.probes import Audit, Record, Stability, watch
 from losscope.probes.same_data import along, squares, trains_on_more
 from observed_runs import Observing, observed_run
 
@@ -227,3 +227,21 @@ def test_larger_gradients_of_a_larger_loss_are_those_of_augmented_data(factor: f
         records.append(Record(10 * i, "model", "stability", values={"threshold": 20.0, "sharpness": 10.0} | values))
     logs = [Record(10 * i, "model", "log", values={"loss": factor * 0.1 * (1 + 0.1 * (i % 2))}) for i in range(20)]
     assert data_of(audit_of(records + logs, **SMALL | {"samples": 960}))[0] is holds
+
+
+def test_one_parameter_has_no_direction_to_compare() -> None:
+    """Every gradient of one parameter has a cosine of 1 or -1 with any other: mini-batches passed for full batches."""
+    torch.manual_seed(0)
+    model, loss = nn.Linear(1, 1, bias=False), nn.MSELoss()
+    x = torch.randn(40, 1)
+    y = 3 * x + 0.1 * torch.randn(40, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    with watch(model, optimizer, data=(x, y), criterion=loss, probes=[Stability()], every=1, batch_size=4) as run:
+        for _ in range(25):
+            some = torch.randint(40, (4,))
+            optimizer.zero_grad()
+            loss(model(x[some]), y[some]).backward()
+            optimizer.step()
+    audit = run.run.audit()
+    assert audit["s_mu"].verdict != "NOT_APPLICABLE" and "full-batch" not in str(audit)
+    assert audit["sharpness"].verdict == "NOT_EXCLUDED" and "clipped" not in audit["sharpness"].reason

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losscope.landscape.stability import critical_sharpness
-from losscope.probes import Measurement, Needs, Probe, Snapshot, watch
+from losscope.probes import Measurement, Needs, Probe, Snapshot, Stability, watch
+from losscope.probes.audit_json import audit_as_dict
 from probe_cases import CLASSES, Line
 
 
@@ -150,6 +151,38 @@ def test_the_weights_stay_where_they_are_for_the_next_probe() -> None:
 
     watched(lambda p: torch.optim.SGD(p, lr=0.1), probe)
     assert all(a == b == pytest.approx(c) for a, b, c in losses)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_loss_that_falls_for_ever_is_not_led_uphill(sign: float) -> None:
+    """Linear, or concave: each step lowers the loss, the further the more."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1, bias=False), torch.randn(20, 4)
+    loss_fn = (lambda m, b: m(b[0]).mean()) if sign > 0 else (lambda m, b: -m(b[0]).square().mean())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, data=(x, x), loss_fn=loss_fn, probes=[Stability()], every=1, on_error="raise") as run:
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss_fn(model, (x, x)).backward()
+            optimizer.step()
+    records = run.run.select("stability")
+    assert len(records) == 40
+    for record in records:
+        low, value = (record.values[f"critical_sharpness{end}"] for end in ("_low", ""))
+        assert low == 0 and value is not None and 0 < value < 0.01 * 2 / 0.1
+    said = str(audit_as_dict(run.run.audit()))
+    assert "uphill" not in said and "the loss falls on far beyond the update's length" in said
+
+
+def test_updates_that_do_not_move_lead_nowhere() -> None:
+    line = Line()
+    optimizer = torch.optim.SGD(line.model.parameters(), lr=0.0)
+    with watch(line.model, optimizer, **line.options(probes=[Stability()], on_error="raise")) as run:
+        for _ in range(3):
+            line.loss().backward()
+            optimizer.step()
+    assert not [r for r in run.run.select("stability") if "critical_sharpness" in r.values]
+    assert "uphill" not in str(audit_as_dict(run.run.audit()))
 
 
 @pytest.mark.parametrize("case", ["two rates", "rate zero", "no update"])

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from artists import inside, line
+from drawn_results import classes_of
 from losscope.landscape import GaussNewton, Objective, SettingError, top_eigenpairs
 from losscope.landscape.class_structure import ClassStructure, class_structure
 from losscope.viz import plot_class_structure
@@ -60,6 +61,16 @@ def test_any_number_of_classes_fits(classes: int, size: tuple[float, float]) -> 
     left, right = plot_class_structure(structure(classes)[0], size=size)
     inside(left.get_figure())
     assert len([t for t in right.texts if t.get_gid() == "class"]) == (classes if classes <= 20 else 0)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 12])
+def test_ranks_and_eigenvalues_have_ticks_that_are_read(classes: int) -> None:
+    ax = plot_class_structure(classes_of(classes))[0]
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_xlim()
+    ranks = [t.label1.get_text() for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+    assert ranks[0] == "1" and len(ranks) >= 2
+    assert not any("times" in label.get_text() for label in ax.get_yticklabels(minor=True))
 
 
 def test_on_axes_of_the_user(three: tuple[ClassStructure, Objective]) -> None:

@@ -149,6 +149,13 @@ def test_bad_usage_is_exit_2(line: str) -> None:
     assert result.stderr and "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("command", ["report", "audit", "live", "doctor", "surface", "export"])
+def test_usage_names_each_argument_once(command: str) -> None:
+    usage = losscope(command, "--help").stdout.partition("\n")[0]
+    assert usage.count("...") <= (command in ("report", "surface")) and "[[" not in usage
+    assert usage.split()[-1].strip("[]{}.") == ("FILE" if command == "surface" else "RUN")
+
+
 def test_no_such_player(run: Path) -> None:
     result = losscope("audit", run, "--player", "E")
     assert result.exit_code == 2

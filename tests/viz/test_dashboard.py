@@ -99,6 +99,13 @@ def test_by_name_and_for_a_player() -> None:
         plot_dashboard(gan, player="E")
 
 
+def test_of_several_players_each_panel_is_of_one() -> None:
+    gan = run_of([*hovering(100, player="G"), *hovering(100, player="D")], G={}, D={})
+    axes = plot_dashboard(gan)
+    trace = axes[titles(axes).index("Trace")]
+    assert len([each for each in trace.lines if each.get_gid() == "overlay"]) == 1
+
+
 @pytest.mark.parametrize("width", [3.4, 7.0])
 def test_a_page_too_small_for_its_panels_is_made_higher(width: float) -> None:
     axes = plot_dashboard(everything(), size=(width, 4.0))

@@ -70,6 +70,27 @@ def test_rates_without_a_stable_step_are_marked() -> None:
     assert [t["x"] for t in traces if t["name"] == "no stable step: lr -0.1 (2)"] == [[600, 625]]
 
 
+def test_a_huge_first_ratio_does_not_flatten_the_others() -> None:
+    """Plotly has no scale about zero: what is not above it is marked at the bottom of a logarithmic one."""
+    ratios = [2000.0, -0.02, 0.01, 0.012, 0.013]
+    run = run_of(
+        Record(10 * i, "model", "stability", lr=0.1, value=r, low=r - 1, high=r + 1,
+               values={"sharpness": 20 * r, "threshold": 20.0, "two_over_lr": 20.0})
+        for i, r in enumerate(ratios)
+    )  # fmt: skip
+    figure = interactive_stability(run)
+    assert figure.layout.yaxis.type == "log"
+    (mark,) = [trace for trace in figure.data if trace.name == "not above zero (1)"]
+    assert list(mark.x) == [10] and "ratio -0.02" in mark.text[0] and 0 < mark.y[0] < 0.01
+    traces, arranged = drawn(run, "stability", "model") or ([], {})
+    assert arranged["yaxis"]["type"] == "log"
+    assert [t["x"] for t in traces if t["name"] == "not above zero"] == [[10]]
+    assert all(y is None or y > 0 for trace in traces for y in trace["y"])
+    calm = run_of(Record(i, "model", "stability", value=r, values={"sharpness": 20 * r, "threshold": 20.0})
+                  for i, r in enumerate([2.0, -0.02, 0.5]))  # fmt: skip
+    assert interactive_stability(calm).layout.yaxis.type == "linear"
+
+
 def test_bars_are_the_intervals() -> None:
     run = run_of([r for t in range(5) for r in measured(10 * t, 10.0, 0.1, bounded=t == 2)])
     for figure, unit in ((interactive_stability(run), 20.0), (interactive_sharpness(run), 1.0)):
@@ -103,6 +124,12 @@ def test_layers_of_both_signs() -> None:
     heat = figure.data[0]
     assert heat.zmin == -heat.zmax and heat.z[0][1] == pytest.approx(-heat.z[1][1])
     assert heat.colorbar.ticktext[len(heat.colorbar.ticktext) // 2] == "0"
+
+
+@pytest.mark.parametrize("traces", [[[1.2, 1.4]], [[0.03, 0.06]], [[1e-12, 3e12]], [[2e-12, 3e-12]]])
+def test_the_bar_of_the_layers_has_ticks_that_can_be_read(traces: list[list[float]]) -> None:
+    bar = interactive_layers(layered(np.array(traces))).data[0].colorbar
+    assert 2 <= len(bar.tickvals) <= 10 and len(set(bar.ticktext)) == len(bar.ticktext) == len(bar.tickvals)
 
 
 def test_the_slider_has_every_step() -> None:

@@ -52,6 +52,7 @@ def test_a_sign_by_chance_does_not_change_the_scale() -> None:
     ax = plot_layers(layered(traces))
     assert isinstance(ax.collections[-1].norm, LogNorm)
     assert cells(ax, "below").mask.tolist() == [[True, True], [False, True]]
+    assert entries(ax)[0] == "zero or below"
 
 
 def test_cells_whose_interval_holds_zero_are_marked() -> None:

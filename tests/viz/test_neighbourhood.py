@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
+from drawn_results import rising
 from losscope.landscape import Objective, average_sharpness
 from losscope.landscape.surface import AverageSharpness, Neighbourhood, neighbourhood
 from losscope.viz import plot_neighbourhood
@@ -53,6 +54,15 @@ def test_what_is_drawn_where(both: Neighbourhood) -> None:
     assert {"average-band", "rounding", "rounding-label"} <= gids(ax)
     low, high = ax.get_ylim()
     assert low < both.average.rounding and high > max(ball.value for ball in both.worst)
+
+
+def test_rounding_far_below_all_that_was_measured_does_not_squeeze_it() -> None:
+    far = rising([1e-3, 1e-2, 1e-1])
+    average = dataclasses.replace(far.average, rounding=1e-18, floor=0.0)
+    ax = plot_neighbourhood(dataclasses.replace(far, average=average))
+    least = min(rise.value for rise in average.rises)
+    assert ax.get_ylim()[0] > least / 10 and "rounding-label" not in gids(ax)
+    assert "rounding, $1\\cdot10^{-18}$: off the axis" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_below_round_off_it_is_hollow(both: Neighbourhood) -> None:

@@ -98,6 +98,14 @@ def test_any_recorded_number_by_name(name: str, expected: float) -> None:
     assert drawn.get_ydata().tolist() == [pytest.approx(expected)]
 
 
+def test_a_ratio_has_its_threshold_at_one() -> None:
+    """The main number of probe stability is over its threshold already."""
+    ax = plot_overlay(steady(5.0), "stability")
+    (limit,) = curves(ax, "threshold")
+    assert set(limit.get_ydata()) == {1.0} and entries(ax)[-1] == "threshold"
+    assert curves(ax)[0].get_ydata().tolist() == [0.25] * 10 and "threshold" in ax.get_ylabel()
+
+
 def test_intervals_of_a_number_among_the_values() -> None:
     ax = plot_overlay([steady(5.0), steady(4.0)], "stability.trace")
     tops = [float(each.get_paths()[0].vertices[:, 1].max()) for each in ax.collections]
@@ -129,7 +137,8 @@ def test_runs_of_the_same_folder_name_are_told_apart(tmp_path: Path) -> None:
     runs = [write(tmp_path / parent / "run", records) for parent in ("a", "b")]
     assert entries(plot_overlay(runs))[:2] == ["a/run", "b/run"]
     names = entries(plot_overlay([runs[0], runs[0]]))[:2]
-    assert len(set(names)) == 2
+    assert names == ["run (1)", "run (2)"]
+    assert entries(plot_overlay([*runs, runs[0]]))[:3] == ["a/run (1)", "b/run", "a/run (2)"]
 
 
 def test_long_names_keep_what_differs() -> None:

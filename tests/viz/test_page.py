@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from drawn_everything import everything as of_all_probes
 from drawn_runs import diverging, hovering, minibatch, run_of
 from drawn_spectra import evolving
 from losscope.probes import Record, Run
 from losscope.viz.captions import CAPTIONS, NARROW, WIDE
+from losscope.viz.captions import DRAWN as CAPTIONS_DRAWN
 from losscope.viz.figure import FIGURES
 from losscope.viz.page import _plotly, data, fragment, page
 from losscope.viz.page_figures import DRAWN, drawn
@@ -149,6 +151,47 @@ def test_few_records(steps: int) -> None:
     assert figures(data([run_of(diverging())]))
     empty = Run.from_records({"players": {}}, [])
     assert figures(data([empty])) == [] and "How to read" in page([empty]) and fragment(empty)
+
+
+def test_one_measurement_has_one_tick_and_no_share_of_a_variance() -> None:
+    run = of_all_probes([7])
+    for kind in ("sharpness", "stability", "tangent_kernel", "layers", "trajectory"):
+        traces, arranged = drawn(run, kind, "model") or ([], {})
+        assert traces and "nan" not in json.dumps([traces, arranged]).lower()
+        if kind != "trajectory":
+            assert arranged["xaxis"]["tickvals"] == [7]
+    traces, arranged = drawn(of_all_probes([7, 8, 10]), "sharpness", "model") or ([], {})
+    assert arranged["xaxis"]["nticks"] == 4  # 7, 8, 9, 10
+
+
+def test_a_panel_with_nothing_to_draw_says_so() -> None:
+    traces, arranged = drawn(of_all_probes([7]), "tangent_kernel", "model") or ([], {})
+    (word,) = [trace for trace in traces if trace["mode"] == "text"]
+    assert word["text"] == ["nothing to draw"] and word["yaxis"] == "y2"
+    assert arranged["yaxis2"]["showticklabels"] is False and "showticklabels" not in arranged["yaxis"]
+    assert not [t for t in (drawn(of_all_probes([7, 8]), "tangent_kernel", "model") or ([],))[0] if t["mode"] == "text"]
+
+
+def test_captions_speak_of_what_plotly_draws() -> None:
+    said = {figure["id"].removeprefix("0-0-"): figure["caption"] for figure in figures(data([of_all_probes([7, 8])]))}
+    assert set(CAPTIONS_DRAWN) <= set(said)
+    assert not [word for word in ("Below: distance", "Hollow", "Grey and dotted") if word in " ".join(said.values())]
+    assert "Below: distance" in CAPTIONS["trajectory"]
+
+
+def test_layers_not_above_zero_are_grey_and_signs_have_the_colours_of_the_still_figure() -> None:
+    ends = (("", 0.0), ("_low", -0.1), ("_high", 0.1))
+
+    def of(*rows: float) -> list[dict[str, Any]]:
+        values = {f"{i}/trace{end}": row + off for i, row in enumerate(rows) for end, off in ends}
+        run = run_of([Record(0, "model", "layer_traces", value=sum(rows), values=values)])
+        return (drawn(run, "layers", "model") or ([], {}))[0]
+
+    grey, heat, dots = of(5.0, -0.05)
+    assert grey["z"] == [[None], [1.0]] and heat["z"][1] == [None] and dots["y"] == [1]
+    (heat,) = of(5.0, -5.0)
+    assert heat["z"][0][0] > 0 > heat["z"][1][0]
+    assert [colour for _, colour in heat["colorscale"]] == ["--purple", "--paper", "--orange"]  # as in PuOr_r
 
 
 def test_plotly_knows_all_that_it_is_told() -> None:

@@ -50,6 +50,16 @@ def test_threshold_follows_the_schedule_and_is_labelled_on_each_plateau() -> Non
     assert top.get_yscale() == "log"
 
 
+def test_labels_that_are_longer_than_their_plateaus_are_at_both_ends() -> None:
+    records = [r for t in range(9) for r in measured(10 * t, 5.0, (0.1, 0.05, 0.02)[t // 3])]
+    formula = {"threshold_formula": "(2+2b)/(lr(1+2b))"}
+    assert texts(plot_sharpness(run_of(records, model=formula), size=(12.0, 4.8))[0]) == [
+        f"(2+2b)/(lr(1+2b)) = {level}" for level in (20, 40, 100)
+    ]
+    narrow = texts(plot_sharpness(run_of(records, model=formula))[0])
+    assert narrow == ["(2+2b)/(lr(1+2b)), first 20", "(2+2b)/(lr(1+2b)), last 100"]
+
+
 def test_a_smooth_schedule_is_labelled_at_both_ends() -> None:
     run = run_of([r for t in range(50) for r in measured(t, 5.0, 0.1 / (1 + t))], model={"threshold_formula": "2/lr"})
     top, _ = plot_sharpness(run)
@@ -134,3 +144,22 @@ def test_a_run_whose_description_says_little() -> None:
 @pytest.mark.parametrize("records", [hovering, minibatch, dropping, diverging])
 def test_nothing_is_clipped(records: Callable[[], list[Record]], size: tuple[float, float]) -> None:
     inside(plot_sharpness(run_of(records()), size=size)[0].get_figure())
+
+
+@pytest.mark.parametrize("height", [2.8, 3.0, 4.0])
+def test_labels_of_panels_do_not_lie_on_one_another_in_one_column(height: float) -> None:
+    top, bottom = plot_sharpness(run_of(hovering()), size=(3.3, height))
+    for _ in range(2):  # drawn again they stay as they are
+        top.figure.draw_without_rendering()
+        above, below = (ax.yaxis.label.get_window_extent() for ax in (top, bottom))
+        assert below.y1 <= above.y0 + 1 and below.y0 >= 0 and above.y1 <= top.figure.bbox.y1
+
+
+def test_without_a_rule_the_reason_is_short() -> None:
+    listed = "no stability rule for LBFGS: there is one for SGD, Adam, AdamW, NAdam, RMSprop, Adagrad and SAM"
+    run = run_of([Record(0, "model", "sharpness", value=1.0)], model={"threshold_reason": listed})
+    assert "no threshold: no stability rule for LBFGS" in entries(plot_sharpness(run)[0])
+    run = run_of(
+        [Record(0, "model", "sharpness", value=1.0)], model={"threshold_reason": "that of Adam is one of P^-1 H"}
+    )
+    assert "no threshold: that of Adam is one of $P^{-1}H$" in entries(plot_sharpness(run)[0])

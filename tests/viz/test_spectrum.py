@@ -13,7 +13,7 @@ from drawn_runs import hovering, run_of
 from drawn_spectra import atom, evolving, scaled, spiked
 from losscope.landscape import RunError, SettingError, SpectralDensity, spectral_density
 from losscope.landscape.outliers import outliers
-from losscope.probes import Run
+from losscope.probes import Record, Run
 from losscope.viz import plot_outliers, plot_spectrum, plot_spectrum_over_time
 from losscope.viz.eigenvalue_axis import power, readable_ticks
 from losscope.viz.smoothing import Axis
@@ -157,6 +157,26 @@ def test_what_is_hardly_a_spectrum(density: SpectralDensity, logarithmic: bool |
     assert 1 <= len(ax.get_xticks()) < 20
 
 
+def test_a_run_without_spectra_has_its_name_and_no_numbers() -> None:
+    ax = plot_spectrum(run_of(hovering(50)))
+    assert texts(ax) == ["no spectrum recorded"] and ax.figure.get_suptitle() == "run"
+    assert "eigenvalue" in ax.get_xlabel() and not ax.get_xticks().size
+
+
+def test_a_narrow_spectrum_far_from_zero_has_ticks_that_differ() -> None:
+    ax = plot_spectrum(spectral_density(torch.diag(torch.linspace(99.9999, 100.0001, 50, dtype=torch.float64)), seed=0))
+    ax.figure.draw_without_rendering()
+    words = [label.get_text() for label in ax.get_xticklabels()]
+    assert len(words) > 3 and len(set(words)) == len(words)
+
+
+def test_one_eigenvalue_and_none_that_is_not_zero() -> None:
+    one = plot_spectrum(spectral_density(torch.eye(1, dtype=torch.float64), seed=0))
+    assert entries(one)[0].startswith("1 eigenvalue,") or entries(one)[0] == "1 eigenvalue"
+    zero = plot_spectrum(spectral_density(torch.zeros(9, 9, dtype=torch.float64), seed=0))
+    assert texts(zero) == [r"$\lambda < 0$: 0%    $|\lambda| = 0$: 100%    $\lambda > 0$: 0%"]
+
+
 def test_on_axes_of_the_user() -> None:
     figure = Figure()
     one, two = figure.subplots(1, 2)
@@ -285,6 +305,18 @@ def test_outliers_that_were_not_counted() -> None:
     for record in run.records:
         record.values["outliers"] = 0.0
     assert texts(plot_outliers(run)[1]) == ["none separated from the bulk"]
+
+
+def test_one_eigenvalue_alone_and_several_close_together() -> None:
+    def of(values: dict[str, float]) -> Run:
+        return run_of(
+            [Record(t, "model", "spectrum", value=-1.0, values=values | {"threshold": 200.0}) for t in (0, 5)]
+        )
+
+    top, _ = plot_outliers(of({}))
+    assert entries(top)[0] == "the largest eigenvalue"
+    top, _ = plot_outliers(of({"lambda_2": -2.0, "lambda_3": -3.0}))  # on an axis that reaches to 200
+    assert [text for text in texts(top) if "lambda" in text] == [r"$\lambda_1 \ldots \lambda_{3}$"]
 
 
 def test_outliers_on_axes_of_the_user() -> None:

@@ -32,6 +32,12 @@ def below(ratios: list[float], every: int = 10, *, high: float | None = None, **
     return run_of(records, model=facts)
 
 
+def test_one_update_is_one() -> None:
+    for count, words in ((1, "1 update was made."), (2, "2 updates were made.")):
+        run = Run.from_records(meta() | {"steps": {"model": count}, "status": "finished"}, [])
+        assert words in told(run, "training")
+
+
 # --------------------------------------------------------------------------- the edge
 
 

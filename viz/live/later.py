@@ -12,7 +12,7 @@ from typing import Any
 from losscope.probes import Record
 from losscope.probes.audit_json import strict
 
-from ..page_figures import drawn
+from ..page_figures import DRAWN
 from .followed import FollowedRun
 
 __all__ = ["CONTINUED", "later"]
@@ -41,10 +41,10 @@ def later(run: FollowedRun, fresh: Sequence[Record]) -> list[dict[str, Any]]:
     for place, player in enumerate(run.players):
         for kind in CONTINUED:
             try:
-                made = drawn(ends, kind, player)
+                made = DRAWN[kind](ends, player)
             except Exception:  # what is wrong with it shows when all is drawn
                 continue
-            if made is not None:
+            if made is not None and made[0]:
                 traces = [{name: trace[name] for name in SENT if name in trace} for trace in made[0]]
                 found.append({"id": f"0-{place}-{kind}", "traces": strict(traces)})
     return found

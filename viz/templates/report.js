@@ -29,7 +29,7 @@
     for (const name of Object.keys(layout).filter((each) => /^[xy]axis/.test(each))) {
       const axis = layout[name];
       const [bottom, top] = axis.domain || [0, 1];
-      const logarithmic = { tickformat: "~g", nticks: Math.min(4, Math.max(2, Math.round(((top - bottom) * height) / 55))) };
+      const logarithmic = { tickformat: "~g", nticks: Math.min(3, Math.max(2, Math.round(((top - bottom) * height) / 55))) };
       layout[name] = { color: shade("--ink"), gridcolor: shade("--grid"), linecolor: shade("--ink"), showline: true,
         ticks: "outside", ticklen: 4, automargin: true, exponentformat: "power",
         ...(axis.type === "log" ? logarithmic : {}), ...axis };
