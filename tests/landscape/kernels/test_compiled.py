@@ -218,6 +218,21 @@ def test_custom_functions_are_right_or_refused() -> None:
         assert not reason or "differ from double backward's: norms" in reason
 
 
+def test_an_error_in_one_vectors_product_alone_is_refused_too() -> None:
+    """Traced, torch's weight norm has the wrong second derivative of its fused kernel, and biases come first."""
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3))
+    objective = Objective(model, labelled([6]), criterion=CE)
+    unit = torch.eye(objective.space.size)
+    expected = Retained(objective)(unit)
+    reason = ""
+    try:
+        found = engine(objective)(unit)
+    except KernelError as error:
+        reason, found = str(error), expected
+    assert distance(found, expected) <= 1e-5
+    assert not reason or "differ from double backward's: norms" in reason
+
+
 def test_parameters_that_the_loss_holds_on_to_are_refused() -> None:
     model = mlp(4, 5, 3)
     held = list(model.parameters())
