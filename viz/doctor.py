@@ -79,8 +79,10 @@ def print_cost(cost: Cost, console: Console | None = None, *, title: str = "") -
         table.add_row(*map(Text, row))
     console.print(Cleaned(table) if rows else Text("Nothing was measured."))
     console.print()
+    names = {each.probe for each in cost.probes}
     for note in cost.notes():
-        console.print(Cleaned(Text(f"{note[0].upper()}{note[1:]}.")))
+        first = note[0] if note.partition(" ")[0] in names else note[0].upper()  # a probe's name is as it is
+        console.print(Cleaned(Text(f"{first}{note[1:]}.")))
     console.print(Text("Products, gradients and memory are those of one measurement.", style="dim"))
 
 

@@ -15,6 +15,7 @@ from .layer_grid import LayerGrid, layer_grid
 from .names import distinct
 from .sharpness import _title
 from .style import GRID, MUTED
+from .ticks import signed_decades
 from .words import interval, number
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["cells", "interactive_layers"]
 
+FEW = 4
+"""Rows below which the bar beside them is short."""
 MOST_POWERS = 8
 """Powers of ten beside a bar, about."""
 ROW = 18
@@ -131,15 +134,12 @@ def signed_log(values: np.ndarray, least: float) -> np.ndarray:
 
 def _ticks(grid: LayerGrid) -> dict[str, Any]:
     least, top = grid.span
-    ticks = round_between(least, top)
-    texts = [_text(tick) for tick in ticks]
     if not grid.negative:
-        return {"tickvals": np.log10(ticks).tolist(), "ticktext": texts}
-    places = signed_log(np.array(ticks), least).tolist()
-    return {
-        "tickvals": [*(-place for place in reversed(places)), 0.0, *places],
-        "ticktext": [*("\N{MINUS SIGN}" + text for text in reversed(texts)), "0", *texts],
-    }
+        ticks = round_between(least, top)
+        return {"tickvals": np.log10(ticks).tolist(), "ticktext": [_text(tick) for tick in ticks]}
+    ticks = signed_decades(least, top, 5 if len(grid.names) < FEW else MOST_POWERS + 1)
+    words = ["\N{MINUS SIGN}" * (tick < 0) + _text(abs(tick)) for tick in ticks]
+    return {"tickvals": signed_log(np.array(ticks), least).tolist(), "ticktext": words}
 
 
 def round_between(least: float, top: float) -> list[float]:
@@ -151,7 +151,7 @@ def round_between(least: float, top: float) -> list[float]:
         ([0.5, 1.0, 2.0], [1.0, 10.0, 100.0, 1000.0, 10000.0], [1.2, 1.8])
     """
     first, last = math.floor(math.log10(least)), math.ceil(math.log10(top))
-    factors = (1, 2, 5) if last - first <= 3 else (1,)
+    factors = (1, 2, 5) if last - first <= 2 else (1,)
     every = -(-(last - first) // MOST_POWERS) or 1
     ticks = [float(f"{factor}e{power}") for power in range(first, last + 1, every) for factor in factors]
     ticks = [tick for tick in ticks if least * (1 - 1e-9) <= tick <= top * (1 + 1e-9)]
@@ -160,7 +160,7 @@ def round_between(least: float, top: float) -> list[float]:
 
 def _text(value: float) -> str:
     """A tick for plotly, with a power of ten where it is far from 1."""
-    if 1e-3 <= value < 1e4:
+    if value == 0 or 1e-3 <= value < 1e4:
         return f"{value:.3g}"
     power = math.floor(math.log10(value) + 1e-9)
     factor = f"{value / 10.0**power:.3g}"

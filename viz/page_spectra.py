@@ -139,7 +139,7 @@ def layers(run: Run, player: str) -> Drawn | None:
     traces = cells(grid, one=_COLOURS, two=_SIGNED, grey="--grid", dots="--muted")
     axis = {
         "title": "layer, from the input",
-        "autorange": "reversed",
+        "range": [len(grid.names) - 0.5, -0.5],
         "showgrid": False,
         "tickvals": list(range(len(grid.names))),
         "ticktext": [inert(name, 40) for name in grid.names],

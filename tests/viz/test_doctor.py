@@ -10,6 +10,7 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from drawn_runs import hovering, write
+from losscope.probes import Record
 from losscope.probes import capabilities as tried
 from losscope.probes.capabilities import CASES, capabilities
 from losscope.viz.cli import app
@@ -67,3 +68,10 @@ def test_a_run_without_measurements(tmp_path: Path) -> None:
     out = StringIO()
     print_cost(write(tmp_path / "a", []).cost(), Console(file=out, width=80))
     assert "Nothing was measured." in out.getvalue()
+
+
+def test_a_probe_that_failed_keeps_its_name(tmp_path: Path) -> None:
+    failed = [Record(t, "model", "neural_collapse", status="error", reason="LossError: no outputs") for t in range(3)]
+    write(tmp_path / "a", [*hovering(), *failed])
+    said = losscope("doctor", tmp_path / "a").stdout
+    assert "\nneural_collapse of 'model': 3 times error" in said and "Neural_collapse" not in said

@@ -126,10 +126,10 @@ def test_layers_of_both_signs() -> None:
     assert heat.colorbar.ticktext[len(heat.colorbar.ticktext) // 2] == "0"
 
 
-@pytest.mark.parametrize("traces", [[[1.2, 1.4]], [[0.03, 0.06]], [[1e-12, 3e12]], [[2e-12, 3e-12]]])
+@pytest.mark.parametrize("traces", [[[1.2, 1.4]], [[0.03, 0.06]], [[1e-12, 3e12]], [[2e-12, 3e-12]], [[5.0, -200.0]]])
 def test_the_bar_of_the_layers_has_ticks_that_can_be_read(traces: list[list[float]]) -> None:
     bar = interactive_layers(layered(np.array(traces))).data[0].colorbar
-    assert 2 <= len(bar.tickvals) <= 10 and len(set(bar.ticktext)) == len(bar.ticktext) == len(bar.tickvals)
+    assert 2 <= len(bar.tickvals) <= 9 and len(set(bar.ticktext)) == len(bar.ticktext) == len(bar.tickvals)
 
 
 def test_the_slider_has_every_step() -> None:

@@ -189,6 +189,8 @@ def test_layers_not_above_zero_are_grey_and_signs_have_the_colours_of_the_still_
 
     grey, heat, dots = of(5.0, -0.05)
     assert grey["z"] == [[None], [1.0]] and heat["z"][1] == [None] and dots["y"] == [1]
+    _, arranged = drawn(of_all_probes([0, 5]), "layers", "model") or ([], {})
+    assert arranged["yaxis"]["range"][1] == -0.5 and "autorange" not in arranged["yaxis"]  # dots would widen it
     (heat,) = of(5.0, -5.0)
     assert heat["z"][0][0] > 0 > heat["z"][1][0]
     assert [colour for _, colour in heat["colorscale"]] == ["--purple", "--paper", "--orange"]  # as in PuOr_r
