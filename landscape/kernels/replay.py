@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..space import PIECE, ParameterSpace
+from ..space import ParameterSpace
 from .packing import Operation, bound, packed
 from .pullback import pulled_back
 
@@ -31,8 +31,10 @@ MOST = 32 << 20
 """Bytes that what recorded passes write may take: beyond, arithmetic takes the time."""
 
 _REPAID = 16  # passes: recording takes as long as ten are shorter by
-_PLAIN = 4  # passes that autograd makes first where it is not known that so many are to come
+_PLAIN = 16  # passes that autograd makes first where it is not known that so many are to come
+_PLAIN_LONG = 32  # of a long vector, whose passes are mostly arithmetic, and shorter by less
 _CACHED = 1 << 20  # bytes that are near the processor however they are used
+_SHORT = 256 << 10  # bytes of a vector that takes no time to copy
 _HEAPED = 16 << 20
 """Bytes up to which results are kept until the next pass makes new ones. They lie where the pass had most memory, and
 while something lies there, glibc does not give all that is below back to the system, to be had again page by page: with
@@ -71,11 +73,14 @@ class BackwardPass:
         limit: int = MOST,
     ) -> None:
         self.heads, self.live, self.parameters, self.space, self.limit = heads, live, parameters, space, limit
-        # A single tensor's product may be what went in, which must not be overwritten by the next.
-        self._placed = space.uniform and space.size <= PIECE and len(space.shapes) > 1
+        # A long vector has a place where there is memory for it and the product. A single tensor's product may be what
+        # went in, which must not be overwritten by the next.
+        longest = max(_SHORT, limit // 2 if space.device.type == "cpu" else 0)
+        self._placed = space.uniform and space.size * space.dtype.itemsize <= longest and len(space.shapes) > 1
         self._place = torch.empty(0)
         self._inputs: tuple[Tensor, ...] = ()
-        self._plain = 0 if planned >= _REPAID else _PLAIN
+        self._is_long = space.size * space.dtype.itemsize > _SHORT
+        self._plain = _PLAIN_LONG if self._is_long else 0 if planned >= _REPAID else _PLAIN
         self._passes = 0
         self._last: Pulled = ()
         self._recorded: _Recorded | None = None
@@ -93,8 +98,11 @@ class BackwardPass:
         self._passes += 1
         if self._recorded is not None and self._passes > self._plain + 2:
             return self._recorded()
-        if self._passes == self._plain + 1 and vector.device.type == "cpu":
-            return self._flat(self._record())
+        if self._passes == self._plain + 1 and self.limit and vector.device.type == "cpu":
+            result = self._flat(self._record())
+            if self._recorded is None and self._is_long:
+                self._placed, self._place, self._inputs = False, torch.empty(0), ()
+            return result
         result = self._flat(self._by_autograd(self._inputs))
         if self._recorded is not None and not self._recorded.makes(result):
             self._recorded = None

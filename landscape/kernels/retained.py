@@ -64,8 +64,9 @@ class _GradientGraphs(BatchGraphs[Gradient]):
         live = [i for i, g in enumerate(tensors) if g.requires_grad]
         heads = tuple(tensors[i] for i in live)
         parameters = tuple(self.objective.parameters.values())
-        limit = min(MOST, self._allowed()) // len(self.objective.batches)
-        backward = BackwardPass(heads, live, parameters, self.objective.space, self.planned, limit)
+        # Recording is not repaid where a graph is thrown away after each block.
+        limit = min(MOST, self._allowed()) // len(self.objective.batches) if self._keeps else 0
+        backward = BackwardPass(heads, live, parameters, self.objective.space, self.planned if limit else 0, limit)
         return Gradient(loss, tensors, live, heads, backward)
 
 

@@ -14,7 +14,7 @@ from losscope.landscape.kernels import replay
 from losscope.landscape.kernels.replay import BackwardPass
 from losscope.landscape.kernels.retained import Gradient, Retained
 
-PASSES = 12
+PASSES = 20
 
 
 def vectors(n: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -225,6 +225,27 @@ def test_all_batches_together_keep_to_the_memory_allowed() -> None:
             assert sum(gradient.backward.limit for gradient in kernel.graphs) <= allowed
 
 
+@pytest.mark.parametrize(("samples", "expected"), [(10, True), (20_000, False)], ids=["few samples", "many samples"])
+def test_what_is_recorded_depends_on_what_is_written_not_on_parameters(
+    samples: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "_PLAIN_LONG", 4)
+    wide = nn.Sequential(nn.Linear(3, 300), nn.Tanh(), nn.Linear(300, 400), nn.Tanh(), nn.Linear(400, 2))
+    gradient = gradient_after_passes(objective_of(wide, samples=samples))  # 122,402 parameters
+    assert is_recorded(gradient) == expected
+    assert expected or not gradient.backward._inputs  # a long vector is not copied for nothing
+
+
+def test_graphs_that_are_thrown_away_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = Objective(small_net(nn.Tanh()), [(torch.randn(6, 3), torch.randn(6, 2))] * 2, criterion=mse_loss)
+    monkeypatch.setattr("losscope.landscape.kernels.graphs._CPU_MEMORY", 1)
+    monkeypatch.setattr(BackwardPass, "_record", None)
+    kernel = Retained(objective)
+    kernel.graphs.planned = 40
+    V = vectors(objective.space.size)
+    torch.testing.assert_close(kernel(V), torch.cat([kernel(v[:, None]) for v in V.T], dim=1))
+
+
 def test_what_cannot_be_written_where_it_was_stays_with_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(_self: object) -> None:
         raise RuntimeError("result type Float can't be cast to the desired output type Long")
@@ -236,7 +257,7 @@ def test_what_cannot_be_written_where_it_was_stays_with_autograd(monkeypatch: py
 
 def test_it_is_recorded_at_once_where_many_products_are_planned() -> None:
     objective = objective_of(small_net(nn.Tanh()))
-    for planned, passes in ((0, 5), (40, 1)):
+    for planned, passes in ((0, replay._PLAIN + 1), (40, 1)):
         kernel = Retained(objective)
         kernel.graphs.planned = planned
         V = vectors(objective.space.size)
