@@ -103,7 +103,9 @@ class BackwardPass:
             if self._recorded is None and self._is_long:
                 self._placed, self._place, self._inputs = False, torch.empty(0), ()
             return result
-        result = self._flat(self._by_autograd(self._inputs))
+        found = self._by_autograd(self._inputs)
+        self._last = found if self._is_long else ()
+        result = self._flat(found)
         if self._recorded is not None and not self._recorded.makes(result):
             self._recorded = None
         return result
