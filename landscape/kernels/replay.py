@@ -87,7 +87,8 @@ class BackwardPass:
 
     def __call__(self, vector: Tensor) -> Tensor:
         """The pass for a vector (n,): (n,), zero for parameters that it does not reach."""
-        if not self._placed:
+        self._passes += 1
+        if not self._placed or (self._is_long and self._passes <= self._plain):
             found = self._by_autograd(self._chosen(self.space.unflatten(vector)))
             self._last = found if vector.nbytes <= _HEAPED else ()
             return self._flat(found)
@@ -95,7 +96,6 @@ class BackwardPass:
             self._place = torch.empty_like(vector)
             self._inputs = self._chosen(self.space.unflatten(self._place))
         self._place.copy_(vector)
-        self._passes += 1
         if self._recorded is not None and self._passes > self._plain + 2:
             return self._recorded()
         if self._passes == self._plain + 1 and self.limit and vector.device.type == "cpu":
@@ -103,9 +103,7 @@ class BackwardPass:
             if self._recorded is None and self._is_long:
                 self._placed, self._place, self._inputs = False, torch.empty(0), ()
             return result
-        found = self._by_autograd(self._inputs)
-        self._last = found if self._is_long else ()
-        result = self._flat(found)
+        result = self._flat(self._by_autograd(self._inputs))
         if self._recorded is not None and not self._recorded.makes(result):
             self._recorded = None
         return result
