@@ -131,7 +131,7 @@ def row(case: Case, seed: int, run: Run) -> str:
     """A line of the table."""
     ratio, line = ratios(run), run.audit()["sharpness"]
     return (
-        f"{case.name:24} {seed:4} {line.threshold:9.5g} {line.formula:27}"
+        f"{case.name:24} {seed:4} {line.threshold:9.5g} {line.formula:34}"
         f" {max(ratio.values()):7.3f} {later_half(ratio):7.3f} {line.ratio:7.3f}  {line.verdict} ({line.reason})"
     )
 
@@ -160,8 +160,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--out", type=Path, help="folder for runs, and for claims that say what fails")
     options = parser.parse_args()
-    print("                                                                      ratio: later")
-    print("case                     seed threshold formula                     largest    half audited  verdict")
+    print("                                                                             ratio: later")
+    print("case                     seed threshold formula                            largest    half audited  verdict")
     failed, claims = [], []
     for case in (case for case in CASES if options.only in case.name):
         runs = {}
