@@ -1,6 +1,6 @@
 """What the levels of the stability probe cost in a run that is under way, in gradients of all the data.
 
-    python benchmarks/levels.py [--steps 1000] [--only convolutions]
+    python benchmarks/levels.py [--steps 1000] [--repeats 3] [--only convolutions]
 
 Everything that the run says it spent on measuring is counted: copies of the weights, isolation, records, the midpoint
 two steps later. Beside the median over the measurements that renew no upper bound, the mean over all of them.
@@ -86,10 +86,19 @@ def gradient(build: Callable[[int], nn.Module]) -> float:
     return statistics.median(taken)
 
 
+def in_gradients(build: Callable[[int], nn.Module], level: str, name: str, steps: int) -> tuple[float, ...]:
+    """Seconds of a gradient, before and after, since machines change their pace; the rest in these; the products."""
+    before = gradient(build)
+    warm, mean, products = measured(build, level, name, steps)
+    unit = (before + gradient(build)) / 2
+    return unit, warm / unit, mean / unit, products
+
+
 def main() -> None:
     """Train, watch, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3, help="of each row, of which medians are shown")
     parser.add_argument("--only", default="", help="networks whose name holds this text")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -99,11 +108,10 @@ def main() -> None:
     ]
     for kind, build in NETWORKS.items():
         for name, level in itertools.product(RUNS, ("sharpness", "full")) if arguments.only in kind else ():
-            unit = gradient(build)
-            warm, mean, products = measured(build, level, name, arguments.steps)
+            found = [in_gradients(build, level, name, arguments.steps) for _ in range(arguments.repeats)]
+            unit, warm, mean, products = map(statistics.median, zip(*found, strict=True))
             lines.append(
-                f"| {kind} | {1e3 * unit:.2g} ms | {name} | {level} | {warm / unit:.1f} | {mean / unit:.1f}"
-                f" | {products:.1f} |"
+                f"| {kind} | {1e3 * unit:.2g} ms | {name} | {level} | {warm:.1f} | {mean:.1f} | {products:.1f} |"
             )
     where = (
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
