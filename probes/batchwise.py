@@ -17,7 +17,7 @@ from losscope.landscape import Objective
 from losscope.landscape.groups import lengths_of, part
 from losscope.landscape.space import generator_for
 
-__all__ = ["batch_facts", "why_batchwise"]
+__all__ = ["batch_facts", "batchwise_figures", "why_batchwise"]
 
 MATERIAL = 1.2
 """Factor between the losses of mini-batches and of the same samples together that is no matter of statistics alone."""
@@ -81,13 +81,23 @@ class _Loss:
         return sum(w * value for w, value in zip(self._weights, values, strict=True)) / sum(self._weights)
 
 
-def why_batchwise(facts: Mapping[str, Any]) -> str | None:
-    """Why what is measured on all samples at once is not what mini-batches train, or None."""
+def batchwise_figures(facts: Mapping[str, Any]) -> str | None:
+    """How the loss of training's mini-batches compares with what is measured, or None where it is no other."""
     ratio = facts.get("batchwise")
     if ratio is None or facts.get("full_batch"):
         return None
     return (
-        f"the loss of a batch is not the mean of its samples' losses: in mini-batches of {facts.get('batch_size')} it "
-        f"is {ratio:.2g} times that of {facts.get('batchwise_of')} samples at once (it compares them, or takes their "
+        f"in mini-batches of {facts.get('batch_size')} it is {ratio:.2g} times that of {facts.get('batchwise_of')} "
+        "samples at once"
+    )
+
+
+def why_batchwise(facts: Mapping[str, Any]) -> str | None:
+    """Why what is measured on all samples at once is not what mini-batches train, or None."""
+    figures = batchwise_figures(facts)
+    if figures is None:
+        return None
+    return (
+        f"the loss of a batch is not the mean of its samples' losses: {figures} (it compares them, or takes their "
         "statistics); pass data= in batches as large as those of training"
     )

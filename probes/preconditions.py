@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .batchwise import why_batchwise
+from .batchwise import batchwise_figures
 from .clipping import clipping
 from .criterion import Assumption
 from .records import Record
@@ -144,11 +144,10 @@ def _mode(facts: Facts) -> Assumption | None:
 
 
 def _batchwise(facts: Facts) -> Assumption | None:
-    if why_batchwise(facts) is None:
+    figures = batchwise_figures(facts)
+    if figures is None:
         return None
-    many, few = facts.get("batchwise_of"), facts.get("batch_size")
-    seen = f"in mini-batches of {few} it is {facts['batchwise']:.2g} times that of {many} samples at once"
-    return Assumption(f"the loss of a batch is the mean of its samples' losses ({seen})", False)
+    return Assumption(f"the loss of a batch is the mean of its samples' losses ({figures})", False)
 
 
 def _data(

@@ -71,12 +71,12 @@ class BatchGraphs(Generic[Graph]):
         shares = self.objective.shares
         if self._keeps is None:
             self.refuse_too_little()
-        keeps = self.keeps
+            self._keeps = self.keeps
         for index, share in enumerate(shares):
             graph = self._kept.get(index)
             if graph is None:
                 graph = self._build(index, share)
-                if keeps:
+                if self._keeps:
                     self._kept[index] = graph
             yield graph
             del graph  # before the next one is built
@@ -85,10 +85,10 @@ class BatchGraphs(Generic[Graph]):
     @property
     def keeps(self) -> bool:
         """Whether the graphs stay from one pass to the next."""
-        if self._keeps is None:
-            count = len(self.objective.batches)
-            self._keeps = count == 1 or count * self.bytes_of_one() <= self._allowed()
-        return self._keeps
+        if self._keeps is not None:
+            return self._keeps
+        count = len(self.objective.batches)
+        return count == 1 or count * self.bytes_of_one() <= self._allowed()
 
     def bytes_of_one(self) -> int:
         """What the graph of the first batch holds on to, in bytes, the parameters themselves not counted.

@@ -201,6 +201,16 @@ class Square(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * grad
 
 
+def assert_right_or_refused(objective: Objective, V: Tensor, expected: Tensor) -> None:
+    reason = ""
+    try:
+        found = engine(objective)(V)
+    except KernelError as error:
+        reason, found = str(error), expected
+    assert distance(found, expected) <= 1e-5
+    assert not reason or "differ from double backward's: norms" in reason
+
+
 def test_custom_functions_are_right_or_refused() -> None:
     model = mlp(4, 5, 3)
     objective = Objective(model, labelled([6]), loss_fn=lambda m, b: Square.apply(m(b[0])).square().mean())
@@ -209,13 +219,7 @@ def test_custom_functions_are_right_or_refused() -> None:
     expected = Retained(plain)(V)
     assert distance(Retained(objective)(V), expected) <= 1e-5
     for _ in range(2):  # the second time, too
-        reason = ""
-        try:
-            found = engine(objective)(V)
-        except KernelError as error:
-            reason, found = str(error), expected
-        assert distance(found, expected) <= 1e-5
-        assert not reason or "differ from double backward's: norms" in reason
+        assert_right_or_refused(objective, V, expected)
 
 
 def test_an_error_in_one_vectors_product_alone_is_refused_too() -> None:
@@ -223,14 +227,7 @@ def test_an_error_in_one_vectors_product_alone_is_refused_too() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3))
     objective = Objective(model, labelled([6]), criterion=CE)
     unit = torch.eye(objective.space.size)
-    expected = Retained(objective)(unit)
-    reason = ""
-    try:
-        found = engine(objective)(unit)
-    except KernelError as error:
-        reason, found = str(error), expected
-    assert distance(found, expected) <= 1e-5
-    assert not reason or "differ from double backward's: norms" in reason
+    assert_right_or_refused(objective, unit, Retained(objective)(unit))
 
 
 def test_parameters_that_the_loss_holds_on_to_are_refused() -> None:

@@ -106,6 +106,8 @@ def test_the_gradient_takes_no_graph_where_they_are_not_kept() -> None:
     value, gradient = kernel.value_and_gradient()
     assert forwards(kernel.value_and_gradient) == 3
     assert (value, gradient.tolist()) == (built.value_and_gradient()[0], built.gradient().tolist())
+    with pytest.raises(SettingError, match="memory=1 bytes is too little"):  # after the gradient, too
+        kernel(torch.ones(built.space.size, 1))
 
 
 def test_one_batch_is_kept_whatever_the_default_is(monkeypatch: pytest.MonkeyPatch) -> None:
